@@ -21,7 +21,7 @@ demo: $(READY)    ## the quickstart: leaves a report in reports/quickstart
 test: export OMP_NUM_THREADS := 1
 test: export MKL_NUM_THREADS := 1
 test: $(READY)    ## modules, notebooks and everything around them
-	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff check --quiet --output-format concise .
 	$(BIN)/nbdev_test --n_workers $(WORKERS) --timing
 	$(BIN)/python -m pytest -n $(WORKERS)
 
@@ -32,16 +32,16 @@ docs: $(READY)    ## the site, in _docs/index.html
 	$(BIN)/python docs/build.py
 
 readme: $(READY)    ## README.md anew from nbs/index.ipynb
-	$(BIN)/python docs/readme.py
+	$(BIN)/python docs/build.py readme
 
 clean:    ## removes what was made, .venv included; reports stay
 	rm -rf $(VENV) _docs _build *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 $(READY): settings.ini constraints.txt setup.py pyproject.toml
 	@$(PYTHON) -c '$(SUITS)' 2>/dev/null || { \
-	  echo "ptacl needs Python 3.11, 3.12, 3.13 or 3.14, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)."; \
+	  echo "ptacl needs Python 3.11, 3.12, 3.13 or 3.14, but '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing)."; \
 	  echo "Install one from https://www.python.org or your system, then: make PYTHON=/path/to/python3.11 demo"; exit 1; }
 	@echo "Installing into $(VENV) (once, some minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $@

@@ -45,7 +45,7 @@ def chance_scores(
     "Expected scores when every segment picks a frame at random."
     return {"exact": 1 / T, "within_one": min(1.0, (3 * T - 2) / T**2), "phase_error": (T**2 // 4) / T**2}
 
-# %% ../nbs/70_alignment.ipynb #13b9d2ab
+# %% ../nbs/70_alignment.ipynb #2319da91
 def patient_scores(
     maps: Tensor,   # (B, T, T), NaN for patients without a heartbeat
 ) -> pd.DataFrame:  # B rows; exact, within_one, phase_error; NaN rows stay NaN
@@ -68,11 +68,12 @@ def alignment_scores(
     if s.empty: raise PtaclError(f"none of {len(each)} patients has a map: all lack two R-peaks in the crop")
     out = s.mean().to_dict() | {"n": len(s), "skipped": len(each) - len(s)}
     if n_boot:
-        lo, hi = np.quantile(bootstrap_weights(len(s), n_boot, seed) @ s.to_numpy() / len(s), [(1 - level) / 2, (1 + level) / 2], axis=0)
+        draws = bootstrap_weights(len(s), n_boot, seed) @ s.to_numpy() / len(s)
+        lo, hi = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
         for name, a, b in zip(s, lo, hi): out |= {f"{name}_lo": float(a), f"{name}_hi": float(b)}
     return out
 
-# %% ../nbs/70_alignment.ipynb #7377daae
+# %% ../nbs/70_alignment.ipynb #da4cd762
 def _draw(ax, m, title, marks, **kw): # m (T, T)
     "One map, with segment k from top to bottom."
     im = ax.imshow(m, aspect="equal", **kw)
@@ -88,15 +89,15 @@ def _tiles(maps, patients, temperature): # maps: name -> (B, T, T)
     if temperature: maps = {k: m.softmax(-1) for k, m in maps.items()}
     lacking = [i for i in patients if any(m[i].isnan().any() for m in maps.values())]
     if lacking: raise PtaclError(f"patients {lacking} have no map (fewer than two R-peaks in the crop): choose others")
-    return {k: [*((f"patient {i}", m[i].numpy()) for i in patients), (f"mean of {int(m.isfinite().all((1, 2)).sum())}", m.nanmean(0).numpy())]
-            for k, m in maps.items()}
+    mean = lambda m: (f"mean of {int(m.isfinite().all((1, 2)).sum())}", m.nanmean(0).numpy())
+    return {k: [*((f"patient {i}", m[i].numpy()) for i in patients), mean(m)] for k, m in maps.items()}
 
 def _bar(sub, im, label, box): # box: left, bottom, width, height
     "A colour bar in a place of its own."
-    bar = sub.colorbar(im, cax=sub.add_axes(box), orientation="vertical" if box[3] > box[2] else "horizontal")
+    bar = sub.colorbar(im, cax=sub.add_axes(box))
     bar.set_label(label, fontsize=9); bar.ax.tick_params(labelsize=7)
 
-# %% ../nbs/70_alignment.ipynb #fa058221
+# %% ../nbs/70_alignment.ipynb #b469a894
 def plot_maps(
     maps: dict,                       # model name -> (B, T, T) of the same patients, in the order of drawing
     target: Tensor | None = None,     # (T, T) weights of the local loss, drawn at the right
@@ -109,7 +110,7 @@ def plot_maps(
     tiles, cols = _tiles(maps, patients, temperature), (len(patients) + 2) // 2
     shown = np.stack([t for block in tiles.values() for _, t in block])
     scale = dict(cmap="viridis", vmin=shown.min(), vmax=shown.max())
-    T, ratios = shown.shape[-1], [cols] * len(maps) + [0.42] + ([cols * 0.85] if target is not None else [])
+    T, ratios = shown.shape[-1], [cols] * len(maps) + [0.52] + ([cols * 0.85] if target is not None else [])
     fig = plt.figure(figsize=(min(9.2, 1.5 * sum(ratios)), 3.5), layout="constrained")
     blocks = fig.subfigures(1, len(ratios), width_ratios=ratios)
     for sub, (name, block) in zip(blocks, tiles.items()):
@@ -124,7 +125,8 @@ def plot_maps(
     ax = blocks[-1].subplots()
     im = _draw(ax, target.cpu().numpy(), "weights P of the local loss", False, cmap="viridis", vmin=0)
     ax.set_xlabel("CMR frame t", fontsize=8); ax.set_ylabel("ECG segment k", fontsize=8)
-    bar = blocks[-1].colorbar(im, ax=ax, orientation="horizontal", shrink=0.8); bar.set_label("weight", fontsize=8); bar.ax.tick_params(labelsize=7)
+    bar = blocks[-1].colorbar(im, ax=ax, orientation="horizontal", shrink=0.8)
+    bar.set_label("weight", fontsize=8); bar.ax.tick_params(labelsize=7)
     return fig
 
 # %% ../nbs/70_alignment.ipynb #f1f3dc9b

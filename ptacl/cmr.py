@@ -23,29 +23,33 @@ def middle_slice(
     "The middle slice of the stack."
     return frames[:, frames.shape[1] // 2]
 
-# %% ../nbs/22_cmr.ipynb #fa3693b2
+# %% ../nbs/22_cmr.ipynb #d230ac91
 def motion_map(
     cine: np.ndarray, # (F, H, W), F ≥ 2
 ) -> np.ndarray:      # (H, W)
     "How much each pixel changes at the heart rate: the amplitude of the first three harmonics."
-    harmonics = np.fft.rfft(np.asarray(cine, np.float32), axis=0)[1:4]
+    cine = np.asarray(cine, np.float32)
+    harmonics = np.fft.rfft(cine - cine[0], axis=0)[1:4]  # what stands still drops out exactly
     return np.sqrt((np.abs(harmonics) ** 2).sum(0)) / len(cine)
 
-# %% ../nbs/22_cmr.ipynb #ca60d5e2
+# %% ../nbs/22_cmr.ipynb #b07ee75b
 def _mm(spacing) -> np.ndarray: # (2,)
     "Row and column size of a pixel in mm."
     mm = np.asarray(SPACING if spacing is None else spacing, float)
-    if mm.size > 2 or not (np.isfinite(mm).all() and (mm > 0).all()): raise PtaclError(f"spacing must be one or two numbers above 0 (row, column) in mm, got {spacing}")
-    return np.broadcast_to(mm, 2)
+    if mm.size > 3 or not (np.isfinite(mm).all() and (mm > 0).all()):
+        raise PtaclError(f"spacing must be one to three numbers above 0, ([slice,] row, column) in mm, got {spacing}")
+    return np.broadcast_to(mm[-2:] if mm.ndim else mm, 2)
 
 def cardiac_centre(
     cine: np.ndarray,          # (F, H, W)
     labels: np.ndarray = None, # (F, H, W) or (H, W), above 0 where the heart is
-    spacing=None,              # mm of a pixel, a number or (row, column); None: 1.8
+    spacing=None,              # mm: a number, (row, column) or (slice, row, column); None: 1.8
 ) -> np.ndarray:               # (row, column) in pixels
-    "Centroid of the segmentation where there is one, else of what moves at the heart rate. Raises `PtaclError` when nothing moves."
-    if labels is not None and np.shape(labels)[-2:] != cine.shape[-2:]: raise PtaclError(f"labels of {np.shape(labels)} do not fit a cine of {cine.shape}")
-    if labels is not None and (np.asarray(labels) > 0).any(): return np.argwhere(np.asarray(labels) > 0)[:, -2:].mean(0)
+    "Centroid of the segmentation where there is one, else of what moves. Raises `PtaclError` when nothing moves."
+    if labels is not None:
+        labels = np.asarray(labels)
+        if labels.shape[-2:] != cine.shape[-2:]: raise PtaclError(f"labels of {labels.shape} do not fit a cine of {cine.shape}")
+        if (labels > 0).any(): return np.argwhere(labels > 0)[:, -2:].mean(0)
     mm, motion = _mm(spacing), motion_map(cine); H, W = motion.shape
     if not motion.max() > 0: raise PtaclError("all frames are alike, nothing moves: give `labels` or `centre`")
     y, x = np.mgrid[:H, :W]
@@ -58,7 +62,7 @@ def cardiac_centre(
         centre = np.array([(y * weight).sum(), (x * weight).sum()]) / weight.sum()
     return centre
 
-# %% ../nbs/22_cmr.ipynb #089cbbfa
+# %% ../nbs/22_cmr.ipynb #cf428f1c
 def crop(
     cine: np.ndarray, # (F, H, W)
     centre,           # (row, column) in pixels
@@ -67,14 +71,14 @@ def crop(
     "A box around the centre, filled with the darkest value outside the image. Raises `PtaclError` on a centre outside."
     centre, size, shape = np.asarray(centre, float), np.broadcast_to(size, 2), np.array(cine.shape[-2:])
     if not (np.isfinite(centre).all() and (centre > -0.5).all() and (centre < shape - 0.5).all()):
-        raise PtaclError(f"the heart's centre {np.round(centre, 1)} lies outside the image of {shape} pixels: check the labels, or give `centre`")
+        raise PtaclError(f"the heart's centre {np.round(centre, 1)} lies outside the image of {shape} pixels: check the labels")
     start = np.round(centre - (size - 1) / 2).astype(int)
     before, after = np.maximum(-start, 0), np.maximum(start + size - shape, 0)
     padded = np.pad(cine, ((0, 0), *zip(before, after)), constant_values=cine.min())
     row, col = start + before
     return padded[:, row:row + size[0], col:col + size[1]]
 
-# %% ../nbs/22_cmr.ipynb #4ed241cd
+# %% ../nbs/22_cmr.ipynb #b80293d3
 def minmax(
     cine: Tensor,     # (B, F, H, W), integer or float
     low: float = 0.1, high: float = 99.9, # percentiles of each sequence that become 0 and 1
@@ -84,13 +88,14 @@ def minmax(
     some = flat[:, ::7 if flat.shape[1] > 100_000 else 1].float(); n = some.shape[1]
     kth = lambda share, largest: some.topk(max(1, round(share / 100 * n)), dim=1, largest=largest, sorted=False).values
     lo, hi = kth(low, False).amax(1), kth(100 - high, True).amin(1)
-    for i in (~(hi > lo)).nonzero().flatten().tolist(): raise PtaclError(f"cine {i} of the batch is constant or not finite: leave it out")
+    bad = (~(hi > lo)).nonzero().flatten().tolist()
+    if bad: raise PtaclError(f"cine {bad[0]} of the batch is constant or not finite: leave it out")
     lo, hi = (v.view(-1, *[1] * (cine.ndim - 1)) for v in (lo, hi))
-    return cine.float().sub_(lo).div_(hi - lo).clamp_(0, 1) if cine.dtype != torch.float32 else ((cine - lo) / (hi - lo)).clamp_(0, 1)
+    return (cine - lo).div_(hi - lo).clamp_(0, 1).float()
 
-# %% ../nbs/22_cmr.ipynb #d707a7a9
+# %% ../nbs/22_cmr.ipynb #49255e3b
 def resample_frames(
-    cine: Tensor,          # (B, F, H, W), one heart cycle, frame 0 = end-diastole
+    cine: Tensor,          # (B, F, H, W), one heart cycle, frame 0 = end-diastole; bytes 0 … 255 stand for 0 … 1
     n: int = 26,           # frames wanted
     jitter: Tensor = None, # (B,) shift of all frames but the first, in steps of the output
 ) -> Tensor:               # (B, n, H, W) float32, frame j at phase j/n
@@ -101,12 +106,13 @@ def resample_frames(
     at = j.expand(B, n) if jitter is None else j + jitter.to(dev)[:, None] * (j > 0)
     at = at * (F / n); left = at.floor(); b = torch.arange(B, device=dev)[:, None]
     earlier, later = (cine[b, (left + k).long() % F].float() for k in (0, 1))
-    return torch.lerp(earlier, later, (at - left).float().view(B, n, 1, 1))
+    out = torch.lerp(earlier, later, (at - left).float().view(B, n, 1, 1))
+    return out if cine.is_floating_point() else out.div_(255)
 
-# %% ../nbs/22_cmr.ipynb #82ef8cac
+# %% ../nbs/22_cmr.ipynb #680b90aa
 def preprocess(
     cine: np.ndarray,          # (F, H, W) or (F, Z, H, W)
-    spacing=None,              # mm of a pixel, a number or (row, column); None: 1.8
+    spacing=None,              # mm: a number, (row, column) or (slice, row, column); None: 1.8
     size: int = 84,            # pixels of a side
     frames: int = None,        # resample to this many; None keeps those there are
     centre=None,               # (row, column) where it is known
@@ -116,8 +122,10 @@ def preprocess(
     cine = np.asarray(cine)
     if cine.ndim == 4:
         cine, labels = middle_slice(cine), None if labels is None else middle_slice(np.asarray(labels))
-    if cine.ndim != 3 or len(cine) < 2: raise PtaclError(f"a cine has shape (F, H, W) or (F, Z, H, W) with at least 2 frames, got {cine.shape}")
-    if not np.isfinite(cine).all(): raise PtaclError(f"{(~np.isfinite(cine)).sum()} pixels of the cine are NaN or infinite: leave it out, or fill them first")
+    if cine.ndim != 3 or len(cine) < 2:
+        raise PtaclError(f"a cine has shape (F, H, W) or (F, Z, H, W) with at least 2 frames, got {cine.shape}")
+    gaps = np.count_nonzero(~np.isfinite(cine))
+    if gaps: raise PtaclError(f"{gaps} pixels of the cine are NaN or infinite: leave it out, or fill them first")
     if cine.min() == cine.max(): raise PtaclError("the cine is constant: leave it out")
     mm = _mm(spacing)
     if centre is None: centre = cardiac_centre(cine, labels, mm)

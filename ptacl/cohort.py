@@ -7,7 +7,7 @@ __all__ = ['COLUMN', 'COVARIATES', 'FIELDS', 'SEX', 'ID_COLUMNS', 'PARTS', 'ukb_
            'pseudonyms', 'Patient', 'Cohort', 'read_as', 'waveform', 'waves_block', 'cardiology_xml', 'nifti_bytes',
            'phenotype_table', 'write_cohort']
 
-# %% ../nbs/12_cohort.ipynb #3cc11fec
+# %% ../nbs/12_cohort.ipynb #3cc4115f
 import gzip
 import io
 import re
@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from .errors import PtaclError
 from .presets import LEADS, PHENOTYPES
 from .readers import ECG, Cine, read_cine, read_ecg
@@ -34,7 +34,7 @@ def ukb_column(name: str) -> tuple | None: # field, instance, array index
     if not match: return None
     return tuple(int(x or 0) for x in match.groups()[(match.lastindex - 1) // 3 * 3:][:3])
 
-# %% ../nbs/12_cohort.ipynb #58e3a3e6
+# %% ../nbs/12_cohort.ipynb #a9688e64
 COVARIATES = {"sex": "F/M", "age": "years", "height": "cm", "bmi": "kg/m²", "sbp": "mmHg"} # name -> unit
 FIELDS = {name: (24100 + i, 2) for i, name in enumerate(PHENOTYPES)} | { # name -> field, instance
     "sex": (31, 0), "age": (21003, 2), "height": (50, 2), "bmi": (21001, 2), "sbp": (4080, 2)}
@@ -47,12 +47,13 @@ def column_values(
     "One of our columns out of a UK Biobank table."
     found = {c: key for c in table.columns if (key := ukb_column(c)) and key[:2] == FIELDS[name]}
     if not found: return None
-    if len(set(found.values())) < len(found): raise PtaclError(f"{name} stands in more than one column: {', '.join(found)}. Keep one.")
+    if len(set(found.values())) < len(found):
+        raise PtaclError(f"{name} stands in more than one column: {', '.join(found)}. Keep one.")
     if name == "sex": return table[next(iter(found))].str.strip().str.lower().map(SEX)
     try: return table[list(found)].astype(float).mean(axis=1)
     except ValueError: raise PtaclError(f"column {', '.join(found)} ({name}) holds something that is no number") from None
 
-# %% ../nbs/12_cohort.ipynb #26473aa4
+# %% ../nbs/12_cohort.ipynb #c0731fbc
 ID_COLUMNS = ("eid", "f.eid")
 
 def read_table(
@@ -62,11 +63,12 @@ def read_table(
     path, wanted = Path(path), set(FIELDS.values())
     def mine(c): return c.strip() in ID_COLUMNS or (ukb_column(c) or ())[:2] in wanted
     try: table = pd.read_csv(path, dtype=str, usecols=mine)
-    except FileNotFoundError: raise PtaclError(f"there is no {path.name} in the folder: a cohort is a folder with this table, ecg/ and cmr/") from None
+    except FileNotFoundError: raise PtaclError(f"there is no {path.name}: a cohort is a folder of it, ecg/ and cmr/") from None
     except Exception as e: raise PtaclError(f"{path.name} cannot be read as CSV ({type(e).__name__})") from None
     ids = next((table[c].fillna("").str.strip() for c in table.columns if c.strip() in ID_COLUMNS), None)
     if ids is None: raise PtaclError(f"{path.name} has no column {' or '.join(ID_COLUMNS)}")
-    for bad, why in ((~ids.str.fullmatch(r"\w[\w.-]*"), "no id that could be a file name"), (ids.duplicated(), "an id that occurred before")):
+    wrong = {"no id that could be a file name": ~ids.str.fullmatch(r"\w[\w.-]*"), "an id that occurred before": ids.duplicated()}
+    for why, bad in wrong.items():
         if bad.any(): raise PtaclError(f"{path.name}: row {', '.join(map(str, np.flatnonzero(bad)[:5] + 2))} has {why}")
     columns = {name: column_values(table, name) for name in FIELDS}
     lost = [f"{name} ({FIELDS[name][0]}-2.0)" for name in PHENOTYPES if columns[name] is None]
@@ -81,7 +83,7 @@ def pseudonyms(
     "`p-00001`, `p-00002`, … by row; the names of virtual patients as they are."
     return [i if re.fullmatch(r"sim-\d{1,6}", i) else f"p-{k:05d}" for k, i in enumerate(ids, 1)]
 
-# %% ../nbs/12_cohort.ipynb #f26f532b
+# %% ../nbs/12_cohort.ipynb #555c3504
 @dataclass(repr=False)
 class Patient:
     "One patient, as `cohort[i]` gives it."
@@ -97,7 +99,8 @@ class Cohort:
     "Patients on disk. `phenotypes` and `covariates` are DataFrames whose index holds the pseudonyms."
     def __init__(self, root, ids, phenotypes, covariates):
         names = pd.Index(pseudonyms(ids), name="patient")
-        self._root, self._ids, self.phenotypes, self.covariates = Path(root), ids, phenotypes.set_axis(names), covariates.set_axis(names)
+        self._root, self._ids = Path(root), ids
+        self.phenotypes, self.covariates = phenotypes.set_axis(names), covariates.set_axis(names)
 
     @classmethod
     def open(cls, path): # folder
@@ -151,7 +154,7 @@ def waves_block(signal, fs) -> str: # (12, N) mV
             f"\t\t<ChannelSampleCountTotal>{signal.shape[1]}</ChannelSampleCountTotal>\n"
             '\t\t<Resolution units="uVperLsb">5</Resolution>\n' + "".join(map(waveform, LEADS, signal)))
 
-# %% ../nbs/12_cohort.ipynb #1082cfc0
+# %% ../nbs/12_cohort.ipynb #af4c2e61
 def cardiology_xml(
     signal: np.ndarray,  # (12, N) mV
     r_peaks: np.ndarray, # (R,) s
@@ -162,11 +165,14 @@ def cardiology_xml(
     before, after = round(0.4 * fs), round(0.8 * fs)
     inside = [k for k in r if before <= k <= signal.shape[1] - after]
     beats = [signal[:, k - before:k + after] for k in inside] or [signal[:, :before + after]]
-    times = "".join(f'\t\t\t<Time units="ms">{5 * round((1000 * k / fs + 15) / 5)}</Time>\n\t\t\t<BeatClass>dominant</BeatClass>\n' for k in r)
+    late = [5 * round((1000 * k / fs + 15) / 5) for k in r] # ms
+    times = "".join(f'\t\t\t<Time units="ms">{t}</Time>\n\t\t\t<BeatClass>dominant</BeatClass>\n' for t in late)
+    median, strip = waves_block(np.median(beats, axis=0), fs), waves_block(signal, fs)
     return ('<?xml version="1.0" encoding="ISO-8859-1" ?>\n<CardiologyXML>\n\t<ObservationType>RestECG</ObservationType>\n'
         "\t<ClinicalInfo><DeviceInfo><Desc>ptacl virtual patient</Desc></DeviceInfo></ClinicalInfo>\n"
-        f"\t<RestingECGMeasurements>\n\t<MedianSamples>\n{waves_block(np.median(beats, axis=0), fs)}\t</MedianSamples>\n\t</RestingECGMeasurements>\n"
-        f"\t<StripData>\n{waves_block(signal, fs)}\t\t<ArrhythmiaResults>\n{times}\t\t</ArrhythmiaResults>\n\t</StripData>\n</CardiologyXML>\n").encode("iso-8859-1")
+        f"\t<RestingECGMeasurements>\n\t<MedianSamples>\n{median}\t</MedianSamples>\n\t</RestingECGMeasurements>\n"
+        f"\t<StripData>\n{strip}\t\t<ArrhythmiaResults>\n{times}\t\t</ArrhythmiaResults>\n\t</StripData>\n"
+        "</CardiologyXML>\n").encode("iso-8859-1")
 
 # %% ../nbs/12_cohort.ipynb #955d8d32
 def nifti_bytes(
@@ -189,7 +195,7 @@ def phenotype_table(patients: VirtualPatients) -> pd.DataFrame:
     frame["sex"] = frame["sex"].map({"F": 0, "M": 1})
     return frame.rename(columns={name: f"{field}-{instance}.0" for name, (field, instance) in FIELDS.items()}).rename_axis("eid")
 
-# %% ../nbs/12_cohort.ipynb #1bdf3abf
+# %% ../nbs/12_cohort.ipynb #98433a75
 PARTS = ("ecg", "cmr", "phenotypes.csv")
 
 def write_cohort(
@@ -200,7 +206,7 @@ def write_cohort(
 ) -> Cohort:
     "Virtual patients as the files of UK Biobank. Raises `PtaclError` rather than overwrite a cohort unasked."
     path = Path(path)
-    if patients.ecg is None or patients.cine is None: raise PtaclError("these patients have no ECG or no cine: simulate them with both")
+    if patients.ecg is None or patients.cine is None: raise PtaclError("patients without ECG or cine: simulate them with both")
     if not overwrite and any((path/p).exists() for p in PARTS):
         raise PtaclError(f"{path.name} holds a cohort already: give another folder, or overwrite=True")
     path.mkdir(parents=True, exist_ok=True)
@@ -211,7 +217,8 @@ def write_cohort(
             interval = 60 * pheno.LVSV.iloc[k] / (1000 * pheno.LVCO.iloc[k]) / patients.cine.shape[1]
             (tmp/"cmr"/name).mkdir(parents=True)
             (tmp/"cmr"/name/"sa.nii.gz").write_bytes(nifti_bytes(patients.cine[k].cpu().numpy(), interval, spacing))
-            (tmp/"ecg"/f"{name}_20205_2_0.xml").write_bytes(cardiology_xml(patients.ecg[k].cpu().numpy(), patients.r_peaks[k].cpu().numpy()))
+            xml = cardiology_xml(patients.ecg[k].cpu().numpy(), patients.r_peaks[k].cpu().numpy())
+            (tmp/"ecg"/f"{name}_20205_2_0.xml").write_bytes(xml)
         phenotype_table(patients).to_csv(tmp/"phenotypes.csv", float_format="%.6g", lineterminator="\n")
         (path/"phenotypes.csv").unlink(missing_ok=True)
         for part in PARTS:

@@ -30,14 +30,14 @@ def wavelet_bands(
         bands.append((f"D{j}", fs / 2 ** (j + 1), fs / 2**j, fs / 2 ** (j + 1) < noise))
     return pd.DataFrame(bands, columns=["band", "low", "high", "keep"]).set_index("band")
 
-# %% ../nbs/20_ecg.ipynb #06de5197
+# %% ../nbs/20_ecg.ipynb #80b25b64
 def denoise(
     ecg: np.ndarray,       # (..., N) mV, any leading axes
     fs: float,             # sampling rate, Hz
     wavelet: str = "db6",
     level: int = 8,        # levels at 500 Hz, see `wavelet_bands`
 ) -> np.ndarray:           # same shape, float32
-    "Baseline wander and high-frequency noise removed by dropping wavelet bands (Martis 2013). Raises `PtaclError` on short records."
+    "Baseline wander and noise removed by dropping wavelet bands (as Martis 2013). Raises `PtaclError` on short records."
     ecg = np.asarray(ecg, dtype=np.float32)
     bands, n = wavelet_bands(fs, level), ecg.shape[-1]
     if n < fs: raise PtaclError(f"an ECG of {n} samples at {fs:g} Hz is shorter than one second: give the whole record")
@@ -47,7 +47,7 @@ def denoise(
     coefs = [c if keep else np.zeros_like(c) for c, keep in zip(coefs, bands.keep)]
     return pywt.waverec(coefs, wavelet, mode="symmetric", axis=-1)[..., :n]
 
-# %% ../nbs/20_ecg.ipynb #59aa5ed0
+# %% ../nbs/20_ecg.ipynb #8fe0dc92
 def _clipped(
     ecg: np.ndarray, # (..., N), largest value = the rail
     run: int,        # samples that a plateau lasts
@@ -59,7 +59,7 @@ def _clipped(
     steep = np.abs(np.diff(ecg)) > jump
     return ((plateau[..., 1:] & steep[..., :-run + 1]) | (plateau[..., :-1] & steep[..., run - 1:])).any(-1)
 
-# %% ../nbs/20_ecg.ipynb #3fa795b7
+# %% ../nbs/20_ecg.ipynb #45608d1f
 def quality(
     ecg: np.ndarray,       # (..., 12, N) mV
     fs: float = 500,       # sampling rate, Hz
@@ -80,7 +80,7 @@ def quality(
     table = pd.DataFrame(words[level], columns=list(LEADS)); table["verdict"] = words[level.max(1)]
     return table
 
-# %% ../nbs/20_ecg.ipynb #f295115e
+# %% ../nbs/20_ecg.ipynb #ce7317f3
 LEAD_GROUPS = (slice(0, 3), slice(3, 6), slice(6, 12))  # I–III, aVR–aVF, V1–V6
 SCOPES = ("record", "lead", "group", "cohort")
 
@@ -94,11 +94,12 @@ def ecg_stats(
     if scope == "cohort": return ecg.mean(dtype=np.float64), ecg.std(dtype=np.float64)
     if scope == "group":
         parts = [ecg_stats(ecg[..., g, :], "record") for g in LEAD_GROUPS]
-        return tuple(np.concatenate([np.repeat(p[i], g.stop - g.start, -2) for p, g in zip(parts, LEAD_GROUPS)], -2) for i in (0, 1))
+        widen = lambda i: np.concatenate([np.repeat(p[i], g.stop - g.start, -2) for p, g in zip(parts, LEAD_GROUPS)], -2)
+        return widen(0), widen(1)
     axis = -1 if scope == "lead" else (-2, -1)
     return tuple(f(axis, keepdims=True, dtype=np.float64) for f in (ecg.mean, ecg.std))
 
-# %% ../nbs/20_ecg.ipynb #88ad81c7
+# %% ../nbs/20_ecg.ipynb #6037f2ed
 def normalize(
     ecg: np.ndarray,         # (..., 12, N) mV
     scope: str = "record",   # record, lead, group or cohort
@@ -109,7 +110,7 @@ def normalize(
     sd = np.where(np.asarray(sd) > 1e-6, sd, 1)
     return ((np.asarray(ecg) - mean) / sd).astype(np.float32)
 
-# %% ../nbs/20_ecg.ipynb #3c924dc4
+# %% ../nbs/20_ecg.ipynb #97d3ecfe
 def preprocess(
     ecg: np.ndarray,       # (..., 12, N) mV
     fs: float,             # sampling rate, Hz
@@ -118,7 +119,8 @@ def preprocess(
 ) -> np.ndarray:           # (..., 12, N·500/fs) float32
     "Any rate to 500 Hz, denoised and normalised. Raises `PtaclError` on a wrong shape, and on missing or non-finite leads."
     ecg = np.asarray(ecg, dtype=np.float32)
-    if ecg.ndim < 2 or ecg.shape[-2] != 12: raise PtaclError(f"an ECG has shape (..., 12, N), got {ecg.shape}: give all leads, in the order {', '.join(LEADS)}")
+    if ecg.ndim < 2 or ecg.shape[-2] != 12:
+        raise PtaclError(f"an ECG has shape (..., 12, N), got {ecg.shape}: give all leads, in the order {', '.join(LEADS)}")
     for i, row in quality(ecg, fs).iterrows():
         bad = [f"{lead} is {row[lead]}" for lead in LEADS if row[lead] in ("non-finite", "missing")]
         if bad: raise PtaclError(f"ECG {i}: lead {', '.join(bad)}. Leave the record out, or repair the lead first.")
@@ -126,7 +128,7 @@ def preprocess(
     if ratio != 1: ecg = resample_poly(ecg, ratio.numerator, ratio.denominator, axis=-1, padtype="line")
     return normalize(denoise(ecg, 500), scope, stats)
 
-# %% ../nbs/20_ecg.ipynb #f2af3339
+# %% ../nbs/20_ecg.ipynb #b69afd08
 def _paper(ax, seconds, low, high, mv):
     "The grid: 40 ms and 0.1 mV a small square, 200 ms and 0.5 mV a large one."
     for small, color in ((True, "#fae3e3"), (False, "#eeb4b4")):
@@ -134,7 +136,7 @@ def _paper(ax, seconds, low, high, mv):
         ax.vlines(np.arange(0, seconds + 1e-6, 0.04 if small else 0.2), low, high, **style)
         if mv: ax.hlines(np.arange(low, high + 1e-6, 0.1 if small else 0.5), 0, seconds, **style)
 
-# %% ../nbs/20_ecg.ipynb #becd7779
+# %% ../nbs/20_ecg.ipynb #e755c45b
 def plot_ecg(
     signal: np.ndarray,         # (12, N), mV or normalised; ten seconds are shown at most
     fs: float = 500,            # sampling rate, Hz
@@ -148,7 +150,8 @@ def plot_ecg(
     if not unit: signal = signal * 1.5 / max(np.quantile(np.abs(signal), 0.999), 1e-6)
     if ax is None: ax = plt.subplots(figsize=(9, 4.6), layout="constrained")[1]
     _paper(ax, n / fs, -11, 2, bool(unit))
-    rows = [(k, lead, slice(k % 4 * n // 4, (k % 4 + 1) * n // 4), -3 * (k // 4)) for k, lead in enumerate((0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11))]
+    order = enumerate((0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11))
+    rows = [(k, lead, slice(k % 4 * n // 4, (k % 4 + 1) * n // 4), -3 * (k // 4)) for k, lead in order]
     for k, lead, part, y in [*rows, (12, 1, slice(0, n), -9)]:
         ax.plot(t[part], y + signal[lead, part], color="k", lw=0.7)
         ax.text(t[part][0] + 0.04, y + 1.05, LEADS[lead], fontsize=8, weight="bold")

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['random_mask', 'patchify', 'unpatchify', 'MAE', 'reconstruct']
 
-# %% ../nbs/31_mae.ipynb #b09811ae
+# %% ../nbs/31_mae.ipynb #b9a1ec71
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from .encoders import Block, CMREncoder, ECGEncoder, take_tokens
+from .encoders import Block, CMREncoder, ECGEncoder, start_positions, take_tokens
 from .errors import PtaclError
 
 # %% ../nbs/31_mae.ipynb #b556412e
@@ -38,7 +38,7 @@ def unpatchify(patches: Tensor, encoder: nn.Module) -> Tensor: # (B, tokens, val
     if isinstance(encoder, ECGEncoder): return rearrange(patches, "b (l n) p -> b l (n p)", n=p.ecg_times)
     return rearrange(patches, "b (t h w) (pt ph pw) -> b (t pt) (h ph) (w pw)", t=p.T, h=p.size // h, pt=t, ph=h, pw=w)
 
-# %% ../nbs/31_mae.ipynb #6d706b48
+# %% ../nbs/31_mae.ipynb #ee556658
 class MAE(nn.Module):
     "A masked autoencoder around either encoder."
     def __init__(self, encoder: ECGEncoder | CMREncoder):
@@ -46,7 +46,7 @@ class MAE(nn.Module):
         p, self.encoder = encoder.preset, encoder
         self.ratio = p.ecg_mask if isinstance(encoder, ECGEncoder) else p.cmr_mask
         self.embed, self.hidden = nn.Linear(p.width, p.decoder_width), nn.Parameter(torch.randn(p.decoder_width) * 0.02)
-        self.pos = nn.Parameter(torch.randn(encoder.pos[..., 0].numel(), p.decoder_width) * p.pos_std)
+        self.pos = nn.Parameter(start_positions(*encoder.pos.shape[:-1], width=p.decoder_width, std=p.pos_std).flatten(0, 1))
         self.blocks = nn.Sequential(*(Block(p.decoder_width, p.decoder_heads, p.mlp_ratio) for _ in range(p.decoder_layers)))
         self.head = nn.Sequential(nn.LayerNorm(p.decoder_width), nn.Linear(p.decoder_width, encoder.patch.weight[0].numel()))
 
@@ -62,8 +62,8 @@ class MAE(nn.Module):
         if target.shape != x.shape: raise PtaclError(f"input {tuple(x.shape)} and target {tuple(target.shape)} differ in shape")
         keep, restore, hidden = random_mask(len(x), len(self.pos), self.ratio, x.device)
         guess = self.decode(self.encoder(x, keep), restore).float()
-        error = (guess - patchify(target, self.encoder)).pow(2).mean(-1)
-        return {"loss": error[hidden].mean(), "guess": guess, "hidden": hidden}
+        error = (guess - (patchify(target, self.encoder) - self.encoder.mean) / self.encoder.sd).pow(2).mean(-1)
+        return {"loss": error[hidden].mean(), "guess": guess * self.encoder.sd + self.encoder.mean, "hidden": hidden}
 
 # %% ../nbs/31_mae.ipynb #25abca53
 @torch.no_grad()

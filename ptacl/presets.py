@@ -17,7 +17,7 @@ PHENOTYPES = {  # name -> unit, in the order of UK Biobank fields 24100 to 24109
     "LVEDV": "ml", "LVESV": "ml", "LVSV": "ml", "LVEF": "%", "LVCO": "l/min",
     "LVM": "g", "RVEDV": "ml", "RVESV": "ml", "RVSV": "ml", "RVEF": "%"}
 
-# %% ../nbs/00_presets.ipynb #b5ba181f
+# %% ../nbs/00_presets.ipynb #3a8a459c
 @dataclass(frozen=True)
 class Preset:
     "All sizes and settings of one experiment; `dataclasses.replace` makes variants."
@@ -38,7 +38,7 @@ class Preset:
     width: int = 512
     heads: int = 8
     mlp_ratio: int = 4
-    pos_std: float = 0.5        # spread of the position embeddings at the start
+    pos_std: float = 1.0        # spread of the position embeddings at the start
     decoder_width: int = 256
     decoder_layers: int = 1
     decoder_heads: int = 4
@@ -51,6 +51,8 @@ class Preset:
     tau_local: float = 1.0
     beta: float = 1.0           # weight of the local loss
     local: str = "contrastive"  # or "cosine", the CosSim++ ablation
+    centred: bool = False       # local embeddings as deviations from their mean over the beat
+    augment: float = 1.0        # strength of all augmentations
     # training
     batch_size: int = 256
     lr_mae: float = 1e-3
@@ -88,7 +90,7 @@ def token_width(self: Preset) -> float:
     "Seconds of one ECG token."
     return self.ecg_patch / self.fs
 
-# %% ../nbs/00_presets.ipynb #a2a0c383
+# %% ../nbs/00_presets.ipynb #e1d6f7f6
 def preset_rules(p): # a preset
     "Pairs (holds, what to do when it does not)."
     t, h, w = p.cmr_patch
@@ -97,6 +99,7 @@ def preset_rules(p): # a preset
     yield p.width % p.heads == 0, f"width {p.width} is no multiple of heads {p.heads}"
     yield p.decoder_width % p.decoder_heads == 0, f"decoder_width {p.decoder_width} is no multiple of decoder_heads {p.decoder_heads}"
     yield 0 < p.ecg_mask < 1 and 0 < p.cmr_mask < 1, "mask ratios lie between 0 and 1"
+    yield p.augment >= 0, f"augment must be ≥ 0, got {p.augment}"
     yield p.sigma >= 0, f"sigma must be ≥ 0, got {p.sigma}"
     yield min(p.tau_global, p.tau_local) > 0, "temperatures must be > 0"
     yield p.local in ("contrastive", "cosine"), f"local is 'contrastive' or 'cosine', got {p.local!r}"
@@ -106,10 +109,10 @@ def preset_rules(p): # a preset
 paper_regression = Preset("paper_regression", sigma=0.1, tau_global=0.1, tau_local=1.0)
 paper_retrieval = Preset("paper_retrieval", sigma=0.0, tau_global=0.07, tau_local=0.07)
 
-# %% ../nbs/00_presets.ipynb #cfa40a90
+# %% ../nbs/00_presets.ipynb #8ab65175
 workshop = Preset("workshop", ecg_crop=1500, ecg_layers=3, cmr_layers=3, cmr_patch=(2, 28, 28), width=128, heads=4,
-    decoder_width=64, frozen_layers=1, proj_dim=64, sigma=0.0, tau_global=0.07, tau_local=0.07,
-    batch_size=32, lr_mae=1e-3, lr_joint=1e-3, epochs_mae=4, epochs_joint=8)
+                  decoder_width=128, frozen_layers=1, proj_dim=64, sigma=0.0, tau_global=0.07, tau_local=0.07,
+                  centred=True, augment=0.3, batch_size=32, lr_mae=2e-3, lr_joint=3e-3, epochs_mae=5, epochs_joint=7)
 
 # %% ../nbs/00_presets.ipynb #be961818
 PRESETS = {p.name: p for p in (paper_regression, paper_retrieval, workshop)}

@@ -146,14 +146,16 @@ def parse_samples(
     try: return np.array([int(f) if f else np.nan for f in fields], float)
     except (ValueError, OverflowError): raise PtaclError("a sample is not a whole number") from None
 
-# %% ../nbs/11_readers.ipynb #662e93f2
+# %% ../nbs/11_readers.ipynb #87cb090f
 def read_cardiology_xml(path) -> ECG:
     "The ten-second strip of a CardiologyXML (UK Biobank field 20205)."
     root = ElementTree.parse(path).getroot()
     strip = next((s for s in map(root.find, ("StripData", "Strip/StripData")) if s is not None), None)
-    if strip is None: raise PtaclError(f"no StripData under {root.tag[:30]!r}: not a resting ECG of CardioSoft, or exported without its strip")
+    if strip is None:
+        raise PtaclError(f"no StripData under {root.tag[:30]!r}: no resting ECG of CardioSoft, or one without its strip")
     resolution, rate = strip.find("Resolution"), strip.findtext("SampleRate")
-    if resolution is None or resolution.get("units") != "uVperLsb": raise PtaclError("no Resolution in uVperLsb: its voltages have no unit")
+    if resolution is None or resolution.get("units") != "uVperLsb":
+        raise PtaclError("no Resolution in uVperLsb: its voltages have no unit")
     if not rate: raise PtaclError("no SampleRate")
     count = int(strip.findtext("ChannelSampleCountTotal") or 0)
     step = float(resolution.text)
@@ -188,14 +190,15 @@ def rhythm_group(groups) -> int: # items of a WaveformSequence -> index of the r
     if not original: raise PtaclError("holds no original waveform, only derived ones such as a median beat")
     return max(original, key=worth)
 
-# %% ../nbs/11_readers.ipynb #d378fd94
+# %% ../nbs/11_readers.ipynb #7e5aba66
 def fiducials(
     ds,       # DICOM dataset
     group: int, # index of the rhythm strip
     fs: float,
 ) -> np.ndarray | None: # (n,) s
     "Annotated R-peaks of the rhythm strip, without the one of the median beat."
-    median = {int(g.TriggerSamplePosition) for i, g in enumerate(ds.WaveformSequence) if i != group and "TriggerSamplePosition" in g}
+    others = [g for i, g in enumerate(ds.WaveformSequence) if i != group]
+    median = {int(g.TriggerSamplePosition) for g in others if "TriggerSamplePosition" in g}
     marks = set()
     for a in ds.get("WaveformAnnotationSequence") or []:
         concept = a.get("ConceptNameCodeSequence")
@@ -227,16 +230,18 @@ def uncalibrated(header: str) -> bool: # text of a .hea file
     gains = [re.match(r"[-+.\deE]+", cols[2]) if len(cols) > 2 else None for cols in lines[1:]]
     return any(g is None or float(g[0]) == 0 for g in gains)
 
-# %% ../nbs/11_readers.ipynb #f2cf1d89
+# %% ../nbs/11_readers.ipynb #b0b41920
 def read_wfdb(path) -> ECG:
     "A WFDB record, by its header or by one of its signal files."
     path = Path(path).with_suffix("")
     if uncalibrated(Path(f"{path}.hea").read_text(encoding="utf-8", errors="replace")):
         raise PtaclError("a signal has no gain in the header: it is not calibrated, and has no unit")
     record = wfdb.rdrecord(str(path))
-    pairs = [(lead, to_millivolt(unit) * x) for lead, unit, x in zip(record.sig_name, record.units, record.p_signal.T) if lead_name(lead)]
-    return make_ecg(pairs, float(record.fs), format="WFDB", resolution_uv=float(1000 * max(
-        to_millivolt(u) / g for n, u, g in zip(record.sig_name, record.units, record.adc_gain) if lead_name(n))))
+    channels = [c for c in zip(record.sig_name, record.units, record.adc_gain, record.p_signal.T) if lead_name(c[0])]
+    if not channels: raise PtaclError("none of its signals is a lead of a 12-lead ECG")
+    pairs = [(lead, to_millivolt(unit) * x) for lead, unit, _, x in channels]
+    step = 1000 * max(to_millivolt(unit) / abs(gain) for _, unit, gain, _ in channels)
+    return make_ecg(pairs, float(record.fs), format="WFDB", resolution_uv=float(step))
 
 # %% ../nbs/11_readers.ipynb #00ee8a97
 def read_ecg(
@@ -254,7 +259,7 @@ def read_ecg(
             else: raise PtaclError("no format of an ECG that is known here: CardiologyXML, DICOM or WFDB (give its .hea)")
         return reader(path)
 
-# %% ../nbs/11_readers.ipynb #2e643651
+# %% ../nbs/11_readers.ipynb #3269b708
 TO_MM = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 TO_S = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
 
@@ -262,7 +267,8 @@ def load_nifti(path) -> tuple: # image, (F, Z, H, W) float32
     "A NIfTI as frames, slices, rows, columns. Raises `PtaclError` unless it has three or four axes and finite values."
     image = nib.load(path)
     if len(image.shape) not in (3, 4): raise PtaclError(f"{len(image.shape)} axes, expected (x, y, z) or (x, y, z, t)")
-    if not 0 < np.prod([float(n) for n in image.shape]) <= 2**27: raise PtaclError(f"its header claims {image.shape} voxels: no cine")
+    if min(image.shape) < 1 or np.prod(image.shape, dtype=float) > 2**27:
+        raise PtaclError(f"its header claims {image.shape} voxels: no cine")
     if image.get_data_dtype().kind not in "iuf": raise PtaclError("its voxels are no real numbers (colour or complex)")
     frames = image.get_fdata(dtype=np.float32, caching="unchanged")
     if not np.isfinite(frames).all(): raise PtaclError("its voxels are not all finite numbers")
@@ -277,7 +283,7 @@ def nifti_spacing(image, path) -> tuple: # (dz, dy, dx) mm
         raise PtaclError(f"a voxel of {dx:g}×{dy:g}×{dz:g} mm is none of a cardiac cine: its pixdim or unit is wrong")
     return dz, dy, dx
 
-# %% ../nbs/11_readers.ipynb #322d584d
+# %% ../nbs/11_readers.ipynb #285ef8e6
 def read_labels(
     path,         # NIfTI, 0 background, 1 LV blood, 2 myocardium, 3 RV blood
     shape: tuple, # of the frames that it belongs to
@@ -296,10 +302,12 @@ def read_cine(
     "One cine from a file. Raises `PtaclError` on what cannot be read for certain."
     path = Path(path)
     with reading(path, "a NIfTI cine"):
-        if not path.name.lower().endswith((".nii", ".nii.gz")): raise PtaclError("no format of a cine that is known here: NIfTI (.nii, .nii.gz)")
+        if not path.name.lower().endswith((".nii", ".nii.gz")):
+            raise PtaclError("no format of a cine that is known here: NIfTI (.nii, .nii.gz)")
         image, frames = load_nifti(path)
         spacing, F = nifti_spacing(image, path), len(frames)
         seconds = float(image.header.get_zooms()[3]) * TO_S[image.header.get_xyzt_units()[1]] if F > 1 else 0
     plausible = 0.3 <= seconds * F <= 3 # of one heartbeat
-    return Cine(frames, spacing, np.arange(F) / F if F > 1 else None, None if labels is None else read_labels(labels, frames.shape),
+    phase = np.arange(F) / F if F > 1 else None
+    return Cine(frames, spacing, phase, None if labels is None else read_labels(labels, frames.shape),
                 {"format": "NIfTI", "stored_as": str(image.get_data_dtype()), "frame_interval_s": seconds if plausible else None})

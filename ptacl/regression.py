@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FILL', 'PAPER_TABLE2', 'ols_predict', 'regression_scores', 'linear_probe', 'demographics', 'score_difference']
 
-# %% ../nbs/61_regression.ipynb #21e60a6f
+# %% ../nbs/61_regression.ipynb #821d5217
 import warnings
 import numpy as np
 import pandas as pd
@@ -16,27 +16,28 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from .errors import PtaclError
 from .presets import PHENOTYPES
-from .retrieval import bootstrap_weights
+from .retrieval import as_numbers, weight_blocks
 
-# %% ../nbs/61_regression.ipynb #6a7b61d6
+# %% ../nbs/61_regression.ipynb #826c98e2
 def _features(x, name):
     "Features as a float64 array (n, D)."
     x = x.detach().float().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
     x = x.astype(np.float64)
     if x.ndim != 2: raise PtaclError(f"{name} must be (patients, features), got shape {x.shape}")
     if not np.isfinite(x).all():
-        raise PtaclError(f"{(~np.isfinite(x).all(1)).sum()} of {len(x)} patients have NaN or infinite {name}: leave them out or mend the model")
+        bad = (~np.isfinite(x).all(1)).sum()
+        raise PtaclError(f"{bad} of {len(x)} patients have NaN or infinite {name}: leave them out or mend the model")
     return x
 
 def _warn_overfit(n, D, names):
     "Warn when the expected loss by overfitting is large."
     if n <= D + 1: what = "OLS passes through every training patient and its R² means nothing"
-    elif D / (n - D - 1) > 0.25: what = f"overfitting adds about {D / (n - D - 1):.0%} to the unexplained variance on test patients"
+    elif D / (n - D - 1) > 0.25: what = f"overfitting adds about {D / (n - D - 1):.0%} to the unexplained variance in test"
     else: return
     warnings.warn(f"linear probe of {', '.join(names)}: {n} training patients for {D} features: {what}. "
                   "Use more patients or fewer features.", stacklevel=3)
 
-# %% ../nbs/61_regression.ipynb #b2709f01
+# %% ../nbs/61_regression.ipynb #a99bf674
 def ols_predict(
     train_x,               # (n, D) features, tensor or array
     train_y: pd.DataFrame, # n rows, one column per phenotype, in its own unit; NaN where missing
@@ -46,17 +47,18 @@ def ols_predict(
     x, new = _features(train_x, "train_x"), _features(test_x, "test_x")
     if len(x) != len(train_y) or x.shape[1] != new.shape[1]:
         raise PtaclError(f"features and targets do not fit: train_x {x.shape}, train_y {train_y.shape}, test_x {new.shape}")
-    y, pred = train_y.astype(float), pd.DataFrame(np.nan, index=range(len(new)), columns=train_y.columns)
+    y = pd.DataFrame(as_numbers(train_y), columns=train_y.columns)
+    pred = pd.DataFrame(np.nan, index=range(len(new)), columns=y.columns)
     there = y.notna()
     for names in there.columns.groupby([c.tobytes() for c in there.to_numpy().T]).values():   # targets with the same gaps
         names, rows = list(names), there[names[0]].to_numpy()
-        if rows.sum() < 2: raise PtaclError(f"{', '.join(names)}: {rows.sum()} training patients have it, a probe needs at least 2")
+        if rows.sum() < 2: raise PtaclError(f"{', '.join(names)}: {rows.sum()} training patients have it, a probe needs 2")
         _warn_overfit(rows.sum(), x.shape[1], names)
         ols = TransformedTargetRegressor(make_pipeline(StandardScaler(), LinearRegression()), transformer=StandardScaler())
         pred[names] = ols.fit(x[rows], y.loc[rows, names].to_numpy()).predict(new)
     return pred
 
-# %% ../nbs/61_regression.ipynb #429a1ce1
+# %% ../nbs/61_regression.ipynb #8465419b
 def _scores(y, p, W): # y, p (m,) of one phenotype, NaN-free; W (b, m) weights of the patients
     "R2, MAE, r, slope under each row of weights: dict of (b,)."
     c, n = y.mean(), W.sum(1)
@@ -64,18 +66,20 @@ def _scores(y, p, W): # y, p (m,) of one phenotype, NaN-free; W (b, m) weights o
     my, mp = W @ y / n, W @ p / n
     vy, vp, cov = W @ y**2 / n - my**2, W @ p**2 / n - mp**2, W @ (y * p) / n - my * mp
     with np.errstate(invalid="ignore", divide="ignore"):
-        return {"R2": 1 - (W @ (y - p) ** 2 / n) / vy, "MAE": W @ np.abs(y - p) / n, "r": cov / np.sqrt(vy * vp), "slope": cov / vp}
+        return {"R2": 1 - (W @ (y - p) ** 2 / n) / vy, "MAE": W @ np.abs(y - p) / n,
+                "r": cov / np.sqrt(vy * vp), "slope": cov / vp}
 
-# %% ../nbs/61_regression.ipynb #0570dcb8
+# %% ../nbs/61_regression.ipynb #8f42ea9b
 def _draws(test_y, pred, n_boot, seed): # n_boot 0: the scores themselves
     "Scores of every phenotype: dict name -> dict score -> (b,); the phenotype's own gaps left out."
     if len(test_y) != len(pred): raise PtaclError(f"{len(test_y)} test patients, but {len(pred)} predictions")
-    W = bootstrap_weights(len(test_y), n_boot, seed) if n_boot else np.ones((1, len(test_y)))
-    y, p = test_y.to_numpy(float), np.asarray(pred, float)
+    y, p = as_numbers(test_y), np.asarray(pred, float)
     rows = np.isfinite(y)
     few = [name for name, ok in zip(test_y, rows.T) if ok.sum() < 2]
     if few: raise PtaclError(f"fewer than 2 test patients have {', '.join(few)}: leave the column out")
-    return {name: _scores(y[ok, i], p[ok, i], W[:, ok]) for i, (name, ok) in enumerate(zip(test_y, rows.T))}
+    blocks = [[_scores(y[ok, i], p[ok, i], W[:, ok]) for i, ok in enumerate(rows.T)]
+              for W in (weight_blocks(len(y), n_boot, seed) if n_boot else [np.ones((1, len(y)))])]
+    return {name: {k: np.concatenate([b[i][k] for b in blocks]) for k in blocks[0][i]} for i, name in enumerate(test_y)}
 
 def regression_scores(
     test_y: pd.DataFrame, # m rows, one column per phenotype, NaN where missing
@@ -90,7 +94,8 @@ def regression_scores(
     if n_boot:
         draws = _draws(test_y, pred, n_boot, seed)
         for k in ("R2", "MAE", "r", "slope"):
-            table[f"{k}_lo"], table[f"{k}_hi"] = np.nanquantile([draws[p][k] for p in table.index], [(1 - level) / 2, (1 + level) / 2], axis=1)
+            ends = np.nanquantile([draws[p][k] for p in table.index], [(1 - level) / 2, (1 + level) / 2], axis=1)
+            table[f"{k}_lo"], table[f"{k}_hi"] = ends
     return table.rename_axis("phenotype")
 
 def linear_probe(

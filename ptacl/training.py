@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Pairs', 'pairs_of_virtual', 'pairs_of_recordings', 'mae_ecg_step', 'mae_cmr_step', 'joint_step', 'learning_rate',
-           'make_optimizer', 'precision', 'Phase', 'run_epoch', 'save_state', 'load_state', 'fit', 'report']
+           'make_optimizer', 'precision', 'Phase', 'run_epoch', 'save_state', 'load_state', 'fit', 'report', 'infer']
 
 # %% ../nbs/50_training.ipynb #da3ef34b
 import math
@@ -30,7 +30,7 @@ from .mae import MAE
 from .model import PTACL, centre_view, joint_loss, save_pretrained
 from .presets import Preset
 
-# %% ../nbs/50_training.ipynb #4b755fe4
+# %% ../nbs/50_training.ipynb #143fb573
 class Pairs(Dataset):
     "Prepared ECG–cine pairs in memory, read in batches."
     def __init__(self,
@@ -44,7 +44,7 @@ class Pairs(Dataset):
     def __len__(self): return len(self.ecg)
 
     def __getitems__(self, i) -> dict: # a batch
-        return {"ecg": self.ecg[i], "r_peaks": self.r_peaks[i], "cine": self.cine[i].float() / 255, "index": torch.as_tensor(i)}
+        return {"ecg": self.ecg[i], "r_peaks": self.r_peaks[i], "cine": self.cine[i], "index": torch.as_tensor(i)}
 
     def __getitem__(self, i: int) -> dict: # one patient
         return {k: v[0] for k, v in self.__getitems__([i]).items()}
@@ -187,3 +187,20 @@ def report(row: dict, epochs: int, name: str, accelerator: Accelerator):
     if accelerator.is_main_process: tqdm.write(f"{name}  epoch {row['epoch']}/{epochs}  {line}  {row['seconds']:.1f} s")
     accelerator.log(shown | {"lr": row["lr"]}, step=row["epoch"])
     if not math.isfinite(row["loss"]): raise PtaclError(f"{name}: the loss is {row['loss']} in epoch {row['epoch']}. Lower the learning rate or look for outliers in the data")
+
+# %% ../nbs/50_training.ipynb #b4159ab6
+@torch.no_grad()
+def infer(
+    f,                # batch -> tensor, or tuple of tensors, one row per patient
+    model: nn.Module, # what f uses
+    data: Pairs,
+    size: int = 64,   # patients of a batch
+):                    # tensor, or tuple of tensors, on the CPU
+    "f of every patient, in order."
+    device, outs = next(model.parameters()).device, []
+    model.eval()
+    for batch in tqdm(data.batches(size), "encode", mininterval=1, delay=5):
+        out = f({k: v.to(device) for k, v in batch.items()})
+        outs.append(out if isinstance(out, tuple) else (out,))
+    whole = tuple(torch.cat(parts).float().cpu() for parts in zip(*outs))
+    return whole if len(whole) > 1 else whole[0]

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['CAUSES', 'OWN', 'CORRELATION', 'DEMOGRAPHICS', 'REFERENCE', 'ECG_PARAMETERS', 'FS', 'DURATION', 'MAX_BEATS', 'DOWER',
            'SPACING', 'mix64', 'Streams', 'hash32_', 'bulk_bits', 'split16', 'own_weights', 'latents', 'skewed',
-           'population', 'ecg_parameters', 'sinus_rhythm', 'peaks_inside', 'frontal', 'waves', 'leads12', 'draw_ecg',
-           'ecg_noise', 'volume_curve', 'anatomy', 'sections', 'polar_maps', 'rv_width', 'coverage', 'masks', 'texture',
-           'surround', 'draw_cine', 'scan_', 'VirtualPatients', 'simulate_ecg', 'simulate_cine', 'simulate', 'tables']
+           'population', 'ecg_parameters', 'explained', 'sinus_rhythm', 'peaks_inside', 'frontal', 'waves', 'leads12',
+           'draw_ecg', 'ecg_noise', 'volume_curve', 'anatomy', 'sections', 'polar_maps', 'rv_width', 'coverage',
+           'masks', 'texture', 'surround', 'draw_cine', 'scan_', 'VirtualPatients', 'simulate_ecg', 'simulate_cine',
+           'in_chunks', 'simulate', 'tables']
 
-# %% ../nbs/10_virtual.ipynb #35f710d1
+# %% ../nbs/10_virtual.ipynb #b0033011
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -18,6 +20,11 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+from sklearn.model_selection import cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from torch import Tensor
 from tqdm import tqdm
 
@@ -58,7 +65,7 @@ class Streams:
     def normal(self, name: str, k: int = 1) -> Tensor:  # (n, k) float64
         return torch.special.ndtri(self.uniform(name, k))
 
-# %% ../nbs/10_virtual.ipynb #5495b561
+# %% ../nbs/10_virtual.ipynb #10eb40b9
 def hash32_(
     x: Tensor, # int32, changed in place
 ) -> Tensor:   # the same tensor: 32 well mixed bits for each element
@@ -80,8 +87,8 @@ def split16(
     "The upper and the lower 16 bits as two uniform numbers."
     return [h.bitwise_and_(0xFFFF).float().add_(0.5).mul_(2.0**-16) for h in (bits >> 16, bits)]
 
-# %% ../nbs/10_virtual.ipynb #c783ac4e
-CAUSES = {
+# %% ../nbs/10_virtual.ipynb #0bb78184
+CAUSES = {  # cause -> {parent: weight}; signs from physiology, sizes chosen unless said otherwise
     "age": {},
     "height": {"age": -0.15},
     "bmi": {},
@@ -90,26 +97,27 @@ CAUSES = {
     "contractility": {},
     "rv_function": {"contractility": 0.3},
     "hr": {"fitness": -0.40, "bmi": 0.10, "sbp": 0.15},
-    "hr_cmr": {"hr": 0.77},
-    "edv": {"height": 0.27, "bmi": 0.42, "sbp": 0.30, "age": -0.25, "fitness": 0.33, "hr": -0.30},
+    "hr_cmr": {"hr": 0.77},                                   # another hour, another heart rate
+    "edv": {"height": 0.27, "bmi": 0.42, "sbp": 0.30, "age": -0.25, "fitness": 0.33, "hr": -0.30},  # Petersen: BMI, SBP
     "ef": {"contractility": 0.85, "edv": -0.10},
-    "mass": {"edv": 0.40, "bmi": 0.30, "sbp": 0.23, "height": 0.08},
+    "mass": {"edv": 0.40, "bmi": 0.30, "sbp": 0.23, "height": 0.08},                                # Petersen: BMI, SBP
     "rvef": {"rv_function": 0.76, "ef": 0.22, "edv": 0.25},
-    "qrs": {"mass": 0.45, "edv": 0.18, "contractility": -0.22},
-    "voltage": {"mass": 0.30, "bmi": -0.32},
-    "posterior": {"edv": 0.25},
+    # the ECG
+    "qrs": {"mass": 0.45, "edv": 0.18, "contractility": -0.22},  # mass against QRS duration: r near 0.6, sexes pooled
+    "voltage": {"mass": 0.30, "bmi": -0.32},                     # mass against voltage: r near 0.25
+    "posterior": {"edv": 0.25},                                  # S waves of V1 to V3
     "qt": {"contractility": -0.25, "edv": 0.15},
     "t_wave": {"contractility": 0.45, "mass": -0.15, "age": -0.10, "hr": -0.15},
     "pq": {"age": 0.20, "hr": -0.10},
     "p_duration": {"height": 0.20, "edv": 0.20},
     "p_wave": {"hr": 0.20},
-    "axis": {"bmi": -0.28, "age": -0.22, "rv_function": -0.50},
-    "t_axis": {"axis": 0.30, "contractility": -0.25},
-    "rv_force": {"rv_function": -0.58},
+    "axis": {"bmi": -0.28, "age": -0.22, "rv_function": -0.50},  # a weak right ventricle turns the axis to the right
+    "t_axis": {"axis": 0.50, "contractility": -0.25},
+    "rv_force": {"rv_function": -0.58},                          # R waves of V1 and V2
     "st": {},
 }
 
-# %% ../nbs/10_virtual.ipynb #05526688
+# %% ../nbs/10_virtual.ipynb #a4b5d545
 def own_weights(
     causes: dict, # name -> {parent: weight}, parents first
 ) -> tuple[dict, pd.DataFrame]: # weight of each cause's own noise, correlation of all causes
@@ -118,10 +126,10 @@ def own_weights(
     for i, (name, parents) in enumerate(causes.items()):
         w = pd.Series(parents, index=list(parents), dtype=float)
         with_others = corr.loc[w.index].mul(w, axis=0).sum().iloc[:i]
-        explained_ = float(with_others[w.index] @ w)
-        if explained_ >= 1: raise PtaclError(f"the parents of {name} explain {explained_:.2f} of its variance: lower their weights")
+        share = float(with_others[w.index] @ w)
+        if share >= 1: raise PtaclError(f"the parents of {name} explain {share:.2f} of its variance: lower their weights")
         corr.loc[name, with_others.index] = corr.loc[with_others.index, name] = with_others
-        own[name] = math.sqrt(1 - explained_)
+        own[name] = math.sqrt(1 - share)
     return own, corr
 
 OWN, CORRELATION = own_weights(CAUSES)
@@ -136,9 +144,9 @@ def latents(
         for parent, w in parents.items(): z[name] = z[name] + w * z[parent]
     return z
 
-# %% ../nbs/10_virtual.ipynb #9486e0f9
+# %% ../nbs/10_virtual.ipynb #83c3831c
 DEMOGRAPHICS = ("sex", "age", "height", "bmi", "sbp")
-REFERENCE = {
+REFERENCE = {  # mean and SD of men, of women; Petersen (volumes, mass), UKB imaging visit (the last row)
     "LVEDV": (166, 32, 124, 21), "LVESV": (69, 16, 49, 11), "LVSV": (96, 20, 75, 14), "LVEF": (58, 5, 61, 5),
     "LVM": (103, 21, 70, 13), "RVEDV": (182, 36, 130, 24), "RVESV": (85, 22, 55, 15), "RVSV": (97, 20, 75, 14),
     "RVEF": (54, 6, 58, 6),
@@ -164,8 +172,8 @@ def population(
     p = dict(male=male.double(), age=ref("age", z["age"]).clamp(44, 82), height=ref("height", z["height"]).clamp(140, 205),
         bmi=ref("bmi", skewed(z["bmi"], 0.3)),
         sbp=ref("sbp", z["sbp"]).clamp(90, 210))
-    p["hr_ecg"] = (sex(58.5, 60.5) + 11 * z["hr"]).clamp(38, 112)
-    p["hr_cmr"] = (sex(60, 62) + 10.5 * z["hr_cmr"]).clamp(38, 115)
+    p["hr_ecg"] = (sex(58, 60) + 11 * z["hr"]).clamp(38, 112)     # UKB: 59 ± 11; sex difference chosen
+    p["hr_cmr"] = (sex(60, 62) + 10.5 * z["hr_cmr"]).clamp(38, 115) # chosen
     p["LVEDV"] = ref("LVEDV", z["edv"]).clamp(60)
     lvef = ref("LVEF", z["ef"]).clamp(25, 80)
     p["LVESV"] = p["LVEDV"] * (1 - lvef / 100)
@@ -181,7 +189,7 @@ def population(
     p["RVEF"] = 100 * p["RVSV"] / p["RVEDV"]
     return p | {f"z_{k}": v for k, v in z.items()} | ecg_parameters(z, p, sex)
 
-# %% ../nbs/10_virtual.ipynb #80e87343
+# %% ../nbs/10_virtual.ipynb #d706e5a9
 def ecg_parameters(
     z: dict, # causes
     p: dict, # demographics and phenotypes
@@ -189,24 +197,36 @@ def ecg_parameters(
 ) -> dict[str, Tensor]: # name -> (n,) float64; ms, degrees and factors
     "What the ECG is drawn from, in the terms of a cardiologist."
     return dict(
-        pq=(164 + sex(4, 0) + 25 * z["pq"]).clamp(110, 260),
-        qrs=(sex(93.5, 86.5) + 11.4 * z["qrs"]).clamp(62, 150),
-        qt=sex(541, 540) - sex(2.0, 1.8) * p["hr_ecg"] + 22 * z["qt"],
-        p_duration=sex(106, 102) + 11 * z["p_duration"],
-        voltage=sex(0.95, 0.88) * (0.22 * z["voltage"]).exp(),
-        posterior=sex(1.15, 0.95) * (0.25 * z["posterior"]).exp(),
-        t_wave=sex(1.12, 0.90) * (0.25 * z["t_wave"]).exp(),
-        p_wave=(0.22 * z["p_wave"]).exp(),
-        st=sex(0.060, 0.005) + 0.018 * z["st"],
-        rv_force=(0.25 * z["rv_force"]).exp(),
-        axis=(26 + 35 * skewed(z["axis"], 0.35)).clamp(max=110),
-        t_axis=41 + 31 * z["t_axis"].clamp(-2.2, 2.2))
+        pq=(164 + sex(4, 0) + 25 * z["pq"]).clamp(110, 260),                     # UKB: 166 ± 26 ms
+        qrs=(sex(93.5, 86.5) + 11.4 * z["qrs"]).clamp(62, 150),                  # UKB: 90 ± 12 ms; men 7 ms more, chosen
+        qt=sex(541, 540) - sex(2.0, 1.8) * p["hr_ecg"] + 22 * z["qt"],           # slopes: Chest 1981; level UKB: 426 ± 32 ms
+        p_duration=sex(106, 102) + 11 * z["p_duration"],                         # ms, chosen
+        voltage=sex(0.95, 0.88) * (0.22 * z["voltage"]).exp(),                   # mV, QRS in the frontal plane, chosen
+        posterior=sex(1.15, 0.95) * (0.25 * z["posterior"]).exp(),               # mV, chosen
+        t_wave=sex(1.12, 0.90) * (0.25 * z["t_wave"]).exp(),                     # factor; men have taller T waves, chosen
+        p_wave=(0.22 * z["p_wave"]).exp(),                                       # factor, chosen
+        st=sex(0.060, 0.005) + 0.018 * z["st"],                                  # mV towards V2: men's J point is higher; chosen
+        rv_force=(0.25 * z["rv_force"]).exp(),                                   # factor, chosen
+        axis=(26 + 34.5 * skewed(z["axis"], 0.40)).clamp(max=110),               # UKB: 26 ± 37°; the skew is chosen
+        t_axis=41 + 31 * z["t_axis"].clamp(-2.2, 2.2))                           # UKB: 41 ± 33°
 
-ECG_PARAMETERS = ("hr_ecg", "pq", "qrs", "qt", "p_duration", "voltage", "posterior", "t_wave", "p_wave", "st", "rv_force", "axis", "t_axis")
+ECG_PARAMETERS = ("hr_ecg", "pq", "qrs", "qt", "p_duration", "voltage", "posterior", "t_wave", "p_wave", "st", "rv_force", "axis",
+    "t_axis")
 
-# %% ../nbs/10_virtual.ipynb #0d9e00c7
-FS, DURATION = 500, 10
-MAX_BEATS = 24
+# %% ../nbs/10_virtual.ipynb #0edb45ca
+def explained(
+    features: pd.DataFrame, # (n, k) numbers
+    targets: pd.DataFrame,  # (n, t) phenotypes
+    folds: int = 5,
+) -> pd.Series:             # R² of each target on held-out patients
+    "How much of each phenotype a table of causes explains, by ridge regression with squares and products."
+    model = make_pipeline(StandardScaler(), PolynomialFeatures(2, include_bias=False), StandardScaler(), Ridge(10))
+    guess = cross_val_predict(model, features.to_numpy(), targets.to_numpy(), cv=folds)
+    return pd.Series(r2_score(targets, guess, multioutput="raw_values"), targets.columns)
+
+# %% ../nbs/10_virtual.ipynb #46dff064
+FS, DURATION = 500, 10  # Hz, s: the UK Biobank resting ECG
+MAX_BEATS = 24          # in one record: enough up to 130 beats/min
 
 def sinus_rhythm(
     hr: Tensor,     # (n,) beats/min
@@ -230,8 +250,9 @@ def peaks_inside(
     "The R-peaks that lie inside the record."
     return torch.where((r >= 0) & (r < DURATION), r, torch.nan).sort(1).values[:, :MAX_BEATS]
 
-# %% ../nbs/10_virtual.ipynb #18720c36
-DOWER = torch.tensor([[.632, -.235, .059], [.235, 1.066, -.132], [-.515, .157, -.917], [.044, .164, -1.387],
+# %% ../nbs/10_virtual.ipynb #fbc0ccf8
+DOWER = torch.tensor([  # I, II, V1 to V6 from X, Y, Z (Dower)
+    [.632, -.235, .059], [.235, 1.066, -.132], [-.515, .157, -.917], [.044, .164, -1.387],
     [.882, .098, -1.277], [1.213, .127, -.601], [1.125, .127, -.086], [.831, .076, .230]])
 
 def frontal(
@@ -254,16 +275,16 @@ def waves(
     s, q0, T, one = p["qrs"] / 90, -0.45e-3 * p["qrs"], p["t_wave"], torch.ones_like(p["qrs"])
     pd_, p0 = 1e-3 * p["p_duration"], q0 - 1e-3 * p["pq"]
     tend = q0 + 1e-3 * p["qt"]
-    table = [
-        (p0 + 0.36 * pd_, 0.16 * pd_, frontal(60 * one, 0.09 * p["p_wave"], -0.03)),
-        (p0 + 0.64 * pd_, 0.16 * pd_, frontal(40 * one, 0.07 * p["p_wave"], 0.05)),
-        (-0.027 * s, 0.0085 * s, frontal(p["axis"] + 165, 0.13 * p["voltage"], -0.30 * p["rv_force"])),
-        (-0.002 * s, 0.0105 * s, frontal(p["axis"] + 12, 0.88 * p["voltage"], 0.15 * p["posterior"])),
-        (0.016 * s, 0.011 * s, frontal(p["axis"] - 45, 0.40 * p["voltage"], 0.75 * p["posterior"])),
-        (0.036 * s, 0.0085 * s, frontal(p["axis"] + 190, 0.22 * p["voltage"], 0.28 * p["posterior"])),
-        (0.115 + 0 * s, 0.055 * one, frontal(50 * one, 0.02 * one, -0.04 - p["st"])),
-        (tend - 0.125, 0.052 * one, frontal(p["t_axis"], 0.12 * T, -0.13 * T)),
-        (tend - 0.078, 0.030 * one, frontal(p["t_axis"], 0.17 * T, -0.15 * T)),
+    table = [  # times and shapes of the prototype's waves, adjusted by eye against textbook ECGs: chosen
+        (p0 + 0.36 * pd_, 0.16 * pd_, frontal(60 * one, 0.09 * p["p_wave"], -0.03)),                            # P, right atrium
+        (p0 + 0.64 * pd_, 0.16 * pd_, frontal(40 * one, 0.07 * p["p_wave"], 0.05)),                             # P, left atrium
+        (-0.027 * s, 0.0085 * s, frontal(p["axis"] + 165, 0.13 * p["voltage"], -0.30 * p["rv_force"])),     # septum: q; r of V1
+        (0 * s, 0.0105 * s, frontal(p["axis"] + 14, 0.92 * p["voltage"], 0.15 * p["posterior"])),               # R
+        (0.018 * s, 0.011 * s, frontal(p["axis"] - 55, 0.44 * p["voltage"], 0.75 * p["posterior"])),            # S of V1 to V3
+        (0.036 * s, 0.0085 * s, frontal(p["axis"] + 190, 0.22 * p["voltage"], 0.28 * p["posterior"])),          # base: s
+        (0.115 + 0 * s, 0.055 * one, frontal(50 * one, 0.02 * one, -0.04 - p["st"])),                           # ST
+        (tend - 0.125, 0.052 * one, frontal(p["t_axis"], 0.12 * T, -0.13 * T)),                                 # T, slow rise
+        (tend - 0.078, 0.030 * one, frontal(p["t_axis"], 0.17 * T, -0.15 * T)),                                 # T, fast fall
     ]
     return tuple(torch.stack(x, 1) for x in zip(*table))
 
@@ -274,7 +295,7 @@ def leads12(
     one, two, chest = eight[:, :1], eight[:, 1:2], eight[:, 2:]
     return torch.cat([one, two, two - one, -(one + two) / 2, one - two / 2, two - one / 2, chest], 1)
 
-# %% ../nbs/10_virtual.ipynb #2c79d4bc
+# %% ../nbs/10_virtual.ipynb #592f2c04
 def draw_ecg(
     r: Tensor,     # (n, R) s, R-peaks, at least one on each side of the record
     table: tuple,  # what `waves` returns
@@ -306,7 +327,7 @@ def ecg_noise(
     weight = (u[..., :10] * 2 - 1) * size * level[:, None, None]
     return torch.baddbmm(white * (0.010 * level)[:, None, None], weight, basis)
 
-# %% ../nbs/10_virtual.ipynb #bc5db227
+# %% ../nbs/10_virtual.ipynb #aa0a256b
 def volume_curve(
     edv: Tensor,   # (n,) ml
     esv: Tensor,   # (n,) ml
@@ -318,9 +339,9 @@ def volume_curve(
     hr, male, age = p["hr_cmr"], p["male"], p["age"]
     rr = 60 / hr
     t = torch.arange(frames, device=hr.device) / frames * rr[:, None]
-    pep = (131 - 0.4 * hr) / 1000 - 0.040
-    es = torch.where(male > 0.5, 549 - 2.2 * hr, 557 - 2.0 * hr) / 1000 + 0.012 * p["z_qt"] - 0.040 + late
-    es = torch.minimum(es, 0.62 * rr)
+    pep = (131 - 0.4 * hr) / 1000 - 0.040  # Chest 1981, from Q; R comes 40 ms after Q
+    es = torch.where(male > 0.5, 549 - 2.2 * hr, 553 - 2.0 * hr) / 1000 + 0.012 * p["z_qt"] - 0.040 + late  # slopes: Chest 1981
+    es = torch.minimum(es, 0.62 * rr)      # chosen: diastole keeps a third of the cycle at high rates
     filling = (rr - es - 0.06)[:, None]
     u = ((t - pep[:, None]) / (es - pep)[:, None]).clamp(0, 1)
     out = (1 - torch.cos(math.pi * u**0.85)) / 2
@@ -331,30 +352,31 @@ def volume_curve(
     back = (1 - kick) * early + kick * a * a * (3 - 2 * a)
     return edv[:, None] - (edv - esv)[:, None] * (out - back)
 
-# %% ../nbs/10_virtual.ipynb #f3249079
-SPACING = 1.8   # mm
+# %% ../nbs/10_virtual.ipynb #a9869bba
+SPACING = 1.8   # mm, UK Biobank short axis
 _CM = SPACING / 10
 
 def anatomy(
     streams: Streams,
     p: dict,      # the population
 ) -> dict[str, Tensor]: # name -> (n,) float64
-    "What the images need beyond the volumes: lengths in cm, angles in radians, grey levels."
+    "What the images need beyond the volumes: lengths in cm, angles in radians, grey levels. All chosen."
     g = lambda name, k=1: streams.normal(name, k).squeeze(1)
     u = lambda name, k=1: streams.uniform(name, k).squeeze(1)
-    length = 8.9 * (p["LVEDV"] / 145) ** 0.30 * torch.exp(0.085 * g("length"))
-    return dict(length=length, rv_length=0.92 * torch.exp(0.07 * g("rv length")),
-        height=length * 0.5 + (u("slice") - 0.5) * 1.0 + 0.3 * g("plan"),
+    length = 8.9 * (p["LVEDV"] / 145) ** 0.30 * torch.exp(0.08 * g("length"))      # cm; the 8 to 10 % blur the slice: chosen
+    return dict(length=length, rv_length=0.92 * torch.exp(0.05 * g("rv length")).clamp(max=1.05),
+        shorten=(0.15 + 0.055 * g("shorten")).clamp(0.03, 0.28), rv_shorten=(0.18 + 0.06 * g("rv shorten")).clamp(0.03, 0.32),
+        uneven=(0.07 * g("uneven")).clamp(-0.15, 0.15), height=length * 0.5 + (u("slice") - 0.5) * 0.8 + 0.2 * g("plan"),
         x=1.2 + 0.35 * g("x"), y=0.15 + 0.35 * g("y"), turn=0.18 + 0.14 * g("turn"),
-        span=1.28 + 0.07 * g("span"), skew=0.25 + 0.12 * g("skew"),
+        span=1.40 + 0.07 * g("span"), skew=0.35 + 0.12 * g("skew"),
         wobble=torch.stack([0.020 * g("wobble 2"), 0.012 * g("wobble 3"), 0.008 * g("wobble 5")], 1),
         wobble_phase=2 * math.pi * u("wobble phase", 3),
         fat=(0.16 + 0.012 * (p["bmi"] - 26)).clamp(0.05, 0.6) * torch.exp(0.3 * g("fat")),
         pap=torch.stack([-0.85 + 0.18 * g("pap 1"), 1.05 + 0.18 * g("pap 2")], 1), pap_size=0.40 + 0.05 * g("pap size"),
-        blood=0.66 + 0.045 * g("blood"), rv_blood=0.70 + 0.05 * g("rv blood"), myo=0.215 + 0.025 * g("myo"),
+        blood=0.64 + 0.06 * g("blood"), rv_blood=0.68 + 0.07 * g("rv blood"), myo=0.208 + 0.025 * g("myo"),
         body=streams.normal("body", 16), noise=0.022 * torch.exp(0.25 * g("snr")))
 
-# %% ../nbs/10_virtual.ipynb #f902aad2
+# %% ../nbs/10_virtual.ipynb #1669eb1c
 def sections(
     a: dict,       # anatomy
     lv: Tensor,    # (n, F) ml
@@ -367,16 +389,19 @@ def sections(
     ed, es = lv[..., :1], lv.amin(-1, keepdim=True)
     done = (ed - lv) / (ed - es)
     col = lambda x: x[:, None, None]
-    L = col(a["length"]) * (1 - 0.15 * done)
+    L = col(a["length"]) * (1 - col(a["shorten"]) * done)
     wall = L + 0.7
     profile = lambda x: (1 - ((L - h) / x).clamp(0, 1) ** 2) * (h < L)
-    inner = (lv / (2 / 3 * math.pi * L) * profile(L)).sqrt()
+    u = ((L - h) / L).clamp(0, 1)
+    uneven = 1 + col(a["uneven"]) * done * ((u - 0.375).square() / 0.059375 - 1)  # mean, variance of u: same volume
+    inner = (lv / (2 / 3 * math.pi * L) * profile(L) * uneven).sqrt()
     outer = ((lv + col(lvm) / 1.05) / (2 / 3 * math.pi * wall) * profile(wall)).sqrt()
-    Lr = L * col(a["rv_length"])
-    area = rv / (2 / 3 * Lr) * profile(Lr)
+    top = col(a["length"]) * (1 - col(a["rv_shorten"]) * (rv[..., :1] - rv) / (rv[..., :1] - rv.amin(-1, keepdim=True)))
+    Lr = top - col(a["length"] * (1 - a["rv_length"]))             # the RV's area falls linearly from base to apex, chosen
+    area = rv / (Lr / 2) * (1 - ((top - h) / Lr).clamp(0, 1)) * (h < top)
     return inner, outer, area, done
 
-# %% ../nbs/10_virtual.ipynb #f1176dc8
+# %% ../nbs/10_virtual.ipynb #c4b25680
 def polar_maps(
     a: dict,   # anatomy, float32 on the device
     size: int, # pixels of a side
@@ -389,7 +414,8 @@ def polar_maps(
     X, Y = X * turn.cos() + Y * turn.sin(), Y * turn.cos() - X * turn.sin()
     r, angle = torch.hypot(X, Y), torch.atan2(Y, X)
     wobble = 1
-    for k, order in enumerate((2, 3, 5)): wobble = wobble + v(a["wobble"][:, k]) * torch.cos(order * angle + v(a["wobble_phase"][:, k]))
+    for k, order in enumerate((2, 3, 5)):
+        wobble = wobble + v(a["wobble"][:, k]) * torch.cos(order * angle + v(a["wobble_phase"][:, k]))
     phi = torch.atan2(-Y, -X) / v(a["span"])                       # 0 in the middle of the septum, ±1 where the RV ends
     bump = (1 - phi.square()).clamp(min=0) * (1 + v(a["skew"]) * phi)
     return dict(X=X / _CM, Y=Y / _CM, r=r / wobble / _CM, toward=torch.cos(angle), bump=bump, angle=angle, phi=phi)
@@ -405,7 +431,7 @@ def rv_width(
     g1, g2 = span * 4 / 3, span * 16 / 15 * (1 + skew.square() / 7)
     return (((outer * g1).square() + 2 * g2 * area).sqrt() - outer * g1) / g2
 
-# %% ../nbs/10_virtual.ipynb #49cf92df
+# %% ../nbs/10_virtual.ipynb #4c43bba9
 def coverage(
     a: dict, m: dict,       # anatomy, polar maps
     inner: Tensor, outer: Tensor, area: Tensor, done: Tensor, # sections, (n, Z, F)
@@ -421,7 +447,7 @@ def masks(cover: dict) -> dict[str, Tensor]: # (n, Z, F, size, size) in [0, 1]
     "Coverage of LV cavity, LV myocardium and RV cavity."
     return dict(lv=cover["lv"], myo=cover["epi"] - cover["lv"], rv=cover["beyond"].clamp(0, 1) - cover["epi"])
 
-# %% ../nbs/10_virtual.ipynb #9951949b
+# %% ../nbs/10_virtual.ipynb #08a0c70d
 def texture(
     bits: Tensor, # (n, k, k) int32, random
     size: int,    # pixels of a side
@@ -443,31 +469,32 @@ def surround(
     x, y = c.view(1, 1, 1, 1, -1), c.view(1, 1, 1, -1, 1)
     disc = lambda cx, cy, radius, soft=1.: ((v(radius) - torch.hypot(x - v(cx), y - v(cy))) / (_CM * soft) + 0.5).clamp(0, 1)
     bulge = 0.10 * pulse
-    img = 0.035 + 0.05 * (fine - 0.9).clamp(min=0) + 0.01 * rough                    # lung with vessels
+    img = 0.05 + 0.09 * (fine - 0.6).clamp(min=0) + 0.015 * rough                    # lung with vessels
     def paint(cover, value): nonlocal img; img = torch.lerp(img, v(value) + 0 * img, cover.expand_as(img))
-    lx, ly, lr = -6.5 + 0.6 * b[0], 10.2 + 0.5 * b[1] - bulge, 6.2 + 0.4 * b[2]
+    lx, ly, lr = -5.6 + 0.6 * b[0], 9.5 + 0.5 * b[1] - bulge, 6.2 + 0.4 * b[2]
     paint(disc(lx, ly, lr + 0.15), 0.06)                                             # diaphragm
     paint(disc(lx, ly, lr), v(0.26 + 0.03 * b[3]) * (1 + 0.10 * rough) + 0.16 * (fine - 1.0).clamp(min=0))
-    sx, sy, sr = 2.2 + 0.9 * b[4], 10.6 + 0.5 * b[5] - bulge, 4.8 + 0.4 * b[6]
+    sx, sy, sr = 2.0 + 0.8 * b[4], 9.1 + 0.4 * b[5] - bulge, 4.9 + 0.4 * b[6]
     paint(disc(sx, sy, sr + 0.25), 0.50)                                             # fat under the diaphragm
     paint(disc(sx, sy, sr), v((0.24 + 0.10 * b[7]).clamp(0.08, 0.5)) + 0.07 * rough)
     paint(disc(9.6 + 0.3 * b[8], 9.3 + 0.3 * b[9], 2.7, 1.5), 0.30 + 0.05 * fine)
     ax, ay, ar = 6.0 + 0.3 * b[10], 5.7 + 0.3 * b[11], 1.15 + 0.09 * b[12] + 0.05 * pulse
     paint(disc(ax, ay, ar + 0.2), 0.14)
     paint(disc(ax, ay, ar), 0.60 + 0.03 * fine - 0.06 * pulse)
-    out = torch.hypot(x - 3.2, y - 4.6) - v(11.9 + 0.45 * b[13] + 0.03 * pulse)      # cm outside of the chest's inner surface
+    chest = v(11.2 + 0.45 * b[13] + 0.03 * pulse)
+    out = torch.hypot(x - 3.2, y - 4.6) - chest + 0.12 * rough  # cm outside of the chest wall's inside
     angle = torch.atan2(y - 4.6, x - 3.2)
     inside = lambda d: (d / _CM + 0.5).clamp(0, 1)
     thick = v(0.35 + 0.3 * (0.5 * b[14]).exp())
-    paint(inside(out + 0.45 + 0.2 * rough), 0.52 + 0.08 * fine)                      # fat behind the sternum
+    paint(inside(out + 0.75 + 0.35 * rough), 0.50 + 0.07 * fine)                      # fat behind the sternum
     paint(inside(out), 0.17 + 0.03 * fine)
-    rib = inside(0.42 - torch.hypot((torch.remainder(angle * 13 + v(2 * b[15]), 2.6) - 1.3) * 1.0, out - 0.8))
+    rib = inside(0.42 - torch.hypot((torch.remainder(angle * 13 + v(2 * b[15]), 6.5) - 3.2) * 0.8, out - 0.75))
     paint(rib, 0.36)
-    paint(inside(out - 1.3), 0.74 + 0.06 * fine)
-    paint(inside(out - 1.3 - 2.5 * thick), 0.02)
+    paint(inside(out - 1.4 - 0.1 * fine), 0.70 + 0.05 * rough)
+    paint(inside(out - 1.4 - 2.5 * thick), 0.02)
     return img
 
-# %% ../nbs/10_virtual.ipynb #20445b66
+# %% ../nbs/10_virtual.ipynb #a18cc07a
 def draw_cine(
     a: dict,       # anatomy, float32 on the device
     cut: tuple,    # sections
@@ -492,19 +519,20 @@ def draw_cine(
     c["beyond"].sub_(0.35)
     img.lerp_(v(a["myo"]) * (1 + 0.06 * fine), c["beyond"].clamp(0, 1))
     c["beyond"].sub_(wall)
-    img.lerp_(v(a["rv_blood"]) * (1 + 0.05 * rough - 0.28 * (fine - 0.5).clamp(0, 1.2)), c["beyond"].clamp_(0, 1))
+    trabeculae = 0.30 * (fine - 0.3).clamp(0, 1.2) * m["bump"].clamp(0, 1)
+    img.lerp_(v(a["rv_blood"]) * (1 + 0.05 * rough - trabeculae), c["beyond"].clamp_(0, 1))
     img.lerp_(v(a["myo"]) * (1 + 0.06 * fine), c["epi"])
     blood = v(a["blood"]) * (1 + 0.05 * rough)
     cavity = c["lv"]
     for k in (0, 1):
-        where = 0.66 * inner / _CM                                                    # pixels from the centre
+        where = 0.70 * inner / _CM                                                    # pixels from the centre
         along = m["X"] * torch.cos(v(a["pap"][:, k])) + m["Y"] * torch.sin(v(a["pap"][:, k]))
-        R = v(a["pap_size"]) / _CM
+        R = v(a["pap_size"]) * (1 + 0.18 * fine) / _CM
         d2 = torch.addcmul(m["r"].square() + where.square(), -2 * where, along)
-        cavity.mul_(d2.sub_(R * R - R).div_(2 * R).clamp_(0.12, 1))
+        cavity.mul_(d2.sub_(R * R - R).div_(2 * R).clamp_(0.15, 1))
     return img.lerp_(blood, cavity)
 
-# %% ../nbs/10_virtual.ipynb #fcd142d8
+# %% ../nbs/10_virtual.ipynb #abfc838a
 def scan_(
     img: Tensor,   # (n, Z, F, size, size) signal, changed in place
     a: dict,
@@ -523,7 +551,7 @@ def scan_(
     real = w.mul_(2 * math.pi).cos_().mul_(power.sqrt()).mul_(2).add_(img)
     return img.mul_(real).add_(power).sqrt_().mul_(255).add_(0.5).clamp_(0, 255).to(torch.uint8)
 
-# %% ../nbs/10_virtual.ipynb #ae80aac2
+# %% ../nbs/10_virtual.ipynb #06878693
 @dataclass
 class VirtualPatients:
     "What `simulate` returns."
@@ -538,7 +566,7 @@ class VirtualPatients:
 
     def __len__(self): return len(self.phenotypes)
 
-# %% ../nbs/10_virtual.ipynb #bee594c0
+# %% ../nbs/10_virtual.ipynb #f8945071
 def _keys32(streams, name, k, device): # (n, k) int32
     return (streams.bits(name, k) >> 32).to(torch.int32).to(device)
 
@@ -556,7 +584,8 @@ def simulate_ecg(
     q, u, n = {k: f(p[k]) for k in ECG_PARAMETERS}, f(streams.uniform("rhythm", 5)), len(streams.patients)
     breath = 0.18 + 0.12 * u[:, 0]
     rsa = 0.02 + 0.04 * u[:, 1] * (1.6 - f(p["age"])[:] / 82)
-    r = sinus_rhythm(q["hr_ecg"], rsa, breath, u[:, 2] * 60 / q["hr_ecg"], 2 * math.pi * u[:, 3], f(streams.normal("rr", MAX_BEATS)))
+    first = u[:, 2] * 60 / q["hr_ecg"]
+    r = sinus_rhythm(q["hr_ecg"], rsa, breath, first, 2 * math.pi * u[:, 3], f(streams.normal("rr", MAX_BEATS)))
     gain = 1 + 0.03 * torch.sin(2 * math.pi * (breath[:, None] * r + u[:, 4:5]))
     eight = draw_ecg(r, waves(q), gain)
     a, b = split16(bulk_bits(_keys32(streams, "muscle", 1, device)[:, 0], base))
@@ -578,7 +607,26 @@ def simulate_cine(
         for name, k in (("rough", max(4, round(cm / 1.9))), ("fine", max(8, round(cm / 0.45))))]
     return scan_(draw_cine(a, cut, size, bits), a, _keys32(streams, "scan", 1, device)[:, 0], base)
 
-# %% ../nbs/10_virtual.ipynb #066b329a
+# %% ../nbs/10_virtual.ipynb #59fbd45b
+def in_chunks(
+    work,    # slice of patients -> how many were done
+    n: int,  # patients
+    device: torch.device,
+):
+    "Work through the patients, on the CPU with one thread for each core: no core waits for another after every operation."
+    on_cpu, threads = device.type == "cpu", torch.get_num_threads()
+    step = 2 if on_cpu else 128
+    parts = [slice(i, min(i + step, n)) for i in range(0, n, step)]
+    with tqdm(total=n, desc="virtual patients", unit="patient", delay=5) as bar:
+        if not on_cpu:
+            for part in parts: bar.update(work(part))
+            return
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                for done in pool.map(work, parts): bar.update(done)
+        finally: torch.set_num_threads(threads)
+
+# %% ../nbs/10_virtual.ipynb #d254ad6b
 def simulate(
     n: int,              # patients
     seed: int,
@@ -603,15 +651,14 @@ def simulate(
     images = torch.empty(n, frames, size, size, dtype=torch.uint8, device=device) if cine else None
     eb = _counters((8, FS * DURATION // 2), device) if ecg else None
     cb = _counters((1, frames, size, size), device) if cine else None
-    step = 4 if device.type == "cpu" else 128
-    with tqdm(total=n, desc="virtual patients", unit="patient", delay=5, disable=not (ecg or cine)) as bar:
-        for i in range(0, n if ecg or cine else 0, step):
-            part = slice(i, min(i + step, n))
-            s, q = Streams(seed, streams.patients[part]), {k: x[part] for k, x in p.items()}
-            if ecg: signal[part], peaks[part] = simulate_ecg(s, q, device, eb)
-            if cine: images[part] = simulate_cine(s, q, lv[part], rv[part], device, size, cb)[:, 0]
-            bar.update(part.stop - part.start)
-    return VirtualPatients(signal, peaks, images, *tables(p, start), lv, rv, _frame(p, start, [k for k in p if k.startswith("z_")] + list(ECG_PARAMETERS)))
+    def chunk(part):
+        s, q = Streams(seed, streams.patients[part]), {k: x[part] for k, x in p.items()}
+        if ecg: signal[part], peaks[part] = simulate_ecg(s, q, device, eb)
+        if cine: images[part] = simulate_cine(s, q, lv[part], rv[part], device, size, cb)[:, 0]
+        return part.stop - part.start
+    if ecg or cine: in_chunks(chunk, n, device)
+    causes = _frame(p, start, [*(k for k in p if k.startswith("z_")), *ECG_PARAMETERS])
+    return VirtualPatients(signal, peaks, images, *tables(p, start), lv, rv, causes)
 
 def _frame(p, start, columns):
     index = [f"sim-{i + 1:05d}" for i in range(start, start + len(p["age"]))]

@@ -38,12 +38,14 @@ def voltages(n=600, seed=0):
 def strip(signal, leads=LEADS, inside=None, resolution='<Resolution units="uVperLsb">5</Resolution>', count=None, text=None):
     text = text or (lambda x: "\t\t" + ",\r\n\t\t".join(map(str, np.rint(x / .005).astype(int))))
     waves = "".join(f'<WaveformData lead="{lead}">{text(x)}</WaveformData>' for lead, x in zip(leads, signal))
-    head = f'<SampleRate units="Hz">500</SampleRate><ChannelSampleCountTotal>{count or signal.shape[1]}</ChannelSampleCountTotal>{resolution}'
+    head = ('<SampleRate units="Hz">500</SampleRate>'
+            f"<ChannelSampleCountTotal>{count or signal.shape[1]}</ChannelSampleCountTotal>{resolution}")
     body = f"<StripData>{head}{waves}</StripData>"
+    if inside: body = f"<{inside}>{body}</{inside}>"
     trap = f'<WaveformData lead="I">{",".join(["999"] * 600)}</WaveformData>'
     return (f'<?xml version="1.0" encoding="ISO-8859-1" ?><CardiologyXML><Note>\xe4rztlich</Note>'
             f"<RestingECGMeasurements><MedianSamples>{head}{trap}</MedianSamples></RestingECGMeasurements>"
-            f"<FullDisclosure>{head}{trap}</FullDisclosure>{f'<{inside}>{body}</{inside}>' if inside else body}</CardiologyXML>").encode("iso-8859-1")
+            f"<FullDisclosure>{head}{trap}</FullDisclosure>{body}</CardiologyXML>").encode("iso-8859-1")
 
 
 def written(tmp_path, content, name=f"{ID}_20205_2_0.xml"):
@@ -62,6 +64,13 @@ def test_pydicom_ecg(dicom):
     np.testing.assert_allclose(ecg.signal, stored.T * 1.25e-3, atol=1e-6)  # stored in our order, 1.25 µV
     marks = [527, 1526, 2507, 3489, 4485, 5468, 6442, 7444, 8417, 9370]  # without 501, the median beat
     np.testing.assert_allclose(ecg.r_peaks, (np.array(marks) - 1) / 1000)
+
+
+@pytest.mark.parametrize("kept", [("I", "II"), ("aVR", "aVL"), ("III", "aVF"), ("II", "aVL", "aVF")])
+def test_derived_limb_leads_are_those_the_device_recorded(dicom, kept):
+    signal = read_ecg(dicom).signal
+    few = {lead: signal[LEADS.index(lead)] for lead in (*kept, *LEADS[6:])}
+    assert np.abs(twelve_leads(few)[0] - signal).max() < 0.006  # a few counts of 1.25 µV
 
 
 def test_no_word_about_the_person(dicom):
@@ -108,7 +117,7 @@ def test_real_cine_and_labels(moment, volume):
     folder = REAL / "cmr_sax"
     cine = read_cine(folder / f"sa_{moment}.nii.gz", labels=folder / f"label_sa_{moment}.nii.gz")
     assert cine.frames.shape == cine.labels.shape == (1, 9, 256, 216) and cine.phase is None
-    assert cine.spacing == pytest.approx((10, 1.3671875, 1.3671875))
+    assert cine.spacing == pytest.approx((10, 175 / 128, 175 / 128))
     assert (cine.labels == 1).sum() * np.prod(cine.spacing) / 1000 == pytest.approx(volume, abs=1)  # ml of LV blood
     assert cine.frames[cine.labels == 1].mean() > 1.5 * cine.frames[cine.labels == 2].mean()  # labels lie on their image
 
@@ -195,8 +204,10 @@ def each_channel(**tags):
 
 def test_correction_factor_and_baseline(dicom, changed):
     plain = read_ecg(dicom).signal
-    np.testing.assert_allclose(read_ecg(changed(each_channel(ChannelSensitivityCorrectionFactor="2"))).signal, 2 * plain, atol=1e-5)
-    np.testing.assert_allclose(read_ecg(changed(each_channel(ChannelBaseline="100"))).signal, plain + 0.1, atol=1e-5)  # µV
+    doubled = read_ecg(changed(each_channel(ChannelSensitivityCorrectionFactor="2"))).signal
+    np.testing.assert_allclose(doubled, 2 * plain, atol=1e-5)
+    raised = read_ecg(changed(each_channel(ChannelBaseline="100"))).signal  # µV
+    np.testing.assert_allclose(raised, plain + 0.1, atol=1e-5)
 
 
 def test_channels_by_code_or_label(dicom, changed):
@@ -219,10 +230,14 @@ def test_fiducials_too_close_are_not_trusted(changed):
     assert read_ecg(changed(forget_trigger)).r_peaks is None  # 501 and 527 cannot both be beats
 
 
+def in_pressure(ds):
+    ds.WaveformSequence[0].ChannelDefinitionSequence[3].ChannelSensitivityUnitsSequence[0].CodeValue = "mmHg"
+
+
 @pytest.mark.parametrize("edit, why", [
     (each_channel(ChannelSensitivity=None), "no sensitivity"),
     (each_channel(ChannelSensitivity="12500"), "unit or gain"),
-    (lambda ds: setattr(ds.WaveformSequence[0].ChannelDefinitionSequence[3].ChannelSensitivityUnitsSequence[0], "CodeValue", "mmHg"), "unknown unit"),
+    (in_pressure, "unknown unit"),
     (lambda ds: setattr(ds.WaveformSequence[0], "WaveformOriginality", "DERIVED"), "no original waveform"),
     (lambda ds: setattr(ds.WaveformSequence[0], "NumberOfWaveformSamples", 2_000_000_000), "ValueError"),
     (lambda ds: delattr(ds, "WaveformSequence"), "no waveform in it"),
@@ -319,7 +334,8 @@ def test_nifti_refused(tmp_path, data, zooms, why):
 
 
 def test_nifti_claims_and_cuts(tmp_path):
-    file = nifti(tmp_path, np.random.default_rng(0).integers(0, 255, (40, 40, 2, 9), dtype=np.uint8), (1, 1, 8, 0.1), name="x.nii")
+    data = np.random.default_rng(0).integers(0, 255, (40, 40, 2, 9), dtype=np.uint8)
+    file = nifti(tmp_path, data, (1, 1, 8, 0.1), name="x.nii")
     whole = bytearray(file.read_bytes())
     file.write_bytes(whole[:5000])
     with pytest.raises(PtaclError, match="cut short"): read_cine(file)
@@ -340,7 +356,8 @@ def test_any_two_limb_leads_give_the_others(limbs, seed):
     assert set(derived) == set(LEADS[:6]) - set(limbs)
 
 
-@given(st.lists(st.integers(-32768, 32767), min_size=1, max_size=50), st.sampled_from([",", ", ", ",\r\n\t\t", " ,\n"]), st.booleans())
+@given(st.lists(st.integers(-32768, 32767), min_size=1, max_size=50),
+       st.sampled_from([",", ", ", ",\r\n\t\t", " ,\n"]), st.booleans())
 def test_samples_come_back(numbers, separator, comma):
     np.testing.assert_array_equal(parse_samples(separator.join(map(str, numbers)) + "," * comma, len(numbers)), numbers)
 

@@ -40,7 +40,8 @@ def test_units_do_not_matter(seed, scale, shift):
     "Any invertible affine map of the features leaves the table; a unit of the targets changes MAE alone."
     x, y = data(seed, n=120)
     A = np.linalg.qr(np.random.default_rng(seed + 1).normal(size=(8, 8)))[0] * scale
-    t, u = linear_probe(x[:80], y[:80], x[80:], y[80:]), linear_probe(x[:80] @ A + shift, y[:80] * 1000, x[80:] @ A + shift, y[80:] * 1000)
+    t = linear_probe(x[:80], y[:80], x[80:], y[80:])
+    u = linear_probe(x[:80] @ A + shift, y[:80] * 1000, x[80:] @ A + shift, y[80:] * 1000)
     np.testing.assert_allclose(t[["R2", "r", "slope"]], u[["R2", "r", "slope"]], atol=1e-5)
     np.testing.assert_allclose(t.MAE * 1000, u.MAE, rtol=1e-5)
 
@@ -52,7 +53,8 @@ def test_feature_types_and_duplicated_or_dead_features():
     for f in (lambda a: torch.tensor(a, requires_grad=True), lambda a: a.astype(np.float32)):
         u = linear_probe(f(wide[:200]), y[:200], f(wide[200:]), y[200:])
         np.testing.assert_allclose(t.R2, u.R2, atol=1e-4)
-    assert np.isfinite(linear_probe(torch.tensor(x[:200]).bfloat16(), y[:200], torch.tensor(x[200:]).bfloat16(), y[200:]).R2).all()
+    half = torch.tensor(x).bfloat16()
+    assert np.isfinite(linear_probe(half[:200], y[:200], half[200:], y[200:]).R2).all()
 
 
 def test_intervals_are_those_of_explicit_resampling():
@@ -64,7 +66,8 @@ def test_intervals_are_those_of_explicit_resampling():
     draws = []
     for i in rng.integers(100, size=(1500, 100)):
         i = i[np.isfinite(v[i])]
-        draws.append([r2_score(v[i], p[i]), mean_absolute_error(v[i], p[i]), np.corrcoef(v[i], p[i])[0, 1], np.polyfit(p[i], v[i], 1)[0]])
+        a, b = v[i], p[i]
+        draws.append([r2_score(a, b), mean_absolute_error(a, b), np.corrcoef(a, b)[0, 1], np.polyfit(b, a, 1)[0]])
     for k, (lo, hi) in zip(("R2", "MAE", "r", "slope"), np.quantile(draws, [0.025, 0.975], axis=0).T):
         assert abs(t.loc["b", f"{k}_lo"] - lo) < 0.15 * (hi - lo) and abs(t.loc["b", f"{k}_hi"] - hi) < 0.15 * (hi - lo), k
 
@@ -95,6 +98,7 @@ def test_refused():
     x, y = data()
     with pytest.raises(PtaclError, match="targets differ"): linear_probe(x, y, x, y[["b", "a", "c"]])
     with pytest.raises(PtaclError, match="fewer than 2 test patients have b"): linear_probe(x, y, x, y.assign(b=np.nan))
+    with pytest.raises(PtaclError, match="without numbers: a"): ols_predict(x, y.assign(a="-"), x)
     with pytest.raises(PtaclError, match="patients, features"): linear_probe(x[:, 0], y, x, y)
     with pytest.raises(PtaclError, match="but 3 predictions"): regression_scores(y, np.zeros((3, 3)))
 

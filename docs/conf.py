@@ -1,0 +1,21 @@
+"Sphinx settings of the site. Nothing on it asks another host: fonts, scripts and formulas are local files."
+from configparser import ConfigParser
+from pathlib import Path
+
+ini = ConfigParser(delimiters=["="])
+ini.read(Path(__file__).parents[1] / "settings.ini", encoding="utf-8")
+
+project, author = ini["DEFAULT"]["lib_name"], ini["DEFAULT"]["author"]
+version = release = ini["DEFAULT"]["version"]
+copyright = f"2026, {author}. For research, not for clinical use"
+html_title, html_theme = f"{project} {release}", "furo"
+html_static_path, html_css_files = ["static"], ["ptacl.css"]
+html_show_sphinx, html_copy_source = False, False
+
+extensions = ["myst_nb"]
+nb_execution_mode = "off"  # the notebooks come executed
+nb_ipywidgets_js = {}
+myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_heading_anchors = 3
+mathjax_path = "tex-svg.js"  # put there by build.py; one file, no fonts
+mathjax3_config = {"options": {"enableMenu": False}}  # its menu would load more

@@ -1,0 +1,248 @@
+"""The project itself: modules and notebooks in step, notebooks clean and well formed, dependencies declared and pinned.
+
+Each test gathers every violation before it fails, so that one run names them all.
+"""
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from nbdev.clean import clean_nb
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+NBS = ROOT / "nbs"
+DIRECTIVES = {"default_exp", "export", "exporti", "hide", "eval:"}
+LONGEST_CELL, LARGEST_NOTEBOOK = 40, 1_000_000
+MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:root|home|work|tmp|Users|mnt|opt|private|scratch)/\w[^\s'\"]*|[A-Z]:\\Users\\\w+")
+PARTICIPANT = re.compile(r"(?<![a-zA-Z\d.])[1-6]\d{6}(?![a-zA-Z\d]|\.\d)")
+
+notebooks = sorted(f for f in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in f.parts)
+chapters = [f for f in notebooks if f.parent == NBS and f.stem != "index"]
+settings = ConfigParser(delimiters=["="])
+settings.read(ROOT / "settings.ini", encoding="utf-8")
+settings = settings["DEFAULT"]
+
+
+def cells(file, kind="code"):
+    "Pairs (where, source) of a notebook's cells of one kind."
+    for i, cell in enumerate(json.loads(file.read_text(encoding="utf-8"))["cells"]):
+        if cell["cell_type"] == kind: yield f"{file.relative_to(NBS)} cell {i}", "".join(cell["source"])
+
+
+def directives(source):
+    "The directives of a cell as nbdev would read them, wherever they stand."
+    return [m[1] for m in re.finditer(r"^\s*#\s*\|\s*(\S+)", source, re.MULTILINE)]
+
+
+def code(source):
+    "A cell as syntax tree, without notebook magics."
+    return ast.parse(re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.MULTILINE)).body
+
+
+def exported(file):
+    return [(where, source) for where, source in cells(file) if {"export", "exporti"} & set(directives(source))]
+
+
+def default_exp(file):
+    "The modules that a notebook names as its own."
+    return [m[1] for _, source in cells(file) for m in re.finditer(r"^#\|\s*default_exp\s+(\S+)", source, re.MULTILINE)]
+
+
+def texts(file):
+    "Pairs (where, text) of all that a notebook says: sources, and outputs other than pictures."
+    for i, cell in enumerate(json.loads(file.read_text(encoding="utf-8"))["cells"]):
+        where = f"{file.relative_to(NBS)} cell {i}"
+        yield where, "".join(cell["source"])
+        for output in cell.get("outputs", []):
+            if "text" in output: yield where + " output", "".join(output["text"])
+            for mime, data in output.get("data", {}).items():
+                if mime.startswith("image/"): continue
+                yield f"{where} {mime}", "".join(data) if isinstance(data, list) else json.dumps(data)
+
+
+def none_of(problems):
+    problems = list(problems)
+    assert not problems, "\n" + "\n".join(problems)
+
+
+# --- in step -------------------------------------------------------------------------------------------------------------
+
+def test_modules_are_what_the_notebooks_export(tmp_path):
+    for name in ("settings.ini", "setup.py", "pyproject.toml"): shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(NBS, tmp_path / "nbs")
+    (tmp_path / "ptacl").mkdir()
+    shutil.copy(ROOT / "ptacl" / "__init__.py", tmp_path / "ptacl")
+    subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=tmp_path, check=True)
+    def modules(top): return {f.name: f.read_text(encoding="utf-8") for f in (top / "ptacl").glob("*.py")}
+    ours, fresh = modules(ROOT), modules(tmp_path)
+    none_of(f"ptacl/{name}: {'differs from' if name in ours and name in fresh else 'is in only one of the tree and'} the export. "
+            "Run nbdev_export, or nbdev_update if the module was edited by hand"
+            for name in sorted(ours.keys() | fresh.keys()) if ours.get(name) != fresh.get(name))
+
+
+def test_readme_is_made_from_the_index():
+    sys.path.insert(0, str(ROOT / "docs"))
+    from build import readme
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == readme(), "run make readme"
+
+
+def test_index_lists_every_chapter():
+    text = (NBS / "index.ipynb").read_text(encoding="utf-8")
+    none_of(f"nbs/index.ipynb does not list {f.name}" for f in chapters if f"({f.name})" not in text)
+
+
+# --- clean ---------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("file", notebooks, ids=lambda f: f.stem)
+def test_notebook_is_clean(file):
+    raw = file.read_text(encoding="utf-8")
+    nb, cleaned = json.loads(raw), json.loads(raw)
+    clean_nb(cleaned, allowed_cell_metadata_keys=settings["allowed_cell_metadata_keys"].split())
+    assert nb == cleaned, "run nbdev_clean"
+    assert "widgets" not in nb["metadata"], "widget state is stored: clear the outputs that show widgets"
+    assert len(raw.encode()) < LARGEST_NOTEBOOK
+    kinds = [output["output_type"] for cell in nb["cells"] for output in cell.get("outputs", [])]
+    assert "error" not in kinds
+    none_of(f"{where}: path of one machine: {m[0]}" for where, text in texts(file) for m in MACHINE_PATH.finditer(text))
+    none_of(f"{where}: looks like a participant id (a count is written 1_234_567): {text[max(0, m.start() - 20):m.end() + 20]!r}"
+            for where, text in texts(file) for m in PARTICIPANT.finditer(text))
+
+
+def test_samples_and_readme_hold_no_participant():
+    files = [ROOT / "README.md", *(f for f in ROOT.glob("data_samples/**/*") if f.suffix in (".csv", ".md", ".xml", ".py"))]
+    none_of(f"{f.relative_to(ROOT)}: looks like a participant id: {m[0]}"
+            for f in files for m in [PARTICIPANT.search(f.name + " " + f.read_text(encoding="latin-1"))] if m)
+
+
+@pytest.mark.parametrize("text, found", [
+    ("eid 1234567", True), ("1234567_20205_2_0.xml", True), ("sub-1234567/", True), ("5123456.", True),
+    ("3_152_384", False), ("3,152,384", False), ("0.1234567", False), ("1234567.8", False),
+    ("sim-00001", False), ("12345678", False), ("c1234567", False)])
+def test_what_counts_as_a_participant(text, found):
+    assert bool(PARTICIPANT.search(text)) == found
+
+
+# --- well formed ---------------------------------------------------------------------------------------------------------
+
+def test_directives_are_known():
+    none_of(f"{where}: unknown directive {d!r}" for f in notebooks for where, source in cells(f)
+            for d in directives(source) if d not in DIRECTIVES)
+
+
+def test_directives_stand_at_the_top_of_their_cell():
+    def late(source):
+        lines = [line for line in source.splitlines() if line.strip()]
+        head = next((i for i, line in enumerate(lines) if not line.startswith("#|")), len(lines))
+        return any(re.match(r"\s*#\s*\|", line) for line in lines[head:])
+    none_of(f"{where}: a directive below other lines, or not written '#| …', does nothing"
+            for f in notebooks for where, source in cells(f) if late(source))
+
+
+def test_directives_are_not_comments():
+    none_of(f"{where}: a comment that was meant as a directive?" for f in notebooks for where, source in cells(f)
+            if re.search(r"^#\s*(export|exporti|exports|hide|default_exp)\b", source, re.MULTILINE))
+
+
+def test_every_chapter_has_a_module_of_its_own():
+    named = {f: default_exp(f) for f in chapters}
+    none_of(f"{f.name}: names {len(modules)} modules, expected one" for f, modules in named.items() if len(modules) != 1)
+    flat = [m for modules in named.values() for m in modules]
+    assert len(set(flat)) == len(flat)
+    others = set(notebooks) - set(chapters)
+    none_of(f"{f.relative_to(NBS)}: only chapters export" for f in others if default_exp(f) or exported(f))
+
+
+def test_every_chapter_says_what_it_turns_into_what():
+    def opening(f): return next((source for _, source in cells(f, "markdown")), "")
+    none_of(f"{f.name}: the first text is to be '# Title' and '> From … to …'" for f in chapters
+            if not re.match(r"# .+\n+> From .+ to .+", opening(f)))
+
+
+def test_imports_have_cells_of_their_own():
+    def mixed(source): return len({isinstance(node, ast.Import | ast.ImportFrom) for node in code(source)}) > 1
+    none_of(f"{where}: imports and other code in one cell" for f in chapters for where, source in cells(f) if mixed(source))
+
+
+def test_exported_cells_are_short():
+    def table(source): return all(isinstance(node, ast.Assign) for node in code(source))
+    def fields(source):
+        return sum(isinstance(n, ast.AnnAssign) for c in code(source) if isinstance(c, ast.ClassDef) for n in c.body)
+    def length(source):
+        return sum(bool(line.strip()) and not line.startswith("#|") for line in source.splitlines()) - fields(source)
+    none_of(f"{where}: {length(source)} lines, at most {LONGEST_CELL}" for f in chapters for where, source in exported(f)
+            if length(source) > LONGEST_CELL and not table(source))
+
+
+def test_chapters_import_only_from_earlier_ones():
+    number = {module: f.stem for f in chapters for module in default_exp(f)}
+    for module, chapter in number.items():
+        tree = ast.walk(ast.parse((ROOT / "ptacl" / f"{module}.py").read_text(encoding="utf-8")))
+        used = {node.module for node in tree if isinstance(node, ast.ImportFrom) and node.level == 1}
+        none_of(f"{chapter}: imports {other} of {number[other]}, a later chapter" for other in used
+                if other in number and number[other][:2] > chapter[:2])
+
+
+def test_public_names_are_documented():
+    def names(f):
+        for where, source in exported(f):
+            for node in code(source):
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"): yield where, node
+    none_of(f"{where}: {node.name} has no docstring" for f in chapters for where, node in names(f) if not ast.get_docstring(node))
+
+
+# --- dependencies --------------------------------------------------------------------------------------------------------
+
+requirements = [Requirement(r) for r in settings["requirements"].split()]
+development = [Requirement(r) for r in settings["dev_requirements"].split()]
+pins = [Requirement(line) for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")]
+
+
+def imported(trees):
+    "Top-level names of the packages that some code imports."
+    for node in (n for tree in trees for n in ast.walk(tree)):
+        if isinstance(node, ast.Import): yield from (alias.name.split(".")[0] for alias in node.names)
+        if isinstance(node, ast.ImportFrom) and node.level == 0: yield node.module.split(".")[0]
+
+
+def undeclared(trees, declared, local=()):
+    declared, sources = {canonicalize_name(r.name) for r in declared}, packages_distributions()
+    for name in sorted(set(imported(trees)) - set(sys.stdlib_module_names) - {"ptacl", *local}):
+        if not declared & {canonicalize_name(d) for d in sources.get(name, [])}:
+            yield f"{name} is imported, but not in settings.ini"
+
+
+def test_modules_import_what_is_declared():
+    none_of(undeclared([ast.parse(f.read_text(encoding="utf-8")) for f in ROOT.glob("ptacl/*.py")], requirements))
+
+
+def test_everything_else_imports_what_is_declared():
+    folders = ("tests", "docs", "data_samples")
+    scripts = [ast.parse(f.read_text(encoding="utf-8")) for folder in folders for f in ROOT.glob(f"{folder}/*.py")]
+    examples = [ast.Module(code(source), []) for f in notebooks for _, source in cells(f)]
+    none_of(undeclared(scripts + examples, requirements + development, ("build", "conftest")))
+
+
+def test_pins_are_exact_and_within_the_declared_ranges():
+    none_of(f"constraints.txt: {p} is not one exact version" for p in pins
+            if p.url or not re.fullmatch(r"==[\w.]+", str(p.specifier)))
+    pinned = {canonicalize_name(p.name): str(p.specifier)[2:] for p in pins}
+    none_of(f"constraints.txt lacks {r.name}" for r in requirements + development if canonicalize_name(r.name) not in pinned)
+    none_of(f"constraints.txt pins {r.name} {pinned[canonicalize_name(r.name)]}, settings.ini wants {r.specifier}"
+            for r in requirements + development if not r.specifier.contains(pinned[canonicalize_name(r.name)], prereleases=True))
+
+
+def test_version_is_one():
+    init = (ROOT / "ptacl" / "__init__.py").read_text(encoding="utf-8")
+    version = settings["version"]
+    assert re.search(r'__version__ = "(.+)"', init)[1] == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
