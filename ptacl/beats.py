@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['detect_r_peaks', 'pad_r_peaks', 'r_peaks_of', 'beat_weights', 'segment_beats']
 
-# %% ../nbs/21_beats.ipynb #4b9e7644
+# %% ../nbs/21_beats.ipynb #7b4a5241
 import warnings
 import neurokit2 as nk
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 from .errors import PtaclError

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from .errors import PtaclError
 
-# %% ../nbs/91_cli.ipynb #3ddb310c
+# %% ../nbs/91_cli.ipynb #c8c62b5b
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Joint representations of ECG and cardiac MRI. For research, not for clinical use.")
 
@@ -25,7 +25,8 @@ def _version(wanted: bool):
     if wanted: typer.echo(f"ptacl {version('ptacl')}"); raise typer.Exit()
 
 @app.callback()
-def main(v: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False): pass
+def main(v: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False):
+    "Joint representations of ECG and cardiac MRI. For research, not for clinical use."
 
 # %% ../nbs/91_cli.ipynb #804c3bf2
 @app.command()
@@ -42,7 +43,7 @@ def simulate(
     except PtaclError as e: fail(e)
     typer.echo(f"{n} virtual patients in {out}")
 
-# %% ../nbs/91_cli.ipynb #e73044f9
+# %% ../nbs/91_cli.ipynb #d8823088
 def key_numbers(result: dict) -> list: # lines
     "The numbers of a result that are worth a line on the screen."
     lines = [f"  {model:8s}" + "  ".join(f"{k} {scores[k]:.3f}" for k in ("exact", "within_one", "phase_error"))
@@ -67,5 +68,6 @@ def run(
     from ptacl.experiments import run_experiment
     try: folder, result = run_experiment(experiment, named(context.args))
     except PtaclError as e: fail(e)
-    typer.echo("\n".join(["", *key_numbers(result), f"report:   {folder}/{Path(experiment).stem}.html", f"notebook: {folder}/{Path(experiment).stem}.ipynb",
-                          f"numbers:  {folder}/result.json"]))
+    report = folder / Path(experiment).stem
+    where = [f"report:   {report}.html", f"notebook: {report}.ipynb", f"numbers:  {folder}/result.json"]
+    typer.echo("\n".join(["", *key_numbers(result), *where]))

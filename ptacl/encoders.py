@@ -84,7 +84,7 @@ def take_tokens(x: Tensor, keep: Tensor) -> Tensor: # (B, N, D), (B, K) -> (B, K
     "The tokens of each patient that `keep` names."
     return x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
 
-# %% ../nbs/30_encoders.ipynb #73647427
+# %% ../nbs/30_encoders.ipynb #51715fb8
 class ECGEncoder(TokenEncoder):
     "12-lead ECG → tokens of 100 ms of one lead. Its input has mean 0 and SD 1 by its own z-score."
     def __init__(self, preset: Preset):
@@ -94,7 +94,7 @@ class ECGEncoder(TokenEncoder):
     def forward(self, ecg: Tensor, keep: Tensor | None = None) -> Tensor:
         "(B, 12, ecg_crop) → (B, 12·n, D), lead by lead. Raises `PtaclError` on another shape."
         expected = (len(LEADS), self.preset.ecg_crop)
-        if ecg.shape[1:] != expected: raise PtaclError(f"ECG of shape {tuple(ecg.shape)}: this preset takes (B, {expected[0]}, {expected[1]})")
+        if ecg.shape[1:] != expected: raise PtaclError(f"ECG of shape {tuple(ecg.shape)}: this preset takes (B, *{expected})")
         x = self.patch(rearrange(ecg, "b l n -> (b l) 1 n"))
         return self.encode(rearrange(x, "(b l) d n -> b (l n) d", l=len(LEADS)), keep)
 
@@ -102,7 +102,7 @@ class ECGEncoder(TokenEncoder):
         "Mean over leads: one vector for each 100 ms."
         return rearrange(tokens, "b (l n) d -> b l n d", l=len(LEADS)).mean(1)
 
-# %% ../nbs/30_encoders.ipynb #856e25cb
+# %% ../nbs/30_encoders.ipynb #dfdd26bd
 class CMREncoder(TokenEncoder):
     "Short-axis cine → tokens of two frames and one image patch."
     mean, sd = 0.3, 0.2  # grey levels of a min-maxed crop, rounded
@@ -114,7 +114,7 @@ class CMREncoder(TokenEncoder):
     def forward(self, cine: Tensor, keep: Tensor | None = None) -> Tensor:
         "(B, frames, size, size) → (B, T·s, D), moment by moment. Raises `PtaclError` on another shape."
         expected = (self.preset.frames, self.preset.size, self.preset.size)
-        if cine.shape[1:] != expected: raise PtaclError(f"cine of shape {tuple(cine.shape)}: this preset takes (B, {expected[0]}, {expected[1]}, {expected[2]})")
+        if cine.shape[1:] != expected: raise PtaclError(f"cine of shape {tuple(cine.shape)}: this preset takes (B, *{expected})")
         cine = (cine - self.mean) / self.sd
         return self.encode(rearrange(self.patch(cine[:, None]), "b d t h w -> b (t h w) d"), keep)
 

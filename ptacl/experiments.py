@@ -6,9 +6,8 @@
 __all__ = ['checkout', 'find_experiment', 'parameters_of', 'parse', 'check_parameters', 'git_state', 'versions', 'plain',
            'write_result', 'Stages', 'cells', 'show_table', 'write_html', 'run_experiment']
 
-# %% ../nbs/90_experiments.ipynb #2d14de7f
+# %% ../nbs/90_experiments.ipynb #79fe5dec
 import ast
-import html
 import json
 import math
 import os
@@ -69,7 +68,7 @@ def check_parameters(notebook: Path, given: dict) -> dict: # name -> text, or a 
         except (ValueError, SyntaxError): raise PtaclError(f"{notebook.stem}: {name} = {value} is no {kind}") from None
     return out
 
-# %% ../nbs/90_experiments.ipynb #25c52cad
+# %% ../nbs/90_experiments.ipynb #0f0b16ec
 def git_state() -> str:
     "The commit, with `+changes` where the checkout differs from it."
     def git(*a): return subprocess.run(["git", *a], cwd=checkout(), capture_output=True, text=True, check=True).stdout.strip()
@@ -79,8 +78,8 @@ def git_state() -> str:
 def versions() -> dict:
     "Versions, git state and number of cores."
     packages = ("ptacl", "torch", "accelerate", "numpy", "scipy", "scikit-learn", "neurokit2", "PyWavelets", "kornia")
-    return {p: version(p) for p in packages} | {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine(),
-                                                "cores": os.cpu_count(), "git": git_state()}
+    machine = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine(), "cores": os.cpu_count()}
+    return {p: version(p) for p in packages} | machine | {"git": git_state()}
 
 # %% ../nbs/90_experiments.ipynb #a28edae0
 def plain(x):
@@ -107,12 +106,12 @@ class Stages(dict):
         yield
         self[name] = round(time.perf_counter() - started, 2)
 
-# %% ../nbs/90_experiments.ipynb #6493f60e
+# %% ../nbs/90_experiments.ipynb #58e96948
 def cells(table: pd.DataFrame, score: str, interval: pd.DataFrame | None = None) -> pd.Series: # columns score, score_lo, score_hi
     "A score with its interval as HTML, one cell per row."
     bounds = table if interval is None else interval
-    return pd.Series({row: f"{table.loc[row, score]:.2f}<br><small>{bounds.loc[row, score + '_lo']:.2f} … {bounds.loc[row, score + '_hi']:.2f}</small>"
-                      for row in table.index})
+    lo, hi = bounds[f"{score}_lo"], bounds[f"{score}_hi"]
+    return pd.Series({row: f"{table.loc[row, score]:.2f}<br><small>{lo[row]:.2f} … {hi[row]:.2f}</small>" for row in table.index})
 
 def show_table(columns: dict, title: str, note: str, first: str = "phenotype") -> GT: # column name -> Series of cells
     "A table for a report."
@@ -120,13 +119,15 @@ def show_table(columns: dict, title: str, note: str, first: str = "phenotype") -
     return (GT(frame).tab_header(title=title).tab_source_note(note).fmt_markdown(columns=list(columns))
             .cols_align("center", columns=list(columns)).tab_options(table_font_size="14px", data_row_padding="3px"))
 
-# %% ../nbs/90_experiments.ipynb #954ecdd7
+# %% ../nbs/90_experiments.ipynb #02eb045c
 def write_html(notebook: Path) -> Path:
     "The executed notebook as one page without code that loads nothing from anywhere."
     nb, _ = CoalesceStreamsPreprocessor().preprocess(nbformat.read(notebook, 4), {})
+    for output in (o for c in nb.cells for o in c.get("outputs", []) if o.output_type == "stream"): output["name"] = "stdout"  # bars are no errors
     nbformat.write(nb, notebook)
-    page, _ = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True, mathjax_url="",
-                           require_js_url="", jquery_url="", mermaid_js_url="").from_notebook_node(nb, {"metadata": {"name": notebook.stem}})
+    bare = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True,
+                        mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="")
+    page, _ = bare.from_notebook_node(nb, {"metadata": {"name": notebook.stem}})
     file = notebook.with_suffix(".html"); file.write_text(page, encoding="utf-8")
     return file
 
@@ -142,7 +143,7 @@ def run_experiment(
     folder.mkdir(parents=True, exist_ok=True)
     result = folder / "result.json"; result.unlink(missing_ok=True)
     executed = folder / f"{notebook.stem}.ipynb"
-    try: papermill.execute_notebook(str(notebook), str(executed), parameters, kernel_name="python3", progress_bar=False, log_output=False,
+    try: papermill.execute_notebook(str(notebook), str(executed), parameters, kernel_name="python3", progress_bar=False,
                                     stdout_file=sys.stdout, stderr_file=sys.stderr, autosave_cell_every=30)
     except PapermillExecutionError as e:
         raise PtaclError(f"{notebook.stem} failed: {e.ename}: {e.evalue}. The notebook as far as it came: {executed}") from e

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['centre_view', 'projection', 'deviations', 'PTACL', 'joint_loss', 'start_joint', 'save_pretrained', 'from_pretrained']
 
-# %% ../nbs/41_ptacl.ipynb #91409d28
+# %% ../nbs/41_ptacl.ipynb #64495174
 import json
 import os
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
@@ -24,12 +23,13 @@ from .losses import cosine_local_loss, global_contrastive_loss, local_contrastiv
 from .mae import MAE
 from .presets import Preset
 
-# %% ../nbs/41_ptacl.ipynb #906eeca6
+# %% ../nbs/41_ptacl.ipynb #5c862b8b
 def centre_view(batch: dict, preset: Preset) -> dict:
     "The middle of the ECG and evenly spaced frames. What is a view already is passed on."
     if "start" in batch: return batch
     ecg, start = centre_crop(batch["ecg"], preset)
-    return batch | {"ecg": ecg, "start": start, "cine": resample_frames(batch["cine"], preset.frames)}
+    cine = {"cine": resample_frames(batch["cine"], preset.frames)} if "cine" in batch else {}
+    return batch | {"ecg": ecg, "start": start} | cine
 
 # %% ../nbs/41_ptacl.ipynb #dac9afc7
 def projection(preset: Preset) -> nn.Module: # (B, width) -> (B, proj_dim)
@@ -41,7 +41,7 @@ def deviations(z: Tensor) -> Tensor: # (B, T, D)
     "Local embeddings without what is common to all moments of the patient."
     return z - z.mean(1, keepdim=True)
 
-# %% ../nbs/41_ptacl.ipynb #dade09aa
+# %% ../nbs/41_ptacl.ipynb #8bb22d06
 class PTACL(nn.Module):
     "ECG and CMR encoders that meet in one embedding space."
     def __init__(self, preset: Preset):
@@ -54,6 +54,10 @@ class PTACL(nn.Module):
         "Tokens of both modalities, averaged over leads and over places."
         view = centre_view(batch, self.preset)
         return self.ecg.over_time(self.ecg(view["ecg"])), self.cmr.over_time(self.cmr(view["cine"])), view
+
+    def ecg_features(self, batch: dict) -> Tensor: # -> (B, D)
+        "Mean-pooled tokens of the ECG alone: what a patient without an MRI has."
+        return self.ecg(centre_view(batch, self.preset)["ecg"]).mean(1)
 
     def features(self, batch: dict) -> tuple[Tensor, Tensor]: # -> ECG (B, D), CMR (B, D)
         "Mean-pooled backbone tokens."

@@ -6,8 +6,8 @@
 __all__ = ['LEADS', 'PHENOTYPES', 'paper_regression', 'paper_retrieval', 'workshop', 'PRESETS', 'Preset', 'preset_rules',
            'get_preset']
 
-# %% ../nbs/00_presets.ipynb #9de6694f
-from dataclasses import asdict, dataclass, fields, replace
+# %% ../nbs/00_presets.ipynb #d5e97f7a
+from dataclasses import dataclass, fields, replace
 from fastcore.basics import patch
 from .errors import PtaclError
 
@@ -109,10 +109,10 @@ def preset_rules(p): # a preset
 paper_regression = Preset("paper_regression", sigma=0.1, tau_global=0.1, tau_local=1.0)
 paper_retrieval = Preset("paper_retrieval", sigma=0.0, tau_global=0.07, tau_local=0.07)
 
-# %% ../nbs/00_presets.ipynb #8ab65175
-workshop = Preset("workshop", ecg_crop=1500, ecg_layers=3, cmr_layers=3, cmr_patch=(2, 28, 28), width=128, heads=4,
+# %% ../nbs/00_presets.ipynb #27b7bb2f
+workshop = Preset("workshop", ecg_crop=1500, ecg_layers=3, cmr_layers=3, cmr_patch=(2, 21, 21), width=128, heads=4,
                   decoder_width=128, frozen_layers=1, proj_dim=64, sigma=0.0, tau_global=0.07, tau_local=0.07,
-                  centred=True, augment=0.3, batch_size=32, lr_mae=2e-3, lr_joint=3e-3, epochs_mae=5, epochs_joint=7)
+                  centred=True, augment=0.3, batch_size=32, lr_mae=2e-3, lr_joint=3e-3, epochs_mae=5, epochs_joint=5)
 
 # %% ../nbs/00_presets.ipynb #be961818
 PRESETS = {p.name: p for p in (paper_regression, paper_retrieval, workshop)}

@@ -6,7 +6,7 @@
 __all__ = ['Pairs', 'pairs_of_virtual', 'pairs_of_recordings', 'mae_ecg_step', 'mae_cmr_step', 'joint_step', 'learning_rate',
            'make_optimizer', 'precision', 'Phase', 'run_epoch', 'save_state', 'load_state', 'fit', 'report', 'infer']
 
-# %% ../nbs/50_training.ipynb #da3ef34b
+# %% ../nbs/50_training.ipynb #a04e411a
 import math
 import os
 import time
@@ -20,17 +20,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from .augment import CMRAugment, augment_ecg
-from .beats import pad_r_peaks, r_peaks_of
+from .beats import r_peaks_of
 from .cmr import minmax
 from .cmr import preprocess as preprocess_cine
 from .ecg import preprocess as preprocess_ecg
-from .encoders import CMREncoder, ECGEncoder
 from .errors import PtaclError
 from .mae import MAE
-from .model import PTACL, centre_view, joint_loss, save_pretrained
+from .model import PTACL, joint_loss, save_pretrained
 from .presets import Preset
 
-# %% ../nbs/50_training.ipynb #143fb573
+# %% ../nbs/50_training.ipynb #3210ba3f
 class Pairs(Dataset):
     "Prepared ECG–cine pairs in memory, read in batches."
     def __init__(self,
@@ -38,7 +37,8 @@ class Pairs(Dataset):
         r_peaks: Tensor,  # (n, R) s, NaN-padded
         cine: Tensor,     # (n, F, H, W) uint8
     ):
-        if not len(ecg) == len(r_peaks) == len(cine): raise PtaclError(f"{len(ecg)} ECGs, {len(r_peaks)} rows of R-peaks and {len(cine)} cines are no pairs")
+        counts = len(ecg), len(r_peaks), len(cine)
+        if len(set(counts)) > 1: raise PtaclError(f"{counts} ECGs, rows of R-peaks and cines are no pairs")
         self.ecg, self.r_peaks, self.cine = ecg, r_peaks, cine
 
     def __len__(self): return len(self.ecg)
@@ -142,7 +142,7 @@ def load_state(file: Path, preset: Preset, **parts) -> list: # the history so fa
     for k, v in parts.items(): v.load_state_dict(state[k])
     return state["history"]
 
-# %% ../nbs/50_training.ipynb #265451be
+# %% ../nbs/50_training.ipynb #fa181c0e
 def fit(
     model: nn.Module,          # MAE or PTACL; trained in place
     step,                      # (model, batch) -> dict with "loss"
@@ -166,7 +166,8 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(learning_rate, steps=steps, warmup=preset.warmup))
     history = load_state(folder / "state.pt", preset, phase=phase, optimizer=optimizer, schedule=schedule) if resume and folder else []
     wrapped, fast_optimizer, batches = accelerator.prepare(phase, optimizer, loader)
-    with tqdm(total=steps, initial=len(history) * (steps // max(epochs, 1)), desc=name, mininterval=1, disable=not accelerator.is_main_process) as bar:
+    done = len(history) * (steps // max(epochs, 1))
+    with tqdm(total=steps, initial=done, desc=name, mininterval=1, disable=not accelerator.is_main_process) as bar:
         for epoch in range(len(history), epochs):
             started = time.perf_counter()
             torch.manual_seed(1000 * seed + epoch); loader.generator.manual_seed(1000 * seed + epoch)
@@ -179,14 +180,15 @@ def fit(
     if folder and accelerator.is_main_process: save_pretrained(model.eval(), folder / "model")
     return history
 
-# %% ../nbs/50_training.ipynb #770c58d5
+# %% ../nbs/50_training.ipynb #ba7a39dc
 def report(row: dict, epochs: int, name: str, accelerator: Accelerator):
     "One line per epoch, to the screen and to the tracker."
     shown = {k: v for k, v in row.items() if k not in ("epoch", "lr", "seconds")}
     line = "  ".join(f"{k} {v:.3f}" for k, v in shown.items())
     if accelerator.is_main_process: tqdm.write(f"{name}  epoch {row['epoch']}/{epochs}  {line}  {row['seconds']:.1f} s")
     accelerator.log(shown | {"lr": row["lr"]}, step=row["epoch"])
-    if not math.isfinite(row["loss"]): raise PtaclError(f"{name}: the loss is {row['loss']} in epoch {row['epoch']}. Lower the learning rate or look for outliers in the data")
+    if not math.isfinite(row["loss"]):
+        raise PtaclError(f"{name}: the loss is {row['loss']} in epoch {row['epoch']}. Lower the learning rate or look for outliers in the data")
 
 # %% ../nbs/50_training.ipynb #b4159ab6
 @torch.no_grad()
