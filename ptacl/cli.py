@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 from .errors import PtaclError
 
-# %% ../nbs/91_cli.ipynb #c8c62b5b
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+# %% ../nbs/91_cli.ipynb #80325557
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Joint representations of ECG and cardiac MRI. For research, not for clinical use.")
 
 def fail(error: PtaclError):

@@ -1,0 +1,224 @@
+"Beats: any rhythm, any crop, and real recordings."
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from pydicom.data import get_testdata_file
+
+from ptacl.beats import beat_weights, detect_r_peaks, pad_r_peaks, r_peaks_of, segment_beats
+from ptacl.errors import PtaclError
+from ptacl.presets import LEADS
+from ptacl.readers import read_ecg
+
+WIDTH = 0.1  # seconds of a token
+crops = st.sampled_from([30, 50])  # tokens: workshop, paper
+rates = st.floats(40, 180)
+shares = st.floats(0, 1)  # of the room that a crop has in the record
+nan = float("nan")
+
+
+def rhythm(rate, first=0.1, spread=0.0, seed=0):
+    "R-peaks of a 10 s record (s) at a rate in beats/min, every interval off by up to ±spread."
+    steps = 60 / rate * (1 + spread * np.random.default_rng(seed).uniform(-1, 1, 40))
+    peaks = first + np.concatenate([[0], steps.cumsum()])
+    return peaks[peaks < 10].tolist()
+
+
+def whole_beats(peaks, start, n):
+    "Naive count of the beats inside the crop; None where a peak stands too near to an edge to say."
+    if any(abs(r - edge) < 1e-4 for r in peaks for edge in (start, start + n * WIDTH)): return None
+    return [(a, b) for a, b in pairwise(peaks) if start <= a and b <= start + n * WIDTH]
+
+
+def phase_tokens(peaks, start, n):
+    "(1, n, 2): cos and sin of the phase at the centre of every token."
+    centre = start + (np.arange(n) + 0.5) * WIDTH
+    before, after = peaks[0] - (peaks[1] - peaks[0]), peaks[-1] + (peaks[-1] - peaks[-2])
+    knots = [before, *peaks, after, after + 2]
+    angle = 2 * np.pi * np.interp(centre, knots, np.arange(len(knots)))
+    return torch.tensor(np.stack([np.cos(angle), np.sin(angle)], -1))[None].float()
+
+
+@given(rate=rates, share=shares, n=crops, first=st.floats(0, 0.3), spread=st.sampled_from([0, 0.1]), seed=st.integers(0, 99))
+def test_phase_comes_out_in_order_for_any_rate_and_crop(rate, share, n, first, spread, seed):
+    peaks, start = rhythm(rate, first, spread, seed), share * (10 - n * WIDTH)
+    assume(whole_beats(peaks, start, n))
+    z, valid = segment_beats(phase_tokens(peaks, start, n), pad_r_peaks([peaks]), start, WIDTH, 13)
+    phase = torch.atan2(z[0, :, 1], z[0, :, 0]) / (2 * torch.pi) % 1
+    assert valid.all() and (phase.diff() > 0).all(), phase
+    torch.testing.assert_close(phase, (torch.arange(13) + 0.5) / 13, atol=0.06, rtol=0)
+
+
+@given(rate=rates, share=shares, n=crops, T=st.integers(1, 30), spread=st.sampled_from([0, 0.3]), seed=st.integers(0, 99))
+def test_weights_are_means_and_beats_are_counted_as_a_loop_counts_them(rate, share, n, T, spread, seed):
+    peaks, start = rhythm(rate, 0.1, spread, seed), share * (10 - n * WIDTH)
+    expected = whole_beats(peaks, start, n)
+    assume(expected is not None)
+    W, beats = beat_weights(pad_r_peaks([peaks]), torch.tensor([start]), WIDTH, n, T)
+    assert beats.tolist() == [len(expected)] and W.shape == (1, T, n) and (W >= 0).all()
+    torch.testing.assert_close(W.sum(-1), torch.full((1, T), float(bool(expected))))
+
+
+@given(rate=st.floats(40, 120), share=shares, seed=st.integers(0, 99))
+def test_mean_beat_as_a_loop_makes_it(rate, share, seed):
+    peaks, start, n, T = rhythm(rate, 0.1, 0.2, seed), share * 5, 50, 13
+    beats = whole_beats(peaks, start, n)
+    assume(beats)
+    tokens = torch.randn(1, n, 4, generator=torch.Generator().manual_seed(seed))
+    centre = start + (np.arange(n) + 0.5) * WIDTH
+    moments = [[a + (k + 0.5) / T * (b - a) for k in range(T)] for a, b in beats]
+    expected = np.mean([[np.interp(m, centre, tokens[0, :, d]) for d in range(4)] for m in moments], 0).T
+    torch.testing.assert_close(segment_beats(tokens, pad_r_peaks([peaks]), start, WIDTH, T)[0][0], torch.tensor(expected).float(), atol=1e-3, rtol=0)
+
+
+def some_patients():
+    "Six patients, two of them without a whole beat in their crop; R-peaks, starts, tokens."
+    peaks = pad_r_peaks([rhythm(45), [], rhythm(70, 0.3), [2.0], rhythm(130), rhythm(180, 0.2)])
+    return peaks, torch.tensor([0.0, 1, 2.5, 0.7, 5, 3.3]), torch.randn(6, 50, 4, generator=torch.Generator().manual_seed(0))
+
+
+@given(order=st.permutations(range(6)))
+def test_patients_do_not_see_each_other(order):
+    peaks, start, tokens = some_patients()
+    z, valid = segment_beats(tokens, peaks, start, WIDTH, 13)
+    z2, valid2 = segment_beats(tokens[order], peaks[order], start[order], WIDTH, 13)
+    torch.testing.assert_close(z2, z[order]); assert torch.equal(valid2, valid[order])
+    i = order[0]
+    alone = segment_beats(tokens[i:i + 1], peaks[i:i + 1], start[i], WIDTH, 13)
+    torch.testing.assert_close(alone[0], z[i:i + 1]); assert alone[1] == valid[i]
+
+
+def test_who_has_no_whole_beat_is_zero_and_said_so():
+    peaks, start, tokens = some_patients()
+    z, valid = segment_beats(tokens, peaks, start, WIDTH, 13)
+    assert valid.dtype == torch.bool and valid.tolist() == [True, False, True, False, True, True]
+    assert not z[~valid].any() and z[valid].abs().sum((1, 2)).min() > 1 and z.isfinite().all()
+    for r in ([[]], [[nan, nan]], [[1.0, 7.0]], [[-0.1, 0.9]], [[4.5, 5.1]]):   # none, none, longer than the crop, over an edge
+        z, valid = segment_beats(tokens[:1], torch.tensor(r), 0.0, WIDTH, 13)
+        assert not valid.any() and not z.any() and z.shape == (1, 13, 4)
+    z, valid = segment_beats(tokens[:1], torch.tensor([[0.0, 5.0]]), 0.0, WIDTH, 13)   # fits to the edge
+    assert valid.all() and z.isfinite().all()
+
+
+@given(pad=st.integers(0, 7))
+def test_padding_changes_nothing(pad):
+    peaks, start, tokens = some_patients()
+    wide = torch.cat([peaks, torch.full((6, pad), nan)], 1)
+    for a, b in zip(segment_beats(tokens, wide, start, WIDTH, 13), segment_beats(tokens, peaks, start, WIDTH, 13)): assert torch.equal(a, b)
+
+
+def test_leads_are_averaged_first():
+    peaks, start, _ = some_patients()
+    tokens = torch.randn(6, 12, 50, 4)
+    for a, b in zip(segment_beats(tokens, peaks, start, WIDTH, 13), segment_beats(tokens.mean(1), peaks, start, WIDTH, 13)):
+        torch.testing.assert_close(a, b)
+
+
+def test_gradients_reach_the_tokens():
+    peaks = torch.tensor([[0.12, 0.55, 0.97, nan], [0.3, nan, nan, nan]])
+    tokens = torch.randn(2, 12, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: segment_beats(t, peaks, 0.0, WIDTH, 5)[0], tokens)
+    segment_beats(tokens, peaks, 0.0, WIDTH, 5)[0].pow(2).sum().backward()
+    g = tokens.grad.abs().sum(-1)
+    assert (g[0, 1:10] > 0).all() and not g[0, 11:].any() and not g[1].any()    # tokens under the two beats, nobody else's
+
+
+def test_half_precision_tokens_stay_so():
+    peaks, start, tokens = some_patients()
+    z = segment_beats(tokens.bfloat16(), peaks.double(), start, WIDTH, 13)[0]
+    assert z.dtype == torch.bfloat16
+    torch.testing.assert_close(z.float(), segment_beats(tokens, peaks, start, WIDTH, 13)[0], atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("tokens, peaks", [(torch.ones(2, 50, 4), torch.ones(3, 2)), (torch.ones(50, 4), torch.ones(50, 2)),
+                                           (torch.ones(2, 3, 12, 50, 4), torch.ones(2, 2))])
+def test_unequal_batches_are_refused(tokens, peaks):
+    with pytest.raises(PtaclError, match="expected"): segment_beats(tokens, peaks, 0.0, WIDTH, 13)
+
+
+@given(peaks=st.lists(st.lists(st.floats(0, 10), max_size=5), max_size=6))
+def test_lists_as_one_array_and_back(peaks):
+    padded = pad_r_peaks(peaks)
+    assert padded.shape == (len(peaks), max(map(len, peaks), default=0)) and padded.dtype == torch.float32
+    for row, p in zip(padded, peaks): np.testing.assert_array_equal(row[~row.isnan()], np.float32(p))
+
+
+# --- detection -------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def real():
+    file = get_testdata_file("waveform_ecg.dcm", download=False)
+    if file is None: pytest.skip("this pydicom ships no waveform_ecg.dcm")
+    return read_ecg(file)
+
+
+def near(found, truth, tolerance):
+    assert len(found) == len(truth) and np.abs(found - truth).max() <= tolerance, f"{found} for {truth}"
+
+
+def test_real_r_peaks_within_8_ms_of_the_annotation(real):
+    assert len(real.r_peaks) == 10                         # the median beat's fiducial is none of them
+    near(detect_r_peaks(real.signal, real.fs), real.r_peaks, 0.008)
+
+
+@pytest.mark.parametrize("change", [lambda x: 3 * x, lambda x: x + 2, lambda x: x + np.sin(np.arange(x.shape[-1]) / 900),
+                                    lambda x: x + np.random.default_rng(0).normal(0, 0.02, x.shape)],
+                         ids=["gain", "offset", "wander", "noise"])
+def test_real_r_peaks_whatever_the_recorder_adds(real, change):
+    near(detect_r_peaks(change(real.signal), real.fs), real.r_peaks, 0.012)
+
+
+def test_real_r_peaks_in_chosen_leads(real):
+    for lead in ("I", "V5"):
+        peaks = detect_r_peaks(real.signal, real.fs, lead)
+        near(peaks, real.r_peaks, 0.012)
+        np.testing.assert_array_equal(peaks, detect_r_peaks(real.signal[LEADS.index(lead)], real.fs))
+
+
+@pytest.mark.parametrize("spoilt", ["zero", "constant", "nan", "one nan", "inf"])
+def test_another_lead_takes_over_where_ii_is_no_use(real, spoilt):
+    ecg = real.signal.copy()
+    if spoilt == "one nan": ecg[1, 5000] = nan
+    else: ecg[1] = {"zero": 0, "constant": 1.5, "nan": nan, "inf": np.inf}[spoilt]
+    assert len(detect_r_peaks(ecg, real.fs, "II")) == 0    # a lead that was asked for is not replaced
+    near(detect_r_peaks(ecg, real.fs), real.r_peaks, 0.05)
+    ecg[:6] = ecg[1:2]                                     # all limb leads lost
+    near(detect_r_peaks(ecg, real.fs), real.r_peaks, 0.05)
+
+
+@pytest.mark.parametrize("ecg", [np.zeros((12, 5000)), np.full((12, 5000), nan), np.ones((12, 3)), np.zeros((12, 0)), np.zeros(0)],
+                         ids=["flat", "nan", "three samples", "empty", "empty lead"])
+def test_no_heartbeat_no_peaks(ecg): assert len(detect_r_peaks(ecg, 500)) == 0
+
+
+@pytest.mark.parametrize("ecg, lead", [(np.zeros((8, 5000)), None), (np.zeros((1, 12, 5000)), None), (np.zeros((12, 5000)), "V9")])
+def test_what_is_no_record_is_refused(ecg, lead):
+    with pytest.raises(PtaclError): detect_r_peaks(ecg, 500, lead)
+
+
+def test_cohort_with_an_empty_record(real):
+    ecg = np.stack([real.signal, np.zeros_like(real.signal), real.signal])
+    padded = r_peaks_of(ecg, real.fs)
+    assert padded.shape == (3, 10) and padded[1].isnan().all()
+    near(padded[2].numpy(), real.r_peaks, 0.008)
+
+
+@pytest.mark.parametrize("name, rate", [("A0001", (90, 110)), ("A0002", (70, 85)), ("A0003", (120, 170)), ("A0004", (80, 140)),
+                                        ("A0005", (110, 130))])
+def test_real_wfdb_records_have_plausible_peaks(shared_real, name, rate):
+    file = shared_real / "ecg_wfdb" / f"{name}.hea"
+    if not file.exists(): pytest.skip("no real WFDB records in ../shared/real")
+    ecg = read_ecg(file)
+    peaks = detect_r_peaks(ecg.signal, ecg.fs)
+    intervals, seconds = np.diff(peaks), ecg.signal.shape[1] / ecg.fs
+    assert (intervals > 0.25).all() and (intervals < 1.5).all() and rate[0] < 60 / np.median(intervals) < rate[1]
+    assert peaks[0] < 1.5 and peaks[-1] > seconds - 1.5
+    others = [detect_r_peaks(ecg.signal, ecg.fs, lead) for lead in ("I", "V2", "V5")]
+    assert all(abs(len(p) - len(peaks)) <= 2 for p in others)
+    at = (peaks * ecg.fs).round().astype(int)
+    slope = np.abs(np.diff(ecg.signal[1])); window = np.arange(-30, 30)
+    steep = [slope[np.clip(i + window, 0, len(slope) - 1)].max() for i in at]
+    assert np.median(steep) > np.quantile(slope, 0.97)     # they stand on QRS complexes
