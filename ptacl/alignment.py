@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['cosine_maps', 'alignment_map', 'chance_scores', 'patient_scores', 'alignment_scores', 'plot_maps', 'lag_profile']
 
-# %% ../nbs/70_alignment.ipynb #79d57b43
+# %% ../nbs/70_alignment.ipynb #207e3387
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from .errors import PtaclError
+from .losses import cosine
 from .retrieval import bootstrap_weights
 
-# %% ../nbs/70_alignment.ipynb #bafc7c8e
+# %% ../nbs/70_alignment.ipynb #a7b9e0ec
 def cosine_maps(
     z_ecg: Tensor,               # (B, T, D) segments
     z_cmr: Tensor,               # (B, T, D) frames
@@ -24,7 +24,7 @@ def cosine_maps(
     "Cosine of every ECG segment with every CMR frame of the same patient; NaN where not valid."
     if z_ecg.ndim != 3 or z_ecg.shape != z_cmr.shape:
         raise PtaclError(f"local embeddings must both be (B, T, D), got {tuple(z_ecg.shape)} and {tuple(z_cmr.shape)}")
-    maps = F.normalize(z_ecg.float(), dim=-1) @ F.normalize(z_cmr.float(), dim=-1).mT
+    maps = cosine(z_ecg, z_cmr)
     return maps if valid is None else maps.masked_fill(~valid.bool()[:, None, None], float("nan"))
 
 @torch.no_grad()

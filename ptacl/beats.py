@@ -15,18 +15,19 @@ from tqdm import tqdm
 from .errors import PtaclError
 from .presets import LEADS
 
-# %% ../nbs/21_beats.ipynb #3e41bb48
+# %% ../nbs/21_beats.ipynb #26ee2604
 def _peaks(signal: np.ndarray, fs: float) -> np.ndarray: # (N,) -> seconds (n,)
     "R-peaks of one lead; none where the detector finds nothing to work on."
-    if not np.isfinite(signal).all() or np.ptp(signal) < 1e-6: return np.empty(0)
+    if len(signal) < 0.5 * fs or not np.isfinite(signal).all() or np.ptp(signal) < 1e-6: return np.empty(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the detector warns about every short or odd record; an empty answer says the same
         try: found = nk.ecg_peaks(nk.ecg_clean(signal, sampling_rate=int(fs)), sampling_rate=int(fs))[1]["ECG_R_Peaks"]
-        except (ValueError, IndexError, ZeroDivisionError): return np.empty(0)
+        except (ValueError, TypeError, IndexError, ZeroDivisionError): return np.empty(0)
     return np.asarray(found, float) / fs
 
 def _spikiness(ecg: np.ndarray) -> np.ndarray: # (12, N) -> (12,)
     "Kurtosis of each lead's slope; −1 where the lead is not finite."
+    if np.shape(ecg)[-1] < 2: return np.full(len(ecg), -1.)
     slope = np.diff(np.asarray(ecg, float), axis=-1)
     slope = slope - slope.mean(-1, keepdims=True)
     k = (slope**4).mean(-1) / np.maximum((slope**2).mean(-1) ** 2, 1e-30)
@@ -80,7 +81,7 @@ def beat_weights(
     beats = whole.sum(1)
     return W.sum(1) / beats.clamp(min=1)[:, None, None], beats
 
-# %% ../nbs/21_beats.ipynb #31d4b173
+# %% ../nbs/21_beats.ipynb #0df54607
 def segment_beats(
     tokens: Tensor,            # (B, n, D) over time, or (B, leads, n, D), which is averaged over leads
     r_peaks: Tensor,           # (B, R) seconds from the start of the record, NaN-padded
@@ -95,5 +96,7 @@ def segment_beats(
         f"tokens {tuple(tokens.shape)} and R-peaks {tuple(r_peaks.shape)} are not of one batch: expected (B, n, D) and (B, R)")
     r_peaks = r_peaks.to(tokens.device, torch.float32)
     start = torch.as_tensor(token_start, dtype=torch.float32, device=tokens.device).expand(len(tokens))
-    W, beats = beat_weights(r_peaks, start, token_width, tokens.shape[1], T)
-    return W.to(tokens.dtype) @ tokens, beats > 0
+    with torch.autocast(tokens.device.type, enabled=False):  # weights of three digits would blur the moments
+        W, beats = beat_weights(r_peaks, start, token_width, tokens.shape[1], T)
+        exact = torch.promote_types(tokens.dtype, torch.float32)
+        return W.to(exact) @ tokens.to(exact), beats > 0

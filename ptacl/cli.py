@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['app', 'fail', 'main', 'simulate', 'key_numbers', 'named', 'run']
 
-# %% ../nbs/91_cli.ipynb #eacd13bb
+# %% ../nbs/91_cli.ipynb #636cb39a
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 import typer
 from .errors import PtaclError
 
-# %% ../nbs/91_cli.ipynb #80325557
+# %% ../nbs/91_cli.ipynb #ab521108
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Joint representations of ECG and cardiac MRI. For research, not for clinical use.")
 
@@ -27,6 +28,8 @@ def _version(wanted: bool):
 @app.callback()
 def main(v: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False):
     "Joint representations of ECG and cardiac MRI. For research, not for clinical use."
+    for stream in (sys.stdout, sys.stderr):  # a Windows console may lack σ
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
 
 # %% ../nbs/91_cli.ipynb #804c3bf2
 @app.command()
@@ -43,13 +46,17 @@ def simulate(
     except PtaclError as e: fail(e)
     typer.echo(f"{n} virtual patients in {out}")
 
-# %% ../nbs/91_cli.ipynb #d8823088
+# %% ../nbs/91_cli.ipynb #e3e76f39
 def key_numbers(result: dict) -> list: # lines
     "The numbers of a result that are worth a line on the screen."
+    from ptacl.alignment import chance_scores
+    from ptacl.presets import get_preset
     lines = [f"  {model:8s}" + "  ".join(f"{k} {scores[k]:.3f}" for k in ("exact", "within_one", "phase_error"))
              for model, scores in result.get("alignment", {}).items()]
-    if lines: lines.insert(0, "alignment of ECG segments with CMR frames, held-out patients (chance: within_one 0.22):")
-    if "seconds" in result: lines.append(f"  {sum(result['seconds'].values()):.0f} s in all")
+    if lines:
+        chance = chance_scores(get_preset(result["preset"]).T)["within_one"]
+        lines.insert(0, f"alignment of ECG segments with CMR frames, held-out patients (chance: within_one {chance:.2f}):")
+    if "seconds" in result: lines.append(f"  {sum(result['seconds'].values()):.0f} s in all stages")
     return lines
 
 def named(args: list) -> dict: # ["-p", "n_train", "64", …] -> {"n_train": "64", …}

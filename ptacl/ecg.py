@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['LEAD_GROUPS', 'SCOPES', 'wavelet_bands', 'denoise', 'quality', 'ecg_stats', 'normalize', 'preprocess', 'plot_ecg']
 
-# %% ../nbs/20_ecg.ipynb #17eab615
+# %% ../nbs/20_ecg.ipynb #c18addab
 import warnings
 from fractions import Fraction
 import numpy as np
 import pandas as pd
 import pywt
 import matplotlib.pyplot as plt
+from scipy.ndimage import maximum_filter1d, minimum_filter1d
 from scipy.signal import resample_poly
 from .errors import PtaclError
 from .presets import LEADS
@@ -59,7 +60,7 @@ def _clipped(
     steep = np.abs(np.diff(ecg)) > jump
     return ((plateau[..., 1:] & steep[..., :-run + 1]) | (plateau[..., :-1] & steep[..., run - 1:])).any(-1)
 
-# %% ../nbs/20_ecg.ipynb #45608d1f
+# %% ../nbs/20_ecg.ipynb #e4f2bf21
 def quality(
     ecg: np.ndarray,       # (..., 12, N) mV
     fs: float = 500,       # sampling rate, Hz
@@ -69,11 +70,12 @@ def quality(
     "What is wrong with which lead: good, clipped, flat, non-finite or missing."
     ecg = np.asarray(ecg, dtype=np.float32); ecg = ecg.reshape(-1, *ecg.shape[-2:])
     finite = np.isfinite(ecg); x = np.where(finite, ecg, 0)
-    window = min(int(2 * fs), x.shape[-1]); windows = x[..., :x.shape[-1] // window * window].reshape(*x.shape[:2], -1, window)
+    window = min(int(2 * fs), x.shape[-1]); inside = slice(window // 2, x.shape[-1] - (window - 1) // 2)
+    moves = (maximum_filter1d(x, window) - minimum_filter1d(x, window))[..., inside]  # in every window of two seconds
     run = max(3, round(0.01 * fs))
     level = np.zeros(x.shape[:2], int)
     level[_clipped(x, run, jump) | _clipped(-x, run, jump)] = 1
-    level[(np.ptp(windows, -1) < flat).any(-1)] = 2
+    level[(moves < flat).any(-1)] = 2
     level[~finite.all(-1)] = 3
     level[(x == 0).all(-1)] = 4
     words = np.array(["good", "clipped", "flat", "non-finite", "missing"])

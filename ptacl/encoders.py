@@ -84,7 +84,7 @@ def take_tokens(x: Tensor, keep: Tensor) -> Tensor: # (B, N, D), (B, K) -> (B, K
     "The tokens of each patient that `keep` names."
     return x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
 
-# %% ../nbs/30_encoders.ipynb #51715fb8
+# %% ../nbs/30_encoders.ipynb #a9627ab4
 class ECGEncoder(TokenEncoder):
     "12-lead ECG → tokens of 100 ms of one lead. Its input has mean 0 and SD 1 by its own z-score."
     def __init__(self, preset: Preset):
@@ -100,9 +100,9 @@ class ECGEncoder(TokenEncoder):
 
     def over_time(self, tokens: Tensor) -> Tensor: # (B, 12·n, D) -> (B, n, D)
         "Mean over leads: one vector for each 100 ms."
-        return rearrange(tokens, "b (l n) d -> b l n d", l=len(LEADS)).mean(1)
+        return rearrange(tokens, "b (l n) d -> b l n d", l=len(LEADS)).float().mean(1)
 
-# %% ../nbs/30_encoders.ipynb #dfdd26bd
+# %% ../nbs/30_encoders.ipynb #e6a17654
 class CMREncoder(TokenEncoder):
     "Short-axis cine → tokens of two frames and one image patch."
     mean, sd = 0.3, 0.2  # grey levels of a min-maxed crop, rounded
@@ -120,4 +120,4 @@ class CMREncoder(TokenEncoder):
 
     def over_time(self, tokens: Tensor) -> Tensor: # (B, T·s, D) -> (B, T, D)
         "Mean over places: one vector for each moment of the heartbeat."
-        return rearrange(tokens, "b (t s) d -> b t s d", t=self.preset.T).mean(2)
+        return rearrange(tokens, "b (t s) d -> b t s d", t=self.preset.T).float().mean(2)

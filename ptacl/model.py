@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['centre_view', 'projection', 'deviations', 'PTACL', 'joint_loss', 'start_joint', 'save_pretrained', 'from_pretrained']
 
-# %% ../nbs/41_ptacl.ipynb #64495174
+# %% ../nbs/41_ptacl.ipynb #6aa3f8c4
 import json
-import os
-import shutil
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from safetensors import SafetensorError
@@ -99,7 +98,7 @@ def start_joint(preset: Preset, ecg: ECGEncoder | None = None, cmr: CMREncoder |
         mine.freeze(preset.frozen_layers if freeze and given is not None else 0)
     return model
 
-# %% ../nbs/41_ptacl.ipynb #7d0d395f
+# %% ../nbs/41_ptacl.ipynb #11f259d7
 def _kind(model) -> str:
     if isinstance(model, PTACL): return "PTACL"
     return {ECGEncoder: "MAE-ECG", CMREncoder: "MAE-CMR"}[type(model.encoder)]
@@ -109,14 +108,22 @@ def _build(kind: str, preset: Preset):
     return MAE({"MAE-ECG": ECGEncoder, "MAE-CMR": CMREncoder}[kind](preset))
 
 def save_pretrained(model: PTACL | MAE, folder) -> Path:
-    "Write weights and preset into `folder`, replacing what is there at once."
-    folder = Path(folder); new = folder.with_name(f".{folder.name}.{os.getpid()}")
-    new.mkdir(parents=True)
-    preset = model.preset if isinstance(model, PTACL) else model.encoder.preset
-    save_model(model, str(new / "model.safetensors"))
-    (new / "config.json").write_text(json.dumps({"kind": _kind(model), "preset": asdict(preset)}, indent=1), encoding="utf-8")
-    if folder.exists(): shutil.rmtree(folder)
-    return new.rename(folder)
+    "Write weights and preset into `folder`, replacing a model that is there. Raises `PtaclError` where there is something else."
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and {f.name for f in folder.iterdir()} <= {"config.json", "model.safetensors"}):
+        raise PtaclError(f"{folder.name} holds something else than a model and is left as it is: give another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as tmp:
+        new, old = Path(tmp) / "new", Path(tmp) / "old"
+        new.mkdir()
+        preset = model.preset if isinstance(model, PTACL) else model.encoder.preset
+        save_model(model, str(new / "model.safetensors"))
+        (new / "config.json").write_text(json.dumps({"kind": _kind(model), "preset": asdict(preset)}, indent=1), encoding="utf-8")
+        if folder.exists(): folder.rename(old)
+        try: return new.rename(folder)
+        except OSError:
+            if old.exists(): old.rename(folder)
+            raise
 
 # %% ../nbs/41_ptacl.ipynb #838f0cf3
 def from_pretrained(folder, device="cpu") -> PTACL | MAE:

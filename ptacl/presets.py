@@ -17,7 +17,7 @@ PHENOTYPES = {  # name -> unit, in the order of UK Biobank fields 24100 to 24109
     "LVEDV": "ml", "LVESV": "ml", "LVSV": "ml", "LVEF": "%", "LVCO": "l/min",
     "LVM": "g", "RVEDV": "ml", "RVESV": "ml", "RVSV": "ml", "RVEF": "%"}
 
-# %% ../nbs/00_presets.ipynb #3a8a459c
+# %% ../nbs/00_presets.ipynb #b930243d
 @dataclass(frozen=True)
 class Preset:
     "All sizes and settings of one experiment; `dataclasses.replace` makes variants."
@@ -52,7 +52,7 @@ class Preset:
     beta: float = 1.0           # weight of the local loss
     local: str = "contrastive"  # or "cosine", the CosSim++ ablation
     centred: bool = False       # local embeddings as deviations from their mean over the beat
-    augment: float = 1.0        # strength of all augmentations
+    augment: float = 1.0        # strength of all augmentations but flip and time sampling
     # training
     batch_size: int = 256
     lr_mae: float = 1e-3
@@ -90,9 +90,14 @@ def token_width(self: Preset) -> float:
     "Seconds of one ECG token."
     return self.ecg_patch / self.fs
 
-# %% ../nbs/00_presets.ipynb #e1d6f7f6
+# %% ../nbs/00_presets.ipynb #60c13552
 def preset_rules(p): # a preset
     "Pairs (holds, what to do when it does not)."
+    sizes = ("ecg_crop ecg_patch ecg_layers frames size cmr_layers width heads mlp_ratio decoder_width decoder_layers decoder_heads "
+             "proj_dim batch_size lr_mae lr_joint clip pos_std")
+    for name in sizes.split(): yield getattr(p, name) > 0, f"{name} must be > 0, got {getattr(p, name)}"
+    yield p.fs == 500, f"fs is 500 Hz, to which every record is resampled, got {p.fs}"
+    yield len(p.cmr_patch) == 3 and min(p.cmr_patch) > 0, f"cmr_patch is (frames, rows, columns), all > 0, got {p.cmr_patch}"
     t, h, w = p.cmr_patch
     yield p.ecg_crop % p.ecg_patch == 0, f"ecg_crop {p.ecg_crop} is no multiple of ecg_patch {p.ecg_patch}"
     yield p.frames % t == 0 and p.size % h == 0 and h == w, f"cmr_patch {p.cmr_patch} does not tile {p.frames}×{p.size}×{p.size}"
@@ -101,9 +106,11 @@ def preset_rules(p): # a preset
     yield 0 < p.ecg_mask < 1 and 0 < p.cmr_mask < 1, "mask ratios lie between 0 and 1"
     yield p.augment >= 0, f"augment must be ≥ 0, got {p.augment}"
     yield p.sigma >= 0, f"sigma must be ≥ 0, got {p.sigma}"
+    yield p.beta >= 0, f"beta must be ≥ 0, got {p.beta}"
+    yield 0 <= p.warmup <= 1, f"warmup is a share of the steps, 0 … 1, got {p.warmup}"
     yield min(p.tau_global, p.tau_local) > 0, "temperatures must be > 0"
     yield p.local in ("contrastive", "cosine"), f"local is 'contrastive' or 'cosine', got {p.local!r}"
-    yield p.frozen_layers <= min(p.ecg_layers, p.cmr_layers), "frozen_layers exceeds the layers of an encoder"
+    yield 0 <= p.frozen_layers <= min(p.ecg_layers, p.cmr_layers), "frozen_layers must lie between 0 and the layers of either encoder"
 
 # %% ../nbs/00_presets.ipynb #8438bc84
 paper_regression = Preset("paper_regression", sigma=0.1, tau_global=0.1, tau_local=1.0)
