@@ -23,7 +23,7 @@ test: export MKL_NUM_THREADS := 1
 test: $(READY)    ## modules, notebooks and everything around them
 	$(BIN)/ruff check --quiet --output-format concise .
 	$(BIN)/nbdev_test --n_workers $(WORKERS) --timing
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lab: $(READY)    ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs
