@@ -117,12 +117,13 @@ def make_optimizer(model: nn.Module, preset: Preset, lr: float) -> torch.optim.A
     groups = [{"params": [p for n, p in free if decays(n, p) == d], "weight_decay": preset.weight_decay * d} for d in (True, False)]
     return torch.optim.AdamW(groups, lr=lr, betas=preset.betas)
 
-# %% ../nbs/50_training.ipynb #4c615409
+# %% ../nbs/50_training.ipynb #5a54843a
 def precision(
     device: str | None = None, # "cuda" or "cpu"; None: where Accelerate will train
 ) -> str:                      # for Accelerator(mixed_precision=…)
     "bf16 where that device computes in it, otherwise full precision."
-    if (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda": return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda": return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     units = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if units.get("avx512_bf16") or units.get("amx_bf16") else "no"
 
@@ -230,7 +231,7 @@ def report(row: dict, epochs: int, name: str, accelerator: Accelerator):
         if not math.isfinite(row[what]): raise PtaclError(
             f"{name}: the {what} is {row[what]} in epoch {row['epoch']}. Lower the learning rate or look for outliers in the data")
 
-# %% ../nbs/50_training.ipynb #f55b87cc
+# %% ../nbs/50_training.ipynb #d509bf07
 @torch.no_grad()
 def infer(
     f,                # batch -> tensor, or tuple of tensors, one row per patient
@@ -242,7 +243,8 @@ def infer(
     device, outs = next(model.parameters()).device, []
     model.eval()
     for batch in tqdm(data.batches(size), "encode", mininterval=1, delay=5):
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision(device.type) == "bf16"): out = f({k: v.to(device) for k, v in batch.items()})
+        batch = {k: v.to(device) for k, v in batch.items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision(device.type) == "bf16"): out = f(batch)
         outs.append(out if isinstance(out, tuple) else (out,))
     whole = tuple(torch.cat(parts).float().cpu() for parts in zip(*outs))
     return whole if len(whole) > 1 else whole[0]

@@ -276,7 +276,8 @@ def checks(validation, **parameters):
 @pytest.mark.parametrize("parameters, says", [
     (dict(preset="huge"), "unknown preset 'huge': choose from"), (dict(n_train=2), "n_train"), (dict(n_test=1), "n_test"),
     (dict(n_train=-5), "n_train"),
-    (dict(sigma=-1.0), "sigma must be ≥ 0"), (dict(temperatures=[1]), "two numbers, .global, local."), (dict(temperatures=[]), "two numbers, .global, local."),
+    (dict(sigma=-1.0), "sigma must be ≥ 0"), (dict(temperatures=[1]), "two numbers, .global, local."),
+    (dict(temperatures=[]), "two numbers, .global, local."),
     (dict(temperatures=[0.1, 0.1, 0.1]), "two numbers, .global, local."), (dict(temperatures=[0.1, 0]), "temperatures must be > 0"),
     (dict(epochs=0), "epochs"),
     (dict(beta=-1.0), "beta must be ≥ 0"), (dict(temperatures=["a", 1]), "two numbers, .global, local.")], ids=str)
