@@ -26,7 +26,7 @@ test: $(READY)    ## modules, notebooks and everything around them
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lab: $(READY)    ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)
 
 docs: $(READY)    ## the site, in _docs/index.html
 	$(BIN)/python docs/build.py

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from .errors import PtaclError
 from .presets import LEADS
 
-# %% ../nbs/21_beats.ipynb #26ee2604
+# %% ../nbs/21_beats.ipynb #f3dc49f7
 def _peaks(signal: np.ndarray, fs: float) -> np.ndarray: # (N,) -> seconds (n,)
     "R-peaks of one lead; none where the detector finds nothing to work on."
     if len(signal) < 0.5 * fs or not np.isfinite(signal).all() or np.ptp(signal) < 1e-6: return np.empty(0)
@@ -28,7 +28,8 @@ def _peaks(signal: np.ndarray, fs: float) -> np.ndarray: # (N,) -> seconds (n,)
 def _spikiness(ecg: np.ndarray) -> np.ndarray: # (12, N) -> (12,)
     "Kurtosis of each lead's slope; −1 where the lead is not finite."
     if np.shape(ecg)[-1] < 2: return np.full(len(ecg), -1.)
-    slope = np.diff(np.asarray(ecg, float), axis=-1)
+    ecg = np.asarray(ecg, float)
+    slope = np.diff(np.where(np.isfinite(ecg), ecg, np.nan), axis=-1)
     slope = slope - slope.mean(-1, keepdims=True)
     k = (slope**4).mean(-1) / np.maximum((slope**2).mean(-1) ** 2, 1e-30)
     return np.where(np.isfinite(k), k, -1)
