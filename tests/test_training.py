@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import ptacl.training
+from ptacl.augment import CMRAugment
 from ptacl.encoders import CMREncoder, ECGEncoder
 from ptacl.errors import PtaclError
 from ptacl.mae import MAE
@@ -110,6 +111,28 @@ def test_every_patient_is_seen_once_an_epoch_in_new_order(pairs):
     run(start(), pairs, 2, step=spy)
     epochs = [seen[0] + seen[1], seen[2] + seen[3]]
     assert all(len(set(e)) == len(e) == 8 and set(e) < set(range(10)) for e in epochs) and epochs[0] != epochs[1]   # the short batch is dropped
+
+
+def spied(kind, pairs, monkeypatch):
+    "View and target that a step of an autoencoder hands to it."
+    seen = []
+    monkeypatch.setattr(MAE, "forward", lambda self, x, target=None: seen.append((x, target)) or {"loss": x.mean()})
+    mae = start(kind); mae.encoder.preset = replace(tiny, augment=1.0)
+    torch.manual_seed(8); KINDS[kind][1](mae, pairs.__getitems__([0, 1, 2]))
+    return seen[0]
+
+
+def test_the_ecg_autoencoder_is_asked_for_the_recorded_window(pairs, monkeypatch):
+    view, target = spied("ecg", pairs, monkeypatch)
+    windows = pairs.ecg[:3].unfold(-1, tiny.ecg_crop, 1)                            # every window there is
+    assert all((w == t[:, None]).all(-1).all(0).sum() == 1 for w, t in zip(windows, target)), "one window, as recorded"
+    assert (view != target).any() and torch.corrcoef(torch.stack([view.flatten(), target.flatten()]))[0, 1] > 0.5
+
+
+def test_the_cmr_autoencoder_is_asked_for_the_moved_film_without_noise(pairs, monkeypatch):
+    view, target = spied("cmr", pairs, monkeypatch)
+    torch.manual_seed(8); moved = CMRAugment(replace(tiny, augment=1.0)).move(pairs.cine[:3])
+    assert torch.equal(target, moved) and (view != target).any()
 
 
 # --- awkward data ----------------------------------------------------------------------------------------------------------
