@@ -98,10 +98,15 @@ def start_joint(preset: Preset, ecg: ECGEncoder | None = None, cmr: CMREncoder |
         mine.freeze(preset.frozen_layers if freeze and given is not None else 0)
     return model
 
-# %% ../nbs/41_ptacl.ipynb #11f259d7
+# %% ../nbs/41_ptacl.ipynb #4259ec10
 def _kind(model) -> str:
     if isinstance(model, PTACL): return "PTACL"
     return {ECGEncoder: "MAE-ECG", CMREncoder: "MAE-CMR"}[type(model.encoder)]
+
+def _config(model) -> dict:
+    "What rebuilds the model: its own `config` where it has one."
+    if hasattr(model, "config"): return model.config
+    return {"kind": _kind(model), "preset": asdict(model.preset if isinstance(model, PTACL) else model.encoder.preset)}
 
 def _build(kind: str, preset: Preset):
     if kind == "PTACL": return PTACL(preset)
@@ -116,9 +121,8 @@ def save_pretrained(model: PTACL | MAE, folder) -> Path:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as tmp:
         new, old = Path(tmp) / "new", Path(tmp) / "old"
         new.mkdir()
-        preset = model.preset if isinstance(model, PTACL) else model.encoder.preset
         save_model(model, str(new / "model.safetensors"))
-        (new / "config.json").write_text(json.dumps({"kind": _kind(model), "preset": asdict(preset)}, indent=1), encoding="utf-8")
+        (new / "config.json").write_text(json.dumps(_config(model), indent=1), encoding="utf-8")
         if folder.exists(): folder.rename(old)
         try: return new.rename(folder)
         except OSError:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_TABLE1', 'gaussian_random_precision', 'as_numbers', 'query_results', 'retrieval_table', 'phenotype_retrieval',
-           'random_retrieval', 'bootstrap_weights', 'weight_blocks', 'retrieval_interval']
+           'random_retrieval', 'bootstrap_weights', 'weight_blocks', 'retrieval_draws', 'retrieval_interval']
 
 # %% ../nbs/60_retrieval.ipynb #86282403
 import numpy as np
@@ -146,7 +146,7 @@ def _weighted_median(x, W): # x (n,) with NaN, W (b, n)
     x, half = x[order], total[:, -1:] / 2
     return (x[(total >= half).argmax(1)] + x[(total > half).argmax(1)]) / 2
 
-# %% ../nbs/60_retrieval.ipynb #9ab42ece
+# %% ../nbs/60_retrieval.ipynb #b57123c8
 def _draws(results, W): # results of single queries, W (b, n)
     "Every cell of the table under each row of weights: dict (phenotype, column) -> (b,)."
     x = results.to_numpy()
@@ -155,6 +155,15 @@ def _draws(results, W): # results of single queries, W (b, n)
     cells = {(p, "MnR" if m == "rank" else m): means[:, i] for i, (p, m) in enumerate(results.columns)}
     ranks = results.xs("rank", axis=1, level=1)
     return cells | {(p, "MdR"): _weighted_median(ranks[p].to_numpy(), W) for p in ranks}
+
+def retrieval_draws(
+    results: pd.DataFrame, # from `query_results`
+    n_boot: int = 1000,    # draws of the patients
+    seed: int = 0,         # of the draws: with the same seed, two models are seen on the same draws
+) -> dict:                 # (phenotype, column) -> (n_boot,)
+    "Every cell of `retrieval_table` on every draw."
+    blocks = [_draws(results, W) for W in weight_blocks(len(results), n_boot, seed)]
+    return {c: np.concatenate([b[c] for b in blocks]) for c in blocks[0]}
 
 def retrieval_interval(
     results: pd.DataFrame,              # from `query_results`
@@ -166,9 +175,8 @@ def retrieval_interval(
     "Bootstrap percentile interval over patients for every cell of `retrieval_table`, or for the difference of two."
     if minus is not None and not (results.index.equals(minus.index) and results.columns.equals(minus.columns)):
         raise PtaclError("a paired difference needs both models on the same patients, phenotypes and ks")
-    both = (results,) if minus is None else (results, minus)
-    blocks = [[_draws(r, W) for r in both] for W in weight_blocks(len(results), n_boot, seed)]
-    cells = {c: np.concatenate([b[0][c] - (b[1][c] if minus is not None else 0) for b in blocks]) for c in blocks[0][0]}
+    cells = retrieval_draws(results, n_boot, seed)
+    if minus is not None: cells = {c: x - other for (c, x), other in zip(cells.items(), retrieval_draws(minus, n_boot, seed).values())}
     table = retrieval_table(results)
     at = lambda x, q: np.nanquantile(x, q) if np.isfinite(x).any() else np.nan
     return pd.DataFrame({f"{m}_{end}": [at(cells[p, m], q) for p in table.index]

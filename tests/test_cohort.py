@@ -1,230 +1,370 @@
-"""The cohort: there and back, broken patients, and no id anywhere."""
-import importlib.util
-import os
+"""The store: there and back, through URLs and processes, and what it refuses."""
+import json
+import multiprocessing
+import pickle
+import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ptacl.cohort import COVARIATES, FIELDS, Cohort, cardiology_xml, pseudonyms, ukb_column, write_cohort
+from ptacl import cohort as module
+from ptacl.cohort import MV, SCOPES, SHARD, SHARES, SPLITS, Cohort, Stream, assign_splits, factors, lead_stats, shard_parts, to_counts
+from ptacl.ecg import normalize
 from ptacl.errors import PtaclError
-from ptacl.presets import PHENOTYPES
-from ptacl.readers import read_ecg
-from ptacl.virtual import SPACING, simulate
+from ptacl.presets import LEADS, PHENOTYPES
 
-SAMPLES = Path(__file__).parents[1] / "data_samples"
-IDS = [str(10**6 + 7 * k) for k in range(1, 5)]  # look like participants
-STYLES = {"showcase": "{f}-{i}.0", "R": "f.{f}.{i}.0", "platform": "p{f}_i{i}"}
+N, F = 70, 4  # more than a shard
+
+
+def make(path, n=N, start=0, rng=7, frames=F, parts=None):
+    "A cohort of noise, and what went into it."
+    rng = np.random.default_rng(rng)
+    ecg = rng.integers(-2000, 2000, (n, 12, 5000), dtype=np.int16) + np.arange(12, dtype=np.int16)[:, None] * 100
+    cine = rng.integers(0, 256, (n, frames, 84, 84), dtype=np.uint8)
+    rows = [{"id": f"sim-{start + k:05d}", "participant": f"sim-{start + k:05d}", "sex": "FM"[k % 2], "phenotypes": rng.normal(100, 9, 10),
+             "covariates": rng.normal(60, 9, 4), "r_peaks": np.sort(rng.uniform(0, 10, 3 + k % 9)), "quality": "good",
+             "provenance": json.dumps({"ecg": {"format": "noise"}})} for k in range(n)]
+    cohort = Cohort.create(path, frames)
+    cohort.extend((ecg[p], cine[p], rows[p]) for p in parts or shard_parts(0, n))
+    return cohort, ecg, cine, rows
 
 
 @pytest.fixture(scope="module")
-def virtual():
-    return simulate(4, seed=5, frames=6, size=48)
+def made(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("cohort") / "noise")
 
 
 @pytest.fixture
-def real(virtual, tmp_path):
-    "The same patients under ids that look real; the table's index is put back afterwards."
-    names = virtual.phenotypes.index
-    virtual.phenotypes.index = virtual.covariates.index = IDS
-    write_cohort(virtual, tmp_path / "cohort")
-    virtual.phenotypes.index = virtual.covariates.index = names
-    return tmp_path / "cohort"
+def copy(made, tmp_path):
+    "A cohort that a test may damage."
+    return Path(shutil.copytree(made[0].path, tmp_path / "copy"))
 
 
-def edit_table(folder, edit):
-    table = pd.read_csv(folder / "phenotypes.csv", dtype=str)
-    edit(table).to_csv(folder / "phenotypes.csv", index=False)
+def files(folder): return {f.relative_to(folder): f.read_bytes() for f in sorted(Path(folder).rglob("*")) if f.is_file()}
 
 
 # there and back
 
-def test_round_trip(virtual, tmp_path):
-    cohort = write_cohort(virtual, tmp_path / "cohort")
-    patients, quarantined = cohort.load()
-    assert [p.id for p in patients] == list(virtual.phenotypes.index) == list(cohort.covariates.index) and not len(quarantined)
-    for k, p in enumerate(patients):
-        assert np.abs(p.ecg.signal - virtual.ecg[k].numpy()).max() <= 2.501e-3  # half a count of 5 µV
-        np.testing.assert_array_equal(p.cine.frames[:, 0], virtual.cine[k].numpy())
-        assert p.cine.spacing == (10, SPACING, SPACING) and p.cine.labels is None
-        rate = 60 / (p.cine.meta["frame_interval_s"] * len(p.cine.frames))
-        assert rate == pytest.approx(1000 * p.phenotypes.LVCO / p.phenotypes.LVSV, rel=1e-4)
-    np.testing.assert_allclose(cohort.phenotypes, virtual.phenotypes[list(PHENOTYPES)], rtol=1e-5)
-    assert list(cohort.covariates.sex) == list(virtual.covariates.sex)
-    numbers = list(COVARIATES)[1:]
-    np.testing.assert_allclose(cohort.covariates[numbers].astype(float), virtual.covariates[numbers], rtol=1e-5)
+def test_everything_comes_back(made):
+    _, ecg, cine, rows = made
+    cohort = Cohort.open(made[0].path)
+    got = cohort.batch(None, normalize=None)
+    np.testing.assert_array_equal(got["cine"], cine)
+    np.testing.assert_allclose(got["ecg"], ecg * np.float32(MV), rtol=1e-6)
+    np.testing.assert_array_equal(cohort.phenotypes, [r["phenotypes"] for r in rows])
+    np.testing.assert_array_equal(cohort.covariates.drop(columns="sex"), [r["covariates"] for r in rows])
+    assert list(cohort.covariates.sex) == [r["sex"] for r in rows] and list(cohort.phenotypes) == list(PHENOTYPES)
+    for r, peaks in zip(rows, cohort.r_peaks): np.testing.assert_allclose(peaks[np.isfinite(peaks)], r["r_peaks"], rtol=1e-6)
+    assert list(cohort.table.beats) == [len(r["r_peaks"]) for r in rows]
+    assert len(cohort.verify()) == 0 and len(cohort) == N
 
 
-def test_same_bytes_twice(virtual, tmp_path):
-    for name in "ab": write_cohort(virtual, tmp_path / name)
-    files = [f.relative_to(tmp_path / "a") for f in sorted((tmp_path / "a").rglob("*")) if f.is_file()]
-    assert all((tmp_path / "a" / f).read_bytes()[4:8] == bytes(4) for f in files if f.suffix == ".gz")  # no time stamp
-    assert len(files) == 9 and all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
+def test_other_software_can_read_it(made):
+    "By Zarr alone: names, units and shapes are in the store."
+    group = zarr.open_group(made[0].path, mode="r")
+    np.testing.assert_array_equal(group["cine"][66], made[2][66])
+    np.testing.assert_array_equal(group["ecg"][3], made[1][3])
+    about = group["ecg"].attrs
+    assert (about["units"], about["scale"], about["fs"], tuple(about["leads"])) == ("mV", MV, 500, LEADS)
+    table = group[f"table/{group.attrs['generation']}"]
+    assert dict(zip(table["phenotypes"].attrs["columns"], table["phenotypes"].attrs["units"])) == PHENOTYPES
+    assert list(table["id"][:2]) == ["sim-00000", "sim-00001"]
 
 
-def test_the_median_beat_is_a_real_trap(virtual, tmp_path):
-    content = cardiology_xml(virtual.ecg[0].numpy(), virtual.r_peaks[0].numpy())
-    assert content.index(b"MedianSamples") < content.index(b"StripData") and content.count(b"<WaveformData") == 24
-    (tmp_path / "x.xml").write_bytes(content.replace(b"StripData", b"MedianData"))
-    with pytest.raises(PtaclError, match="no StripData"): read_ecg(tmp_path / "x.xml")
+def test_parts_do_not_matter(made, tmp_path):
+    odd = make(tmp_path / "odd", parts=[slice(0, 5), slice(5, 40), slice(40, N)])[0]
+    assert files(odd.path) == files(made[0].path)
 
 
-def test_beat_times_are_late_as_in_real_files(virtual):
-    content = cardiology_xml(virtual.ecg[0].numpy(), virtual.r_peaks[0].numpy()).decode()
-    times = np.array([int(t.split("<")[0]) for t in content.split('<Time units="ms">')[1:]])
-    late = times - 1000 * virtual.r_peaks[0].numpy()[:len(times)]
-    assert len(times) > 5 and (times % 5 == 0).all() and 10 < late.min() and late.max() < 20
+def test_grown_is_like_written_at_once(tmp_path):
+    once = make(tmp_path / "once", 9)[0]
+    grown, ecg, cine, rows = make(tmp_path / "grown", 9, parts=[slice(0, 4)])
+    Cohort.open(grown.path, write=True).extend([(ecg[4:], cine[4:], rows[4:])])
+    a, b = Cohort.open(once.path), Cohort.open(grown.path)
+    pd.testing.assert_frame_equal(a.table, b.table)
+    assert all(torch.equal(a[:][k].nan_to_num(), b[:][k].nan_to_num()) for k in a[:]) and len(b.verify()) == 0
 
 
-def test_overwrite(virtual, tmp_path):
-    write_cohort(virtual, tmp_path)
-    (tmp_path / "README.md").write_text("mine")
-    with pytest.raises(PtaclError, match="holds a cohort already"): write_cohort(virtual, tmp_path)
-    one = simulate(1, seed=6, frames=6, size=48)
-    assert len(write_cohort(one, tmp_path, overwrite=True)) == 1
-    assert len(list((tmp_path / "cmr").iterdir())) == len(list((tmp_path / "ecg").iterdir())) == 1
-    assert (tmp_path / "README.md").exists() and not list(tmp_path.glob(".writing*"))
+@pytest.mark.parametrize("scope", SCOPES)
+def test_normalised_as_the_ecg_chapter_does(made, scope):
+    cohort, ecg, _, _ = made
+    expected = ecg * np.float32(MV) if scope is None else normalize(ecg * np.float32(MV), scope)
+    np.testing.assert_allclose(cohort.batch(None, scope)["ecg"], expected, atol=2e-4)
 
 
-def test_killed_while_writing_leaves_no_cohort(virtual, tmp_path, monkeypatch):
-    def fail(*args): raise KeyboardInterrupt
-    monkeypatch.setattr("ptacl.cohort.phenotype_table", fail)
-    with pytest.raises(KeyboardInterrupt): write_cohort(virtual, tmp_path / "cohort")
-    assert not list((tmp_path / "cohort").iterdir())
-    with pytest.raises(PtaclError, match="there is no phenotypes.csv"): Cohort.open(tmp_path / "cohort")
+def test_a_lead_without_variance_becomes_zero():
+    counts = np.full((1, 12, 5000), 300, np.int16)
+    a, b = factors(*lead_stats(counts).values(), "lead")
+    np.testing.assert_allclose(a[..., None] * counts + b[..., None], normalize(counts * MV, "lead"), atol=1e-4)
 
 
-def test_only_whole_patients_are_written(tmp_path):
-    with pytest.raises(PtaclError, match="simulate them with both"): write_cohort(simulate(1, seed=1, cine=False), tmp_path)
+@given(st.lists(st.floats(-40, 40, width=32), min_size=12, max_size=12))
+def test_counts_are_within_half_a_microvolt_or_refused(values):
+    signal = np.repeat(np.array(values, np.float32)[:, None], 3, 1)
+    if np.abs(np.rint(signal / MV)).max() >= 2**15:
+        with pytest.raises(PtaclError, match="±32 mV"): to_counts(signal)
+    else: assert np.abs(to_counts(signal) * MV - signal).max() <= 0.503 * MV
 
 
-# the sample cohort
+# reading
 
-def test_data_samples_are_what_was_simulated():
-    if not (SAMPLES / "phenotypes.csv").exists(): pytest.skip("no data_samples: run python data_samples/make.py")
-    spec = importlib.util.spec_from_file_location("make", SAMPLES / "make.py")
-    make = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make)
-    cohort, start = Cohort.open(SAMPLES), 5
-    assert len(cohort) == make.N == 12
-    virtual = simulate(2, seed=make.SEED, frames=make.FRAMES, size=make.SIZE, start=start)
-    for k in range(2):
-        p = cohort[start + k]
-        assert p.id == virtual.phenotypes.index[k] and p.cine.frames.shape == (make.FRAMES, 1, make.SIZE, make.SIZE)
-        assert np.abs(p.ecg.signal - virtual.ecg[k].numpy()).max() <= 2.51e-3
-        off = np.abs(p.cine.frames[:, 0] - virtual.cine[k].numpy())
-        assert off.max() <= 1 and off.mean() < 1e-3  # another processor may round differently
-        np.testing.assert_allclose(p.phenotypes, virtual.phenotypes.iloc[k], rtol=1e-4)
+@pytest.mark.parametrize("indices", [slice(None), slice(60, 68), slice(None, None, -7), [3], [69, 0, 3, 3], [-1, -N],
+                                     np.array([63, 64]), []], ids=str)
+def test_batches(made, indices):
+    batch = made[0][indices]
+    rows = np.arange(N)[np.array(indices, int) if isinstance(indices, list) else indices]
+    assert batch["index"].tolist() == rows.tolist()
+    np.testing.assert_array_equal(batch["cine"], made[2][rows])
+    assert batch["ecg"].shape == (len(rows), 12, 5000) and batch["r_peaks"].shape == (len(rows), 40)
 
 
-def test_data_samples_are_small_and_nobody():
-    if not (SAMPLES / "phenotypes.csv").exists(): pytest.skip("no data_samples: run python data_samples/make.py")
-    assert sum(f.stat().st_size for f in SAMPLES.rglob("*") if f.is_file()) < 10e6
-    assert all(i.startswith("sim-") for i in Cohort.open(SAMPLES).phenotypes.index)
+def test_by_mask(made):
+    table = made[0].table
+    assert made[0][(table.beats > 10).to_numpy()]["index"].tolist() == np.flatnonzero(table.beats > 10).tolist()
 
 
-# the table
-
-@pytest.mark.parametrize("style", STYLES)
-def test_column_styles(real, style):
-    before = Cohort.open(real)
-    if style != "showcase":
-        name = lambda c: STYLES[style].format(**dict(zip("fi", ukb_column(c)))) if ukb_column(c) else "eid"
-        edit_table(real, lambda t: t.rename(columns=name).rename(columns={"p31_i0": "p31"}))
-    after = Cohort.open(real)
-    pd.testing.assert_frame_equal(after.phenotypes, before.phenotypes)
-    pd.testing.assert_frame_equal(after.covariates, before.covariates)
+@pytest.mark.parametrize("index", [N, -N - 1, [0, N]])
+def test_out_of_range(made, index):
+    with pytest.raises(IndexError): made[0][index]
 
 
-def test_the_older_set_is_never_mixed_in(real):
-    older = {f"{22420 + k}-2.0": "1" for k in range(8)}
-    before = Cohort.open(real).phenotypes
-    edit_table(real, lambda t: t.assign(**older, **{"24110-2.0": "1", "24100-3.0": "1"}))
-    pd.testing.assert_frame_equal(Cohort.open(real).phenotypes, before)
-    edit_table(real, lambda t: t.drop(columns=["24103-2.0", "24105-2.0"]))
-    with pytest.raises(PtaclError, match=r"lacks LVEF \(24103-2.0\), LVM \(24105-2.0\)"): Cohort.open(real)
+def test_one_patient(made):
+    cohort, ecg, cine, rows = made
+    p = cohort[-1]
+    assert p.id == rows[-1]["id"] and p.ecg.fs == 500 and p.ecg.meta == {"format": "noise"}
+    np.testing.assert_array_equal(p.cine.frames[:, 0], cine[-1])
+    np.testing.assert_allclose(p.ecg.signal, ecg[-1] * MV, atol=1e-5)
+    np.testing.assert_allclose(p.ecg.r_peaks, rows[-1]["r_peaks"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("edit, why", [
-    (lambda t: t.rename(columns={"eid": "name"}), "no column eid"),
-    (lambda t: pd.concat([t, t[:1]]), "row 6 has an id that occurred before"),
-    (lambda t: t.assign(eid=["/etc/x", *t.eid[1:]]), "row 2 has no id"),
-    (lambda t: t.assign(eid=["..", *t.eid[1:]]), "row 2 has no id"),
-    (lambda t: t.assign(eid=[None, *t.eid[1:]]), "row 2 has no id"),
-    (lambda t: t.assign(**{"24100-2.0": IDS}).assign(**{"24101-2.0": "high"}), "no number"),
-    (lambda t: t.assign(**{"p24100_i2": "1"}), "more than one column"),
-])
-def test_table_refused_without_id(real, edit, why):
-    edit_table(real, edit)
-    with pytest.raises(PtaclError, match=why) as e: Cohort.open(real)
-    assert not any(i in str(e.value) for i in IDS) and str(real) not in str(e.value)
+def test_load_is_batch(made):
+    cohort = made[0]
+    everything, batch = cohort.load(workers=3), cohort.batch(None)
+    for k in ("ecg", "r_peaks", "cine"): torch.testing.assert_close(everything[k], batch[k], rtol=0, atol=0, equal_nan=True)
+    half = cohort.load([66, 2], dtype=torch.float16)
+    assert half["ecg"].dtype == torch.float16 and torch.equal(half["cine"], batch["cine"][[66, 2]])
+    torch.testing.assert_close(half["ecg"].float(), batch["ecg"][[66, 2]], rtol=1e-3, atol=1e-3)
 
 
-def test_empty_cells_stay_empty(real):
-    edit_table(real, lambda t: t.assign(**{"24103-2.0": [None, *t["24103-2.0"][1:]], "31-0.0": None}).drop(columns="4080-2.0"))
-    cohort = Cohort.open(real)
-    assert np.isnan(cohort.phenotypes.LVEF.iloc[0]) and cohort.phenotypes.LVEF.notna().sum() == 3
-    assert cohort.covariates.sex.isna().all() and cohort.covariates.sbp.isna().all()
-    assert len(cohort.load()[0]) == 4
+def test_load_reads_straight_into_its_place(made, monkeypatch):
+    "No second copy: the buffers that are filled are the tensors that come back."
+    filled = []
+    real = Cohort.read_into
+    def read_into(self, rows, ecg, cine, normalize):
+        filled.append((ecg.ctypes.data, cine.ctypes.data)); real(self, rows, ecg, cine, normalize)
+    monkeypatch.setattr(Cohort, "read_into", read_into)
+    out = made[0].load(workers=1)
+    assert filled == [(out["ecg"][i].data_ptr(), out["cine"][i].data_ptr()) for i in (0, SHARD)]
 
 
-def test_fields():
-    assert [FIELDS[n] for n in PHENOTYPES] == [(24100 + k, 2) for k in range(10)]
-    assert [ukb_column(c) for c in ("24100", "24100-2", "f.24100", "24100-2.0.1", "P24100", "")] == [None] * 6
+def test_records_of_zeros_are_records(tmp_path):
+    cohort = Cohort.create(tmp_path / "zeros", 2)
+    cohort.extend([(np.zeros((3, 12, 5000), np.int16), np.ones((3, 2, 84, 84), np.uint8), [{"id": f"sim-{k}"} for k in range(3)])])
+    b = cohort.batch(None, None)
+    assert not b["ecg"].any() and b["cine"].all() and np.isnan(cohort.phenotypes).all(None) and cohort.covariates.sex.isna().all()
 
 
-# quarantine and privacy
+# elsewhere
 
-def test_broken_patients_cost_nobody_else(real):
-    (real / "ecg" / f"{IDS[0]}_20205_2_0.xml").unlink()
-    (real / "ecg" / f"{IDS[1]}_20205_2_0.xml").write_bytes(b"")
-    cine = real / "cmr" / IDS[2] / "sa.nii.gz"
-    cine.write_bytes(cine.read_bytes()[:2000])
-    cohort = Cohort.open(real)
-    patients, quarantined = cohort.load()
-    assert [p.id for p in patients] == ["p-00004"] and list(quarantined.index) == ["p-00001", "p-00002", "p-00003"]
-    for reason, why in zip(quarantined.reason, ("ECG: no such file", "ECG: the file is empty", "cine: cannot be read")):
-        assert reason.startswith(why)
-    assert [p.id for p in cohort.load([3])[0]] == ["p-00004"]
-    with pytest.raises(PtaclError, match="p-00002: ECG: the file is empty"): cohort[1]
-    with pytest.raises(IndexError): cohort[4]
+class Server(SimpleHTTPRequestHandler):
+    "A web server that can send parts of a file, as those that hold data do."
+    def log_message(self, *args): pass
 
-
-def test_no_id_in_anything_that_is_said(real):
-    label = real / "cmr" / IDS[3] / "label_sa.nii.gz"
-    label.write_bytes((real / "cmr" / IDS[3] / "sa.nii.gz").read_bytes())  # no labels: grey values
-    (real / "ecg" / f"{IDS[0]}_20205_2_0.xml").write_bytes(b"<x>")
-    cohort = Cohort.open(real)
-    patients, quarantined = cohort.load()
-    p = patients[0]
-    said = [repr(x) for x in (cohort, patients, p.ecg, p.cine, p.ecg.meta, p.cine.meta, p.phenotypes, p.covariates)]
-    said += [x.to_csv() for x in (cohort.phenotypes, cohort.covariates, quarantined)]
-    assert len(quarantined) == 2 and "labels other than" in quarantined.reason.iloc[1]
-    assert not [i for i in IDS for text in said if i in text]
+    def do_GET(self):
+        file = Path(self.translate_path(self.path))
+        if not file.is_file(): return self.send_error(404)
+        raw = file.read_bytes()
+        first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        start, stop = (int(first), int(last or len(raw) - 1) + 1) if first else (len(raw) - int(last), len(raw))
+        self.send_response(206 if "Range" in self.headers else 200)
+        self.send_header("Content-Length", str(len(raw[start:stop])))
+        self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(raw)}")
+        self.end_headers()
+        self.wfile.write(raw[start:stop])
+        self.server.sent.append(len(raw[start:stop]))
 
 
-def test_ids_of_another_form_are_hidden_too(real):
-    (real / "ecg" / f"{IDS[0]}_20205_2_0.xml").rename(real / "ecg" / "smith-john_20205_2_0.xml")
-    edit_table(real, lambda t: t.assign(eid=["smith-john", *t.eid[1:]]))
-    quarantined = Cohort.open(real).load([0])[1]
-    assert "smith" not in quarantined.to_csv() and list(quarantined.index) == ["p-00001"]
+@pytest.fixture
+def web(made):
+    "The cohort behind a web server on this machine."
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory=str(made[0].path.parent)))
+    server.sent, server.url = [], f"http://127.0.0.1:{server.server_port}/{made[0].path.name}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown(); server.server_close()
 
 
-def test_labels_are_read(virtual, real):
-    folder = real / "cmr" / IDS[0]
-    image = nib.load(folder / "sa.nii.gz")
-    nib.save(nib.Nifti1Image((np.asanyarray(image.dataobj) % 4).astype(np.uint8), image.affine), folder / "seg_sa.nii.gz")
-    p = Cohort.open(real)[0]
-    np.testing.assert_array_equal(p.cine.labels, p.cine.frames % 4)
+def test_through_http(made, web):
+    remote = Cohort.open(web.url)
+    pd.testing.assert_frame_equal(remote.table, made[0].table)
+    web.sent.clear()
+    a, b = remote[[69, 0, 5]], made[0][[69, 0, 5]]
+    assert all(torch.equal(a[k].nan_to_num(), b[k].nan_to_num()) for k in a)
+    assert sum(web.sent) < 3 * (F * 84 * 84 + 12 * 5000 * 2) + 6 * 1100  # these patients and an index for each read, no more
+    with pytest.raises(PtaclError, match="nothing: no such cohort"): Cohort.open(web.url.replace("noise", "nothing"))
 
 
-def test_reading_is_lazy(real):
-    for f in real.rglob("*"):
-        if f.suffix in (".xml", ".gz"): os.truncate(f, 0)
-    assert len(Cohort.open(real)) == 4
+def test_from_several_processes(made):
+    cohort, _, cine, _ = made
+    rows = np.random.default_rng(0).integers(0, N, (8, 9))
+    with multiprocessing.get_context("fork").Pool(3) as pool: got = pool.map(cohort.batch, rows)
+    for r, batch in zip(rows, got): np.testing.assert_array_equal(batch["cine"], cine[r])
 
 
-def test_pseudonyms_are_unique():
-    assert pseudonyms(["sim-00002", IDS[0], "sim-" + IDS[0], "x"]) == ["sim-00002", "p-00002", "p-00003", "p-00004"]
+def test_pickled_it_is_a_path(made):
+    assert len(pickle.dumps(made[0])) < 1000
+    assert torch.equal(pickle.loads(pickle.dumps(made[0]))[[2]]["cine"], made[0][[2]]["cine"])
+
+
+def test_stream_is_pairs(made):
+    stream = Stream(made[0], [68, 4, 9, 1, 33])
+    assert [b["index"].tolist() for b in stream.batches(2)] == [[0, 1], [2, 3], [4]]
+    batches = list(stream.batches(2, train=True, seed=3, workers=2))
+    assert len(batches) == 2 and [b["index"].tolist() for b in batches] == [b["index"].tolist() for b in stream.batches(2, train=True, seed=3)]
+    for b in batches: np.testing.assert_array_equal(b["cine"], made[2][np.array([68, 4, 9, 1, 33])[b["index"]]])
+    assert stream[1]["ecg"].shape == (12, 5000)
+
+
+# damage
+
+def spots(folder):
+    "Every data file of the store, and a byte in the middle of what is in use."
+    for f, raw in files(folder).items():
+        if f.name != "zarr.json" and len(raw): yield f, raw
+
+
+def sound(path) -> bool:
+    "Whether a store opens and verifies."
+    try: return not len(Cohort.open(path).verify())
+    except PtaclError: return False
+
+
+def test_verify_finds_a_flipped_byte_in_any_file(copy):
+    rng, missed, tried = np.random.default_rng(0), [], 0
+    for f, raw in spots(copy):
+        bad = bytearray(raw); bad[rng.integers(len(raw))] ^= 1 << int(rng.integers(8))
+        (copy / f).write_bytes(bad); tried += 1
+        if sound(copy): missed.append(str(f))
+        (copy / f).write_bytes(raw)
+    assert not missed and tried == 4 + 10 and sound(copy)
+
+
+def test_a_damaged_record_is_never_given(copy):
+    shard = copy / "cine/c/1/0/0/0"; raw = bytearray(shard.read_bytes())
+    raw[3 * (F * 84 * 84 + 4) + 17] ^= 8; shard.write_bytes(raw)
+    cohort = Cohort.open(copy)
+    for read in (lambda: cohort[67], lambda: cohort.load(), lambda: cohort[[1, 67]], lambda: Stream(cohort)[67]):
+        with pytest.raises(PtaclError, match="sim-00067: cine is damaged"): read()
+    assert cohort[66].id == "sim-00066"
+    found = cohort.verify()
+    assert found["where"].tolist() == ["cine"] and found.patient.tolist() == ["sim-00067"]
+
+
+@pytest.mark.parametrize("harm, why", [
+    (lambda c: (c / "ecg/c/0/0/0").unlink(), "ecg cannot be read"), (lambda c: (c / "ecg/c/0/0/0").write_bytes(b""), "ecg cannot be read|damaged"),
+    (lambda c: (c / "ecg/c/0/0/0").write_bytes((c / "ecg/c/0/0/0").read_bytes()[:-5]), "ecg is damaged")], ids=["gone", "empty", "short"])
+def test_missing_and_short_shards(copy, harm, why):
+    harm(copy)
+    with pytest.raises(PtaclError, match=f"sim-00002: {why}") as e: Cohort.open(copy)[2]
+    assert str(copy.parent) not in str(e.value)
+
+
+def test_attributes_cannot_be_changed_unseen(copy):
+    about = copy / "zarr.json"; about.write_text(about.read_text().replace('"kit": "', '"kit": "9'))
+    assert Cohort.open(copy).verify()["where"].tolist() == ["attributes"]
+    scale = copy / "ecg/zarr.json"; scale.write_text(scale.read_text().replace("0.001", "0.002"))
+    assert len(Cohort.open(copy).verify())
+
+
+def attribute(old, new):
+    "A change to the attributes of a store."
+    return lambda c: (c / "zarr.json").write_text((c / "zarr.json").read_text().replace(old, new))
+
+
+@pytest.mark.parametrize("harm, why", [
+    (lambda c: (c / "zarr.json").write_text("{"), "zarr.json is damaged"), (lambda c: (c / "zarr.json").unlink(), "Raw files become one"),
+    (lambda c: shutil.rmtree(c / "table"), "its arrays cannot be read"), (lambda c: shutil.rmtree(c / "cine"), "its arrays cannot be read"),
+    (attribute('"format": 1', '"format": 2'), "has format 2, this kit reads up to 1: update"), (lambda c: shutil.rmtree(c), "no such cohort"),
+    (attribute('"patients": 70', '"patients": 0'), "without patients"), (attribute("ptacl cohort", "weather"), "no cohort of this kit")])
+def test_what_is_no_cohort(copy, harm, why):
+    harm(copy)
+    with pytest.raises(PtaclError, match=why) as e: Cohort.open(copy)
+    assert str(copy.parent) not in str(e.value)
+
+
+# writing
+
+def test_never_overwrites_what_is_no_cohort(made, copy, tmp_path):
+    (tmp_path / "mine").mkdir(); (tmp_path / "mine" / "thesis.tex").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(PtaclError): Cohort.create(tmp_path / "mine", overwrite=overwrite)
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+    with pytest.raises(PtaclError, match="copy exists already"): Cohort.create(copy)
+    Cohort.create(copy, overwrite=True)
+    with pytest.raises(PtaclError, match="without patients"): Cohort.open(copy)
+
+
+@pytest.mark.parametrize("ecg, cine, rows, why", [
+    (np.zeros((1, 12, 4999), np.int16), np.zeros((1, F, 84, 84), np.uint8), [{"id": "a"}], "ecg of shape"),
+    (np.zeros((1, 12, 5000)), np.zeros((1, F, 84, 84), np.uint8), [{"id": "a"}], "float64"),
+    (np.zeros((1, 12, 5000), np.int16), np.zeros((1, F + 1, 84, 84), np.uint8), [{"id": "a"}], "cine of shape"),
+    (np.zeros((2, 12, 5000), np.int16), np.zeros((2, F, 84, 84), np.uint8), [{"id": "a"}, {"id": "a"}], "a is in the cohort already"),
+    (np.zeros((1, 12, 5000), np.int16), np.zeros((1, F, 84, 84), np.uint8), [{"id": "a", "phenotypes": [1]}], "a: phenotypes of shape")])
+def test_wrong_parts_leave_the_cohort_as_it_was(copy, ecg, cine, rows, why):
+    cohort = Cohort.open(copy, write=True)
+    with pytest.raises(PtaclError, match=why): cohort.extend([(ecg, cine, rows)])
+    again = Cohort.open(copy)
+    assert len(again) == N and len(again.verify()) == 0
+    pd.testing.assert_frame_equal(again.table, cohort.table)
+
+
+def test_replacing_one(copy, made):
+    cohort = Cohort.open(copy, write=True); cohort.set_splits()
+    split, other = cohort.table.split, np.roll(made[1][5], 3, -1)
+    cohort = Cohort.open(copy, write=True)
+    cohort.replace(5, other, made[2][6], made[3][5] | {"quality": "flat: V1"}); cohort.extend([])
+    again = Cohort.open(copy)
+    np.testing.assert_array_equal(again.batch([5, 6], None)["ecg"], np.stack([other, made[1][6]]) * np.float32(MV))
+    assert again.table.quality.tolist() == ["good"] * 5 + ["flat: V1"] + ["good"] * 64 and again.table.split.equals(split)
+    assert len(again.verify()) == 0
+
+
+# splits
+
+people = st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["F", "M", None]), st.floats(40, 85) | st.just(np.nan)), min_size=1, max_size=80)
+
+@given(people, st.integers(0, 99))
+def test_nobody_lies_in_two_splits_and_nobody_moves(rows, seed):
+    frame = pd.DataFrame(rows, columns=["participant", "sex", "age"]).assign(participant=lambda t: t.participant.map("p{}".format), split="")
+    first = frame[: len(frame) // 2 + 1].assign(split=lambda t: assign_splits(t, seed=seed))
+    whole = pd.concat([first, frame[len(frame) // 2 + 1:]], ignore_index=True)
+    whole["split"] = assign_splits(whole, seed=seed)
+    assert whole.groupby("participant").split.nunique().max() == 1 and set(whole.split) <= set(SPLITS)
+    assert whole.split[: len(first)].tolist() == first.split.tolist()
+    alone = assign_splits(frame, seed=seed)
+    counts = pd.Series(alone).groupby(frame.participant).first().value_counts()
+    for s, share in SHARES.items(): assert abs(counts.get(s, 0) - share * frame.participant.nunique()) <= 2
+
+
+def test_order_of_rows_does_not_matter():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"participant": [f"p{k}" for k in range(300)], "sex": rng.choice(["F", "M"], 300), "split": ""})
+    frame["age"] = rng.uniform(45, 80, 300)
+    mixed = frame.sample(frac=1, random_state=1)
+    a, b = dict(zip(frame.participant, assign_splits(frame))), dict(zip(mixed.participant, assign_splits(mixed)))
+    assert a == b != dict(zip(frame.participant, assign_splits(frame, seed=1)))
+    for sex, part in frame.assign(split=assign_splits(frame)).groupby("sex"):
+        shares = part.split.value_counts(normalize=True)
+        assert all(abs(shares[s] - SHARES[s]) < 0.03 for s in SPLITS)
+
+
+def test_constants(): assert module.FORMAT == 1 and [p.stop - p.start for p in shard_parts(60, 200)] == [4, 64, 64, 8]

@@ -1,23 +1,24 @@
-"""Readers on real files, on properties and on broken input."""
-import random
+"""Readers on real files, on every trap of their formats, on properties and on broken input."""
+import io
 import shutil
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-import wfdb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 
+from makers import (ID, SAX, acdc, dicom_ecg, enhanced, image, moving, muse, nifti, packed, record, saved, scan, strip, ukb_zip,
+                    voltages)
 from ptacl.errors import PtaclError
 from ptacl.presets import LEADS
-from ptacl.readers import EINTHOVEN, lead_name, make_ecg, mask_ids, parse_samples, read_cine, read_ecg, twelve_leads
+from ptacl.readers import lead_name, make_ecg, mask_ids, parse_samples, read_cine, read_ecg, twelve_leads
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
-ID = str(10**6 + 234_567)  # looks like a participant
 need_wfdb = pytest.mark.skipif(not (REAL / "ecg_wfdb").exists(), reason="no real WFDB records in ../shared/real")
 need_cmr = pytest.mark.skipif(not (REAL / "cmr_sax").exists(), reason="no real CMR stack in ../shared/real")
 
@@ -27,25 +28,6 @@ def dicom():
     file = get_testdata_file("waveform_ecg.dcm", download=False)
     if file is None: pytest.skip("this pydicom ships no waveform_ecg.dcm")
     return Path(file)
-
-
-def voltages(n=600, seed=0):
-    rng = np.random.default_rng(seed)
-    limb = EINTHOVEN @ rng.normal(size=(2, n)).cumsum(1) * 0.02
-    return np.concatenate([limb, rng.normal(size=(6, n)).cumsum(1) * 0.02])
-
-
-def strip(signal, leads=LEADS, inside=None, resolution='<Resolution units="uVperLsb">5</Resolution>', count=None, text=None):
-    text = text or (lambda x: "\t\t" + ",\r\n\t\t".join(map(str, np.rint(x / .005).astype(int))))
-    waves = "".join(f'<WaveformData lead="{lead}">{text(x)}</WaveformData>' for lead, x in zip(leads, signal))
-    head = ('<SampleRate units="Hz">500</SampleRate>'
-            f"<ChannelSampleCountTotal>{count or signal.shape[1]}</ChannelSampleCountTotal>{resolution}")
-    body = f"<StripData>{head}{waves}</StripData>"
-    if inside: body = f"<{inside}>{body}</{inside}>"
-    trap = f'<WaveformData lead="I">{",".join(["999"] * 600)}</WaveformData>'
-    return (f'<?xml version="1.0" encoding="ISO-8859-1" ?><CardiologyXML><Note>\xe4rztlich</Note>'
-            f"<RestingECGMeasurements><MedianSamples>{head}{trap}</MedianSamples></RestingECGMeasurements>"
-            f"<FullDisclosure>{head}{trap}</FullDisclosure>{body}</CardiologyXML>").encode("iso-8859-1")
 
 
 def written(tmp_path, content, name=f"{ID}_20205_2_0.xml"):
@@ -173,14 +155,6 @@ def test_refused_with_reason_and_without_id(tmp_path, change, why):
     assert ID not in str(e.value) and str(tmp_path) not in str(e.value) and e.value.__suppress_context__
 
 
-def test_entity_bomb(tmp_path):
-    entities = "".join(f'<!ENTITY x{k} "{f"&x{k - 1};" * 10 if k else "ha"}">' for k in range(12))
-    bomb = f'<?xml version="1.0"?><!DOCTYPE b [{entities}]><CardiologyXML>&x11;</CardiologyXML>'.encode()
-    with pytest.raises(PtaclError, match="EntitiesForbidden"): read_ecg(written(tmp_path, bomb))
-    outside = b'<?xml version="1.0"?><!DOCTYPE b [<!ENTITY x SYSTEM "file:///etc/passwd">]><CardiologyXML>&x;</CardiologyXML>'
-    with pytest.raises(PtaclError, match="Forbidden"): read_ecg(written(tmp_path, outside))
-
-
 # DICOM and its traps
 
 @pytest.fixture
@@ -239,7 +213,8 @@ def in_pressure(ds):
     (each_channel(ChannelSensitivity="12500"), "unit or gain"),
     (in_pressure, "unknown unit"),
     (lambda ds: setattr(ds.WaveformSequence[0], "WaveformOriginality", "DERIVED"), "no original waveform"),
-    (lambda ds: setattr(ds.WaveformSequence[0], "NumberOfWaveformSamples", 2_000_000_000), "ValueError"),
+    (lambda ds: setattr(ds.WaveformSequence[0], "NumberOfWaveformSamples", 2_000_000_000), "lasts 33333 min"),
+    (lambda ds: setattr(ds.WaveformSequence[0], "NumberOfWaveformSamples", 200_000), "ValueError"),
     (lambda ds: delattr(ds, "WaveformSequence"), "no waveform in it"),
 ])
 def test_dicom_refused(changed, edit, why):
@@ -252,12 +227,6 @@ def test_dicom_cut_short(dicom, tmp_path):
 
 
 # WFDB and its traps
-
-def record(folder, names, signal, units="mV", name="rec"):
-    wfdb.wrsamp(name, fs=500, units=[units] * len(names), sig_name=list(names), p_signal=np.asarray(signal).T,
-                fmt=["16"] * len(names), write_dir=str(folder))
-    return folder / f"{name}.hea"
-
 
 def test_wfdb_orders_cases_and_units(tmp_path):
     x = voltages()
@@ -290,7 +259,7 @@ def test_wfdb_broken(tmp_path):
 
 # NIfTI and its traps
 
-def nifti(tmp_path, data, zooms, units=("mm", "sec"), name="sa.nii.gz"):
+def nifti_file(tmp_path, data, zooms, units=("mm", "sec"), name="sa.nii.gz"):
     image = nib.Nifti1Image(data, np.eye(4))
     image.header.set_xyzt_units(*units)
     image.header.set_zooms(zooms)
@@ -302,7 +271,7 @@ def nifti(tmp_path, data, zooms, units=("mm", "sec"), name="sa.nii.gz"):
 @given(st.tuples(*[st.integers(1, 6)] * 4), st.integers(0, 9))
 def test_axes(tmp_path_factory, shape, seed):
     data = np.random.default_rng(seed).integers(0, 255, shape, dtype=np.uint8)
-    cine = read_cine(nifti(tmp_path_factory.mktemp("axes"), data, (1.5, 1.25, 8, 0.03)))
+    cine = read_cine(nifti_file(tmp_path_factory.mktemp("axes"), data, (1.5, 1.25, 8, 0.03)))
     x, y, z, t = (seed % n for n in shape)
     assert cine.frames.shape == shape[::-1] and cine.frames[t, z, y, x] == data[x, y, z, t]
     assert cine.spacing == (8, 1.25, 1.5)
@@ -311,9 +280,9 @@ def test_axes(tmp_path_factory, shape, seed):
 
 def test_units_and_scale(tmp_path):
     data = np.full((4, 4, 1, 20), 7, np.int16)
-    cine = read_cine(nifti(tmp_path, data, (0.0018, 0.0018, 0.01, 40), ("meter", "msec")))
+    cine = read_cine(nifti_file(tmp_path, data, (0.0018, 0.0018, 0.01, 40), ("meter", "msec")))
     assert cine.spacing == pytest.approx((10, 1.8, 1.8)) and cine.meta["frame_interval_s"] == pytest.approx(0.04)
-    cine = read_cine(nifti(tmp_path, data, (1.8, 1.8, 10, 1), ("unknown", "unknown")))
+    cine = read_cine(nifti_file(tmp_path, data, (1.8, 1.8, 10, 1), ("unknown", "unknown")))
     assert cine.meta["frame_interval_s"] is None  # 20 s are no heartbeat
     image = nib.Nifti1Image(data, np.diag([2, 2, 10, 1]))
     image.header.set_slope_inter(2, 5)
@@ -330,12 +299,12 @@ def test_units_and_scale(tmp_path):
     (np.zeros((4, 4, 2, 2), np.complex64), (1, 1, 10, 1), "no real numbers"),
 ])
 def test_nifti_refused(tmp_path, data, zooms, why):
-    with pytest.raises(PtaclError, match=why): read_cine(nifti(tmp_path, data, zooms, name=f"{ID}.nii.gz"))
+    with pytest.raises(PtaclError, match=why): read_cine(nifti_file(tmp_path, data, zooms, name=f"{ID}.nii.gz"))
 
 
 def test_nifti_claims_and_cuts(tmp_path):
     data = np.random.default_rng(0).integers(0, 255, (40, 40, 2, 9), dtype=np.uint8)
-    file = nifti(tmp_path, data, (1, 1, 8, 0.1), name="x.nii")
+    file = nifti_file(tmp_path, data, (1, 1, 8, 0.1), name="x.nii")
     whole = bytearray(file.read_bytes())
     file.write_bytes(whole[:5000])
     with pytest.raises(PtaclError, match="cut short"): read_cine(file)
@@ -343,6 +312,404 @@ def test_nifti_claims_and_cuts(tmp_path):
     file.write_bytes(whole)
     with pytest.raises(PtaclError, match="claims"): read_cine(file)
     with pytest.raises(PtaclError, match="no format of a cine"): read_cine(written(tmp_path, b"x", "cine.avi"))
+
+
+# real images that packages ship
+
+def test_images_that_are_no_cine():
+    for name in ("MR_small.dcm", "CT_small.dcm", "JPEG2000.dcm", "SC_rgb_rle_2frame.dcm", "liver_1frame.dcm", "rtdose.dcm", "image_dfl.dcm",
+                 "MR_truncated.dcm", "reportsi.dcm", "no_meta.dcm", "693_J2KI.dcm"):
+        file = get_testdata_file(name, download=False)
+        with pytest.raises(PtaclError): read_cine(file)
+
+
+@pytest.mark.parametrize("name", ["MR_small.dcm", "MR_small_RLE.dcm", "MR_small_implicit.dcm", "MR_small_expb.dcm", "MR_small_bigendian.dcm",
+                                  "MR_small_padded.dcm"])
+def test_real_image_in_every_transfer_syntax(name, tmp_path):
+    source = pydicom.dcmread(get_testdata_file(name, download=False))
+    for f in range(4):  # a cine of which each frame is the same picture
+        source.TriggerTime, source.InstanceNumber, source.SOPInstanceUID = 50 * f, f + 1, f"1.2.{f}"
+        source.save_as(tmp_path / f"{f}.dcm")
+    cine = read_cine(tmp_path)
+    expected = pydicom.dcmread(get_testdata_file("MR_small.dcm", download=False)).pixel_array
+    np.testing.assert_array_equal(cine.frames, np.broadcast_to(expected, (4, 1, 64, 64)))
+
+
+def test_nifti_that_nibabel_ships():
+    cine = read_cine(Path(nib.__file__).parent / "tests" / "data" / "example4d.nii.gz")
+    assert cine.frames.shape == (2, 24, 96, 128) and cine.spacing == pytest.approx((2.2, 2.0, 2.0), abs=0.01)
+    np.testing.assert_array_equal(cine.frames.T, nib.load(Path(nib.__file__).parent / "tests" / "data" / "example4d.nii.gz").get_fdata())
+
+
+# CardiologyXML: strip, and what is like it
+
+def test_neither_median_beat_nor_full_disclosure(tmp_path):
+    x = voltages()
+    for inside in (None, "Strip"):
+        ecg = read_ecg(written(tmp_path, strip(x, inside=inside)))
+        assert ecg.signal.shape == (12, 600) and ecg.signal.max() < 4  # the decoys are 5 mV throughout
+    for gone in ("RestingECGMeasurements", "FullDisclosure"):
+        only = strip(x).replace(b"<StripData>", f"<{gone}><StripData>".encode()).replace(b"</StripData>", f"</StripData></{gone}>".encode())
+        with pytest.raises(PtaclError, match="no StripData where it belongs"): read_ecg(written(tmp_path, only))
+
+
+def test_latin_letters_and_offsets(tmp_path):
+    x = voltages() + np.linspace(-0.5, 0.5, 12)[:, None]  # a shift of its own for each lead
+    content = strip(x)
+    assert b"\xe4" in content
+    np.testing.assert_allclose(read_ecg(written(tmp_path, content)).signal, x, atol=2.51e-3)
+    for encoding in ("utf-8", "utf-16"):
+        other = content.decode("latin-1").replace("ISO-8859-1", encoding).encode(encoding)
+        np.testing.assert_allclose(read_ecg(written(tmp_path, other)).signal, x, atol=2.51e-3)
+
+
+def test_limb_leads_of_xml_are_derived(tmp_path):
+    x = voltages()
+    names = ["aVF", "aVL", *LEADS[6:]]
+    ecg = read_ecg(written(tmp_path, strip(x[[LEADS.index(n) for n in names]], leads=names)))
+    assert ecg.meta["derived_leads"] == ("I", "II", "III", "aVR")
+    np.testing.assert_allclose(ecg.signal, x, atol=0.01)
+
+
+# MUSE and its traps
+
+def test_muse(tmp_path):
+    x = voltages()
+    for options in (dict(), dict(kinds=("Rhythm", "Median")), dict(leads=LEADS), dict(leads=(*LEADS[6:], "II", "I")),
+                    dict(step=0.00488, unit="MILLIVOLTS"), dict(base=5, exponent=2), dict(base=5000, exponent=-1)):
+        content = muse(x, **options)
+        ecg = read_ecg(written(tmp_path, content))
+        np.testing.assert_allclose(ecg.signal, x, atol=0.008)  # one and a half counts in a derived lead
+        np.testing.assert_allclose(ecg.signal[6:], x[6:], atol=2.45e-3)
+        assert ecg.fs == 500 and ecg.r_peaks is None and ecg.meta["format"] == "MUSE XML"
+
+
+@pytest.mark.parametrize("content, why", [
+    (muse(voltages(), kinds=("Median",)), "only an averaged beat"),
+    (muse(voltages(), unit="COUNTS"), "no unit"),
+    (muse(voltages()).replace(b"<LeadAmplitudeUnitsPerBit>4.88", b"<LeadAmplitudeUnitsPerBit>"), "no number in its LeadAmplitudeUnitsPerBit"),
+    (muse(voltages(), count=5000), "600 samples in a lead, expected 5000"),
+    (muse(voltages(), leads=("I", *LEADS[6:])), "leads II, III, aVR, aVL, aVF missing"),
+    (muse(voltages(), leads=("I", "II", *LEADS[6:11])), "lead V6 missing"),
+    (muse(voltages(), base=0), "sampling rate"),
+    (muse(voltages(), start=2500), "begin at different times"),
+    (muse(voltages()).replace(b"<LeadSampleSize>2", b"<LeadSampleSize>4"), "samples of 4 bytes"),
+    (muse(voltages()).replace(b"MICROVOLTS", b"MILLIVOLTS"), "unit or gain"),
+    (muse(voltages()).replace(b"<WaveFormData>\n", b"<WaveFormData>\n!"), "damaged"),
+])
+def test_muse_refused(tmp_path, content, why):
+    with pytest.raises(PtaclError, match=why) as e: read_ecg(written(tmp_path, content))
+    assert ID not in str(e.value)
+
+
+# DICOM ECG of a maker's own
+
+def test_dicom_units_and_correction(tmp_path):
+    x = voltages()
+    small = [n.lower() for n in LEADS]
+    for options in (dict(), dict(sensitivity=0.005, unit="mV"), dict(sensitivity=10, correction=0.5), dict(fs=1000), dict(leads=small)):
+        ecg = read_ecg(written(tmp_path, dicom_ecg(x, **options), "x.dcm"))
+        np.testing.assert_allclose(ecg.signal, x, atol=2.51e-3)
+        assert ecg.fs == options.get("fs", 500)
+    eight = [0, 1, *range(6, 12)]
+    ecg = read_ecg(written(tmp_path, dicom_ecg(x[eight], leads=[LEADS[i] for i in eight]), "x.dcm"))
+    np.testing.assert_allclose(ecg.signal, x, atol=0.008)
+
+
+# WFDB layouts
+
+def test_ptbxl_layout(tmp_path):
+    x = voltages(5000)
+    header = record(tmp_path, ["I", "II", "III", "AVR", "AVL", "AVF", *LEADS[6:]], x, name="00001_hr")
+    for path in (header, header.with_suffix(".dat"), header.with_suffix("")):
+        np.testing.assert_allclose(read_ecg(path).signal, x, atol=1e-3)
+
+
+def test_mimic_layout(tmp_path):
+    x, n = voltages(5000), LEADS.index
+    order = [0, 1, 2, 3, n("aVF"), n("aVL"), *range(6, 12)]
+    holed = x.copy()
+    holed[4, 100:110] = np.nan
+    ecg = read_ecg(record(tmp_path, [LEADS[i] for i in order], holed[order]))
+    assert ecg.meta["missing_samples"] == 10
+    np.testing.assert_allclose(np.delete(ecg.signal, range(100, 110), 1), np.delete(x, range(100, 110), 1), atol=1e-3)
+
+
+def test_ptb_layout_with_frank_leads(tmp_path):
+    x = voltages()
+    names = [*(n.lower() for n in LEADS), "vx", "vy", "vz"]
+    np.testing.assert_allclose(read_ecg(record(tmp_path, names, np.concatenate([x, 9 + x[:3]]), fs=1000)).signal, x, atol=1e-3)
+
+
+def test_a_lead_that_two_others_give(tmp_path):
+    x = voltages()
+    names = ["II", "III", *LEADS[6:]]
+    ecg = read_ecg(record(tmp_path, names, x[[LEADS.index(n) for n in names]]))
+    np.testing.assert_allclose(ecg.signal, x, atol=5e-3)
+    with pytest.raises(PtaclError, match="leads I, III, aVR, aVL, aVF missing"):
+        read_ecg(record(tmp_path, names[:1] + names[2:], x[[1, *range(6, 12)]]))
+
+
+# short-axis zips of UK Biobank and their traps
+
+def read_zip(tmp_path, data, name=f"{ID}_20209_2_0.zip"):
+    return read_cine(written(tmp_path, data, name))
+
+
+@pytest.mark.parametrize("manifest", ["manifest.csv", "manifest.cvs", "MANIFEST.CSV", None])
+@pytest.mark.parametrize("date", ["2015-08-30", "Aug 30, 2015", "Aug  3, 2015", '"Aug 30, 2015"', "30, 08, 2015"])
+def test_manifests(tmp_path, manifest, date):
+    cine = moving()
+    files = scan(cine, step=-10)  # positions run the other way: the names count
+    nameless = [(series, data.replace(b"CINE_segmented_SAX", b"no_name_to_go_by_x")) for series, data in files]
+    if manifest is None or date == "30, 08, 2015": nameless = files  # the header's name is the second chance
+    read = read_zip(tmp_path, ukb_zip(nameless, manifest, date))
+    np.testing.assert_array_equal(read.frames, cine)
+    assert read.spacing == (10, 2, 1.5) and list(read.phase) == [f / 6 for f in range(6)]
+    assert read.meta["frame_interval_s"] is None  # six frames of 20 ms are no heartbeat
+    assert ID not in repr(read.meta)
+
+
+@pytest.mark.parametrize("column", ["series discription", "series description", " Series Discription "])
+def test_manifest_columns(tmp_path, column):
+    cine = moving()
+    wrong = [(series, data.replace(b"CINE_segmented_SAX", b"no_name_to_go_by_x")) for series, data in scan(cine, step=-10)]
+    np.testing.assert_array_equal(read_zip(tmp_path, ukb_zip(wrong, column=column)).frames, cine)
+
+
+def test_tenth_slice_comes_after_the_ninth(tmp_path):
+    cine = moving(4, 12)
+    turned = scan(cine, step=-10)  # positions run the other way: the names count
+    np.testing.assert_array_equal(read_zip(tmp_path, ukb_zip(turned)).frames, cine)
+    np.testing.assert_array_equal(read_zip(tmp_path, ukb_zip(turned, manifest=None)).frames, cine)
+
+
+@pytest.mark.parametrize("other", [SAX + "_InlineVF", "CINE_segmented_SAX_b_InlineVF", "InlineVF_SAX_b{}", "CINE_segmented_LAX_2Ch", SAX + "s"])
+def test_series_that_are_not_the_cine(tmp_path, other):
+    cine = moving()
+    files = scan(cine) + scan(0 * cine, other, uid="1.2.3.9")
+    np.testing.assert_array_equal(read_zip(tmp_path, ukb_zip(files)).frames, cine)
+
+
+def test_mixed_series_is_split_by_position(tmp_path):
+    cine = moving(4, 11)
+    for orientation in ((1, 0, 0, 0, 1, 0), (0.8, 0.6, 0, 0, 0, -1)):
+        read = read_zip(tmp_path, ukb_zip(scan(cine, "CINE_segmented_SAX", uid="1.2", orientation=orientation)))
+        np.testing.assert_array_equal(read.frames, cine)
+        assert read.spacing == (10, 2, 1.5)
+        assert read.meta["slice_positions_mm"] == pytest.approx(np.arange(11) * 10)
+
+
+@pytest.mark.parametrize("older, newer", [("1.2.3.1", "1.2.3.2"), ("1.2.3.9", "1.2.3.10")])
+@pytest.mark.parametrize("names", [SAX, "CINE_segmented_SAX", "cine sa"])
+def test_slice_taken_again(tmp_path, older, newer, names):
+    cine = moving()
+    first = scan(cine[::-1], names, uid=older, keep=lambda f, z: z == 1)
+    read = read_zip(tmp_path, ukb_zip(first + scan(cine, names, uid=newer)))
+    np.testing.assert_array_equal(read.frames, cine)
+    assert read.meta["slices_taken_again"] == 1
+    read = read_zip(tmp_path, ukb_zip(scan(cine, names, uid=older) + scan(0 * cine, names, uid=newer, keep=lambda f, z: f < 2)))
+    np.testing.assert_array_equal(read.frames, cine)  # the later one was broken off
+
+
+def test_frames_by_trigger_time(tmp_path):
+    cine = moving(25, 2)
+    read = read_zip(tmp_path, ukb_zip(scan(cine)))  # instance numbers run the other way
+    np.testing.assert_array_equal(read.frames, cine)
+    assert read.meta["frame_interval_s"] == pytest.approx(0.02)
+    assert read_zip(tmp_path, ukb_zip(scan(cine, time=lambda f, z: 0.02 * f))).meta["frame_interval_s"] is None  # seconds, against the rule
+    timeless = [(s, saved_with(d, TriggerTime=None)) for s, d in scan(cine)]
+    np.testing.assert_array_equal(read_zip(tmp_path, ukb_zip(timeless)).frames, cine[::-1])  # then they are what there is
+
+
+def saved_with(data, **tags):
+    ds = pydicom.dcmread(io.BytesIO(data))
+    for key, value in tags.items():
+        if value is not None: setattr(ds, key, value)
+        elif key in ds: delattr(ds, key)
+    return saved(ds)
+
+
+@pytest.mark.parametrize("start", [0, 37.5])
+@pytest.mark.parametrize("gone, like", [([7], {7: 6}), ([0], {0: 1}), ([24], {24: 23}), ([3, 4, 20], {3: 2, 4: 2, 20: 19}),
+                                        ([0, 24], {0: 1, 24: 23})])
+def test_missing_frames(tmp_path, gone, like, start):
+    cine = moving(25, 2, 4, 4)
+    def time(f, z): return round(19.6 * (1.3 if z else 1) * f + start)  # whole milliseconds; the slice with the gap had another heart rate
+    read = read_zip(tmp_path, ukb_zip(scan(cine, time=time, keep=lambda f, z: z != 1 or f not in gone)))
+    for f, other in like.items(): cine[f, 1] = cine[other, 1]
+    np.testing.assert_array_equal(read.frames, cine)
+    assert read.meta["missing_frames"] == tuple((1, f) for f in gone)
+
+
+def test_too_many_frames_missing_or_there(tmp_path):
+    cine = moving(10, 3)
+    with pytest.raises(PtaclError, match="slice 2 has 7 frames of 10"): read_zip(tmp_path, ukb_zip(scan(cine, keep=lambda f, z: z != 1 or f > 2)))
+    with pytest.raises(PtaclError, match="slice 1 has 10 frames of 5"): read_zip(tmp_path, ukb_zip(scan(cine, CardiacNumberOfImages=5)))
+    with pytest.raises(PtaclError, match="one frame in each slice"): read_zip(tmp_path, ukb_zip(scan(cine[:1])))
+    files = scan(cine)
+    np.testing.assert_array_equal(read_zip(tmp_path, ukb_zip(files + files[:4])).frames, cine)  # the same files twice
+    for count in (0, None):
+        files = [(s, saved_with(d, CardiacNumberOfImages=count)) for s, d in scan(cine, keep=lambda f, z: (f, z) != (5, 1))]
+        read = read_zip(tmp_path, ukb_zip(files))
+        assert read.frames.shape[0] == 10 and read.meta["missing_frames"] == ((1, 5),)
+
+
+@pytest.mark.parametrize("names", [*(f"CINE_segmented_LAX_{n}Ch" for n in (2, 3, 4)), "CINE_segmented_LAX", "cine_4ch", "tf2d 2 chamber"])
+def test_long_axis(tmp_path, names):
+    files = scan(moving(6, 1), names)
+    for data in (ukb_zip(files), ukb_zip(files, manifest=None)):
+        with pytest.raises(PtaclError, match="#######_20208_2_0.zip: holds the long axis"): read_zip(tmp_path, data, f"{ID}_20208_2_0.zip")
+        with pytest.raises(PtaclError, match="the long axis .* zip of field 20209"): read_zip(tmp_path, data, "x.zip")
+    nameless = [("x", saved_with(d, SeriesDescription=None)) for _, d in files]
+    with pytest.raises(PtaclError, match="holds the long axis"): read_zip(tmp_path, ukb_zip(nameless, None), f"{ID}_20208_2_0.zip")
+
+
+@pytest.mark.parametrize("files, why", [
+    ([], "no DICOM image of a cine"),
+    (scan(moving(), SAX + "_InlineVF"), "only the scanner's own contours"),
+    (scan(moving(), PixelSpacing=[0.01, 0.01]), "none of a cardiac cine"),
+    (scan(moving(), PixelSpacing=None), "none of a cardiac cine"),
+    (scan(moving(), PhotometricInterpretation="PALETTE COLOR"), "no grey images"),
+    (scan(moving()) + scan(moving(6, 3, 5, 5), "CINE_segmented_SAX_b9"), "differ in size"),
+    (scan(moving(), "x", ImagePositionPatient=None), "slices cannot be told apart"),
+    (scan(moving(4, 1), "a") + scan(moving(4, 1), "b", orientation=(1, 0, 0, 0, 0, -1)), "2 views of 1 slices"),
+    (scan(moving(), PixelData=b"12"), "damaged"),
+])
+def test_zip_refused(tmp_path, files, why):
+    with pytest.raises(PtaclError, match=why) as e: read_zip(tmp_path, ukb_zip(files))
+    assert ID not in str(e.value) and "Some" not in str(e.value)
+
+
+# plain folders and files of DICOM images
+
+def folder_of(tmp_path, files, flat=False):
+    for k, (series, data) in enumerate(files):
+        folder = tmp_path / "study" / ("" if flat else series.replace(" ", "_"))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"IM{k:04d}").write_bytes(data)
+    return tmp_path / "study"
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("names, uid", [("cine sa {}", "1.2"), ("cine", "1.2"), ("", "1.2")])
+def test_plain_folder(tmp_path, flat, names, uid):
+    cine = moving(5, 4)
+    plane = dict(SeriesInstanceUID="1.9", ImageOrientationPatient=[0, 1, 0, 0, 0, 1])
+    scouts = [("scout", image(moving()[0, 0], "scout", ImagePositionPatient=[x, 0, 0], **plane)) for x in range(0, 200, 20)]
+    four = scan(moving(5, 1), "cine_LAX_4Ch", orientation=(0, 1, 0, 0, 0, 1))
+    folder = folder_of(tmp_path, scan(cine, names) + scouts + four, flat)
+    (folder / "notes.txt").write_text(ID)
+    read = read_cine(folder)
+    np.testing.assert_array_equal(read.frames, cine)
+    assert read.spacing == (10, 2, 1.5)
+
+
+def test_one_series_for_all_slices(tmp_path):
+    cine = moving(5, 4)
+    read = read_cine(folder_of(tmp_path, scan(cine, "sa", SeriesInstanceUID="1.2.3")))
+    np.testing.assert_array_equal(read.frames, cine)
+
+
+def test_unzipped_folder_with_its_manifest(tmp_path):
+    cine = moving()
+    nameless = [(s, d.replace(b"CINE_segmented_SAX", b"no_name_to_go_by_x")) for s, d in scan(cine, step=-10)]
+    with zipfile.ZipFile(io.BytesIO(ukb_zip(nameless, "manifest.cvs"))) as archive: archive.extractall(tmp_path / "x")
+    np.testing.assert_array_equal(read_cine(tmp_path / "x").frames, cine)
+
+
+def test_single_slice_and_its_thickness(tmp_path):
+    cine = moving(8, 1)
+    assert read_zip(tmp_path, ukb_zip(scan(cine))).spacing == (8, 2, 1.5)
+    assert read_zip(tmp_path, ukb_zip(scan(cine, SpacingBetweenSlices=10))).spacing == (10, 2, 1.5)
+
+
+def test_rescaled_pixels(tmp_path):
+    cine = moving()
+    files = scan(cine, RescaleSlope=2, RescaleIntercept=-5, RescaleType="US")
+    np.testing.assert_array_equal(read_zip(tmp_path, ukb_zip(files)).frames, cine * 2.0 - 5)
+
+
+@pytest.mark.parametrize("F, Z", [(7, 1), (7, 3), (26, 20)])  # the last: more frames in one file than any slice has
+def test_enhanced_multi_frame(tmp_path, F, Z):
+    cine = moving(F, Z, 4, 4)
+    file = written(tmp_path, enhanced(cine), "x.dcm")
+    read = read_cine(file)
+    np.testing.assert_array_equal(read.frames, cine)
+    assert read.spacing == ((8 if Z == 1 else 10), 2, 1.5)
+    np.testing.assert_array_equal(read_cine(tmp_path).frames, cine)
+    np.testing.assert_array_equal(read_zip(tmp_path, packed([("a", enhanced(cine))])).frames, cine)
+
+
+def test_multi_frame_for_each_slice(tmp_path):
+    cine = moving(7, 3)
+    files = [(f"{z}", image(cine[:, z], "sa", NumberOfFrames=7, FrameTime=45, ImagePositionPatient=[0, 0, 10 * z])) for z in (2, 0, 1)]
+    read = read_zip(tmp_path, packed(files))
+    np.testing.assert_array_equal(read.frames, cine)
+    assert read.meta["frame_interval_s"] == pytest.approx(0.045)
+
+
+def test_labels_for_dicom(tmp_path):
+    cine = moving()
+    labels = written(tmp_path, nifti((cine % 4).astype(np.uint8)), "label.nii")
+    file = written(tmp_path, ukb_zip(scan(cine)), "x.zip")
+    np.testing.assert_array_equal(read_cine(file, labels=labels).labels, cine % 4)
+
+
+# NIfTI folders and ACDC
+
+@pytest.mark.parametrize("name", ["label_sa.nii.gz", "seg_sa.nii.gz", "label_sa.nii", None])
+def test_ukbb_cardiac_folder(tmp_path, name):
+    cine = moving()
+    labels = (cine % 4).astype(np.uint8)
+    nib.save(nib.Nifti1Image.from_bytes(nifti(cine)), tmp_path / "sa.nii.gz")
+    if name: nib.save(nib.Nifti1Image.from_bytes(nifti(labels)), tmp_path / name)
+    read = read_cine(tmp_path)
+    np.testing.assert_array_equal(read.frames, cine)
+    assert read.labels is None if name is None else (read.labels == labels).all()
+
+
+def test_other_folder_of_nifti(tmp_path):
+    (tmp_path / "sa_ED.nii").write_bytes(nifti(moving()[0]))
+    with pytest.raises(PtaclError, match="give the file that is meant"): read_cine(tmp_path)
+
+
+@pytest.mark.parametrize("F", [12, 35])
+@pytest.mark.parametrize("ed, es", [(1, 10), (4, 12), (12, 5)])
+def test_acdc(tmp_path, F, ed, es):
+    cine, theirs = moving(F), np.random.default_rng(1).integers(0, 4, (F, 3, 9, 8), dtype=np.uint8)
+    read = read_cine(acdc(tmp_path / "patient001", cine, theirs, ed, es))
+    np.testing.assert_array_equal(read.frames, np.roll(cine, 1 - ed, axis=0))
+    np.testing.assert_array_equal(read.frames[0], cine[ed - 1])
+    ours = np.array([0, 3, 2, 1])[theirs]
+    np.testing.assert_array_equal(read.labels[0], ours[ed - 1])
+    np.testing.assert_array_equal(read.labels[(es - ed) % F], ours[es - 1])
+    assert read.meta["es_frame"] == (es - ed) % F and read.meta["labelled_frames"] == (0, (es - ed) % F)
+    assert not read.labels[[f for f in range(F) if f not in read.meta["labelled_frames"]]].any()
+    assert not {"Height", "Weight", "Group"} & set(read.meta)
+
+
+@pytest.mark.parametrize("edit, why", [
+    (lambda f: f.joinpath("Info.cfg").write_text("ED: 0\nES: 3\n"), "none of frames 1 to 6"),
+    (lambda f: f.joinpath("Info.cfg").write_text("ED: 1\nES: 7\n"), "none of frames 1 to 6"),
+    (lambda f: f.joinpath("Info.cfg").write_text("ED: 1\n"), "no line"),
+    (lambda f: f.joinpath("Info.cfg").write_text("ED: 1\nES: 3\nNbFrame: 30\n"), "tells of 30 frames, the cine has 6"),
+    (lambda f: f.joinpath("patient001_4d.nii").unlink(), "0 files"),
+    (lambda f: f.joinpath("patient001_frame01_gt.nii").write_bytes(nifti(moving()[0])), "labels other than"),
+    (lambda f: f.joinpath("patient001_frame01_gt.nii").write_bytes(nifti(moving(1, 2)[0])), "do not fit"),
+])
+def test_acdc_refused(tmp_path, edit, why):
+    folder = acdc(tmp_path / "patient001", moving(), np.zeros((6, 3, 9, 8), np.uint8))
+    edit(folder)
+    with pytest.raises(PtaclError, match=why): read_cine(folder)
+
+
+def test_acdc_without_segmentation(tmp_path):
+    folder = acdc(tmp_path / "patient101", moving(), np.zeros((6, 3, 9, 8), np.uint8), ed=2, name="patient101")
+    for f in folder.glob("*_gt*"): f.unlink()
+    read = read_cine(folder)
+    assert read.labels is None and read.meta["labelled_frames"] == ()
+    np.testing.assert_array_equal(read.frames[0], moving()[1])
 
 
 # properties
@@ -377,20 +744,3 @@ def test_make_ecg_leaves_other_channels_out():
     x = voltages()
     ecg = make_ecg([*zip(LEADS, x), ("resp", np.full(600, 1e9)), ("V7", x[0])], 500)
     np.testing.assert_allclose(ecg.signal, x, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["xml", "dicom", "wfdb", "nifti"])
-def test_any_damage_ends_in_a_value_or_a_refusal(kind, dicom, tmp_path):
-    if kind == "xml": file = written(tmp_path, strip(voltages(120)))
-    elif kind == "dicom": file = shutil.copy(dicom, tmp_path / "x.dcm")
-    elif kind == "wfdb": file = record(tmp_path, LEADS, voltages(120))
-    else: file = nifti(tmp_path, np.zeros((6, 6, 1, 4), np.uint8), (1, 1, 8, 0.1), name="x.nii")
-    file, rng = Path(file), random.Random(0)
-    reader, whole, refused = (read_cine if kind == "nifti" else read_ecg), file.read_bytes(), 0
-    for _ in range(40 if kind == "dicom" else 100):
-        damaged = bytearray(whole)
-        for _ in range(rng.randint(1, 4)): damaged[rng.randrange(min(len(damaged), 4000))] = rng.randrange(256)
-        file.write_bytes(damaged[:rng.randrange(len(damaged))] if rng.random() < 0.2 else damaged)
-        try: reader(file)
-        except PtaclError: refused += 1
-    assert refused

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import mean_absolute_error, r2_score
+from torchmetrics.functional import pearson_corrcoef
+from torchmetrics.functional import r2_score as torch_r2
 
 from ptacl.errors import PtaclError
 from ptacl.presets import PHENOTYPES
@@ -32,6 +34,28 @@ def test_each_target_is_its_own_least_squares_fit():
         p = LinearRegression().fit(x[:200][a], y[name][:200][a]).predict(x[200:][b]); v = y[name][200:][b]
         expected = [r2_score(v, p), mean_absolute_error(v, p), np.corrcoef(v, p)[0, 1], np.polyfit(p, v, 1)[0]]
         np.testing.assert_allclose(t.loc[name, ["R2", "MAE", "r", "slope"]].astype(float), expected, rtol=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(3, 60), st.floats(0, 0.4))
+def test_scores_are_those_of_a_loop_and_of_torchmetrics(seed, n, missing):
+    rng = np.random.default_rng(seed)
+    y = pd.DataFrame(rng.normal(100, 20, size=(n, 2)), columns=["a", "b"])
+    pred = (y + rng.normal(0, 15, size=y.shape)).to_numpy() + 3
+    gone = rng.random(y.shape) < missing
+    gone[:3] = False
+    y = y.mask(gone)
+    t = regression_scores(y, pred)
+    for i, p in enumerate(y):
+        there = [j for j in range(n) if not np.isnan(y[p][j])]
+        v, q = [y[p][j] for j in there], [pred[j, i] for j in there]
+        mv, mq = sum(v) / len(v), sum(q) / len(q)
+        left, all_ = sum((a - b) ** 2 for a, b in zip(v, q)), sum((a - mv) ** 2 for a in v)
+        cov, spread = sum((a - mv) * (b - mq) for a, b in zip(v, q)), sum((b - mq) ** 2 for b in q)
+        expected = [1 - left / all_, sum(abs(a - b) for a, b in zip(v, q)) / len(v), cov / (all_ * spread) ** .5, cov / spread, len(v)]
+        np.testing.assert_allclose(t.loc[p, ["R2", "MAE", "r", "slope", "n"]].astype(float), expected, rtol=1e-7, atol=1e-9)
+        a, b = torch.tensor(v), torch.tensor(q)
+        assert float(torch_r2(b, a)) == pytest.approx(t.R2[p], abs=1e-6) and float(pearson_corrcoef(b, a)) == pytest.approx(t.r[p], abs=1e-6)
 
 
 @settings(max_examples=20, deadline=None)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchmetrics.functional.retrieval import retrieval_precision, retrieval_reciprocal_rank
 
 from ptacl import retrieval
 from ptacl.errors import PtaclError
@@ -17,6 +18,7 @@ from ptacl.retrieval import (
     phenotype_retrieval,
     query_results,
     random_retrieval,
+    retrieval_draws,
     retrieval_interval,
     retrieval_table,
 )
@@ -75,7 +77,6 @@ def test_ties_follow_the_gallery_order(n):
 
 
 def test_torchmetrics_agrees():
-    other = pytest.importorskip("torchmetrics.functional.retrieval")
     rng = torch.Generator().manual_seed(0)
     q, g = torch.randn(2, 50, 6, generator=rng)
     y = pd.DataFrame({"a": torch.randn(50, generator=rng).numpy()})
@@ -85,8 +86,8 @@ def test_torchmetrics_agrees():
         others = torch.arange(50) != i
         target = torch.tensor((y["a"] - y["a"][i]).abs().to_numpy() <= 0.5 * y["a"].std(ddof=0))[others]
         if not target.any(): continue
-        assert float(other.retrieval_precision(sim[i, others], target, top_k=5)) == pytest.approx(r["P@5"][i])
-        assert float(other.retrieval_reciprocal_rank(sim[i, others], target)) == pytest.approx(1 / r["rank"][i])
+        assert float(retrieval_precision(sim[i, others], target, top_k=5)) == pytest.approx(r["P@5"][i])
+        assert float(retrieval_reciprocal_rank(sim[i, others], target)) == pytest.approx(1 / r["rank"][i])
 
 
 @pytest.mark.parametrize("tolerance", [0.25, 0.5, 1.0])
@@ -151,6 +152,18 @@ def test_interval_is_that_of_an_explicit_bootstrap():
         lo, hi = tables[m].quantile([0.025, 0.975])
         tol = 0.25 * (hi - lo) + 1e-9 if m != "MdR" else 1
         assert abs(got[f"{m}_lo"] - lo) <= tol and abs(got[f"{m}_hi"] - hi) <= tol, m
+
+
+def test_draws_of_two_models_are_paired():
+    "The same seed draws the same patients, so the difference of draws is the draw of the difference."
+    rng = np.random.default_rng(0)
+    q, y = rng.normal(size=(2, 150, 5)), pd.DataFrame({"a": rng.normal(size=150)})
+    one, two = (query_results(x, x, y) for x in q)
+    a, b = (retrieval_draws(r, 80, seed=4) for r in (one, two))
+    got = retrieval_interval(one, minus=two, n_boot=80, seed=4).loc["a"]
+    assert got["P@5_lo"] == pytest.approx(np.quantile(a["a", "P@5"] - b["a", "P@5"], 0.025))
+    assert (a["a", "P@5"] == retrieval_draws(one, 80, seed=4)["a", "P@5"]).all()
+    assert (a["a", "P@5"] != retrieval_draws(one, 80, seed=5)["a", "P@5"]).any()
 
 
 def test_paper_size_is_fast():

@@ -1,0 +1,184 @@
+"""Small files of every format, with and without its traps, made by the libraries that read them.
+
+They hold a number that looks like a participant's wherever a real file holds one, so that a leak would be seen.
+"""
+import base64
+import io
+import zipfile
+
+import nibabel as nib
+import numpy as np
+import wfdb
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from ptacl.presets import LEADS
+from ptacl.readers import EINTHOVEN
+
+ID = str(10**6 + 234_567)  # looks like a participant
+SAX = "CINE_segmented_SAX_b{}"
+
+
+# ECG
+
+def voltages(n=600, seed=0):
+    "(12, n) mV, limb leads that obey Einthoven."
+    rng = np.random.default_rng(seed)
+    limb = EINTHOVEN @ rng.normal(size=(2, n)).cumsum(1) * 0.02
+    return np.concatenate([limb, rng.normal(size=(6, n)).cumsum(1) * 0.02])
+
+
+def strip(signal, leads=LEADS, inside=None, resolution='<Resolution units="uVperLsb">5</Resolution>', count=None, text=None):
+    "A CardiologyXML with decoys of the strip before it."
+    text = text or (lambda x: "\t\t" + ",\r\n\t\t".join(map(str, np.rint(x / .005).astype(int))))
+    waves = "".join(f'<WaveformData lead="{lead}">{text(x)}</WaveformData>' for lead, x in zip(leads, signal))
+    head = ('<SampleRate units="Hz">500</SampleRate>'
+            f"<ChannelSampleCountTotal>{count or signal.shape[1]}</ChannelSampleCountTotal>{resolution}")
+    body = f"<StripData>{head}{waves}</StripData>"
+    if inside: body = f"<{inside}>{body}</{inside}>"
+    trap = f'<WaveformData lead="I">{",".join(["999"] * signal.shape[1])}</WaveformData>'
+    return (f'<?xml version="1.0" encoding="ISO-8859-1" ?><CardiologyXML><PatientInfo><PID>{ID}</PID><Note>\xe4rztlich</Note></PatientInfo>'
+            f"<RestingECGMeasurements><MedianSamples>{head}{trap}</MedianSamples></RestingECGMeasurements>"
+            f"<FullDisclosure>{head}{trap}</FullDisclosure>{body}</CardiologyXML>").encode("iso-8859-1")
+
+
+def muse(signal, leads=("I", "II", *LEADS[6:]), step=4.88, unit="MICROVOLTS", base=500, exponent=0, kinds=("Median", "Rhythm"), count=None,
+         start=0):
+    "A GE MUSE XML: (12, n) mV, of which only some leads are stored; the median beat before the rhythm strip."
+    def lead(name, x):
+        data = base64.encodebytes(np.rint(x / step * (1 if unit == "MILLIVOLTS" else 1000)).astype("<i2").tobytes()).decode()
+        return (f"<LeadData><LeadByteCountTotal>{2 * len(x)}</LeadByteCountTotal><LeadSampleCountTotal>{count or len(x)}</LeadSampleCountTotal>"
+                f"<LeadAmplitudeUnitsPerBit>{step}</LeadAmplitudeUnitsPerBit><LeadAmplitudeUnits>{unit}</LeadAmplitudeUnits>"
+                f"<LeadTimeOffset>{start if name == 'V6' else 0}</LeadTimeOffset>"
+                f"<LeadID>{name}</LeadID><LeadSampleSize>2</LeadSampleSize><WaveFormData>\n{data}</WaveFormData></LeadData>")
+    x = dict(zip(LEADS, signal))
+    waves = "".join(f"<Waveform><WaveformType>{kind}</WaveformType><SampleBase>{base}</SampleBase><SampleExponent>{exponent}</SampleExponent>"
+                    + "".join(lead(n, x[n] if kind == "Rhythm" else 9 + 0 * x[n][:30]) for n in leads) + "</Waveform>" for kind in kinds)
+    return (f'<?xml version="1.0" encoding="ISO-8859-1"?><!DOCTYPE RestingECG SYSTEM "restecg.dtd"><RestingECG><PatientDemographics>'
+            f"<PatientID>{ID}</PatientID></PatientDemographics>{waves}</RestingECG>").encode("iso-8859-1")
+
+
+def code(value, meaning):
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "x", meaning
+    return item
+
+
+def new_dicom(sop_class, **tags):
+    "A dataset with what every DICOM file has."
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID, ds.SOPClassUID, ds.SOPInstanceUID = ExplicitVRLittleEndian, sop_class, generate_uid()
+    ds.PatientID, ds.PatientName = ID, f"Some^Body^{ID}"
+    for key, value in tags.items(): setattr(ds, key, value)
+    return ds
+
+
+def saved(ds) -> bytes:
+    buffer = io.BytesIO()
+    ds.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def dicom_ecg(signal, fs=500, leads=LEADS, sensitivity=5.0, unit="uV", correction=1.0) -> bytes:
+    "A DICOM ECG of 16 bits: the voltage is count x sensitivity x correction."
+    group, channels = Dataset(), []
+    for lead in leads:
+        channel = Dataset()
+        channel.ChannelSourceSequence = [code("x", f"Lead {lead}")]
+        channel.ChannelSensitivity, channel.ChannelSensitivityCorrectionFactor, channel.ChannelBaseline = sensitivity, correction, 0
+        channel.ChannelSensitivityUnitsSequence = [code(unit, unit)]
+        channel.WaveformBitsStored = 16
+        channels.append(channel)
+    group.MultiplexGroupTimeOffset, group.WaveformOriginality, group.SamplingFrequency = 0, "ORIGINAL", fs
+    group.NumberOfWaveformChannels, group.NumberOfWaveformSamples = signal.shape
+    group.ChannelDefinitionSequence, group.WaveformBitsAllocated, group.WaveformSampleInterpretation = channels, 16, "SS"
+    group.WaveformData = np.rint(signal.T * (1 if unit == "mV" else 1000) / (sensitivity * correction)).astype("<i2").tobytes()
+    return saved(new_dicom("1.2.840.10008.5.1.4.1.1.9.1.1", WaveformSequence=[group]))
+
+
+def record(folder, names, signal, units="mV", name="rec", fs=500):
+    "A WFDB record; gives the path of its header."
+    wfdb.wrsamp(name, fs=fs, units=[units] * len(names), sig_name=list(names), p_signal=np.asarray(signal).T,
+                fmt=["16"] * len(names), write_dir=str(folder))
+    return folder / f"{name}.hea"
+
+
+# cines
+
+def moving(F=6, Z=3, H=9, W=8, seed=0):
+    "(F, Z, H, W) uint16 in which no two frames are alike."
+    return np.random.default_rng(seed).integers(0, 1000, (F, Z, H, W), dtype=np.uint16)
+
+
+def image(pixels, series="cine", **tags) -> bytes:
+    "One DICOM image, of one frame or of several."
+    known = dict(SeriesDescription=series, SeriesInstanceUID="1.2.3", PixelSpacing=[2.0, 1.5], SliceThickness=8,
+                 ImageOrientationPatient=[1, 0, 0, 0, 1, 0], SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2", PixelRepresentation=0,
+                 BitsAllocated=16, BitsStored=16, HighBit=15, Rows=pixels.shape[-2], Columns=pixels.shape[-1], PixelData=pixels.tobytes())
+    return saved(new_dicom("1.2.840.10008.5.1.4.1.1.4", **(known | tags)))
+
+
+def scan(cine, names=SAX, uid="1.2.3.1", time=lambda f, z: 20 * f, keep=lambda f, z: True, seed=0, orientation=(1, 0, 0, 0, 1, 0),
+         step=10.0, **tags):
+    "A stack (F, Z, H, W) as (series, bytes) of single images, shuffled; instance numbers run against time."
+    F, Z = cine.shape[:2]
+    normal = np.cross(*np.reshape(orientation, (2, 3)))
+    places = [fz for fz in np.random.default_rng(seed).permutation(list(np.ndindex(F, Z))).tolist() if keep(*fz)]
+    return [(names.format(z + 1), image(cine[f, z], names.format(z + 1), **(dict(
+        SeriesInstanceUID=f"{uid}.{z}", InstanceNumber=F - f, TriggerTime=time(f, z), CardiacNumberOfImages=F,
+        ImageOrientationPatient=list(orientation), ImagePositionPatient=(step * z * normal).tolist()) | tags))) for f, z in places]
+
+
+def packed(files, method=zipfile.ZIP_DEFLATED) -> bytes:
+    "A zip of (name, bytes)."
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, data in files: archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def ukb_zip(files, manifest="manifest.csv", date="Aug 30, 2015", column="series discription") -> bytes:
+    "A zip as field 20209 has it, from (series, bytes)."
+    named = [(f"{ID}.1.3.12.2.{k}.dcm", series, data) for k, (series, data) in enumerate(files)]
+    rows = [f"filename,patientid,date,{column},modality"] + [f"{name},{ID},{date},{series},MR" for name, series, _ in named]
+    listed = [(manifest, "\n".join(rows).encode())] if manifest else []
+    return packed([(name, data) for name, _, data in named] + listed)
+
+
+def enhanced(cine, shuffle=True, seed=0) -> bytes:
+    "A multi-frame DICOM with functional groups, frames shuffled."
+    order = list(np.ndindex(*cine.shape[:2]))
+    if shuffle: order = np.random.default_rng(seed).permutation(order).tolist()
+    groups, shared = [], Dataset()
+    for f, z in order:
+        group, delay, place = Dataset(), Dataset(), Dataset()
+        delay.NominalCardiacTriggerDelayTime, place.ImagePositionPatient = 20.0 * f, [0, 0, 10 * z]
+        group.CardiacSynchronizationSequence, group.PlanePositionSequence = [delay], [place]
+        groups.append(group)
+    size, plane = Dataset(), Dataset()
+    size.PixelSpacing, size.SliceThickness, plane.ImageOrientationPatient = [2.0, 1.5], 8, [1, 0, 0, 0, 1, 0]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [size], [plane]
+    ds = new_dicom("1.2.840.10008.5.1.4.1.1.4.1", SeriesDescription="cine", SeriesInstanceUID="1.2.3", SamplesPerPixel=1,
+                   PhotometricInterpretation="MONOCHROME2", PixelRepresentation=0, BitsAllocated=16, BitsStored=16, HighBit=15,
+                   NumberOfFrames=len(order), Rows=cine.shape[2], Columns=cine.shape[3], SharedFunctionalGroupsSequence=[shared],
+                   PerFrameFunctionalGroupsSequence=groups, PixelData=np.stack([cine[f, z] for f, z in order]).tobytes())
+    return saved(ds)
+
+
+def nifti(cine, zooms=(1.5, 2, 10, 0.1)) -> bytes:
+    "A NIfTI of (F, Z, H, W), or of (Z, H, W)."
+    picture = nib.Nifti1Image(np.ascontiguousarray(cine.T), np.diag([1.5, 2, 10, 1]))
+    picture.header["descrip"] = ID
+    picture.header.set_xyzt_units("mm", "sec")
+    picture.header.set_zooms(zooms[:cine.ndim])
+    return picture.to_bytes()
+
+
+def acdc(folder, cine, labels, ed=1, es=4, name="patient001"):
+    "A folder of ACDC: (F, Z, H, W) and labels in ACDC's numbers; ed and es count from 1."
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}_4d.nii").write_bytes(nifti(cine))
+    for f in (ed, es): (folder / f"{name}_frame{f:02d}_gt.nii").write_bytes(nifti(labels[f - 1]))
+    (folder / "Info.cfg").write_text(f"ED: {ed}\nES: {es}\nGroup: DCM\nHeight: 184.0\nNbFrame: {len(cine)}\nWeight: 95.0\n")
+    return folder

@@ -1,0 +1,471 @@
+"""Ingest: killed at any moment, on a cluster, with broken files, and without any id in what comes out."""
+import json
+import multiprocessing
+import os
+import re
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import dask
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import zarr
+from distributed import LocalCluster
+
+from ptacl import __version__
+from ptacl import ingest as module
+from ptacl.beats import detect_r_peaks
+from ptacl.cmr import preprocess as preprocess_cine
+from ptacl.cohort import MV, SHARD, Cohort
+from ptacl.ecg import preprocess as preprocess_ecg
+from ptacl.errors import PtaclError
+from ptacl.ingest import find_patients, ingest, prepare_ecg, pseudonym, read_key, table_values, write_virtual
+from ptacl.presets import PHENOTYPES
+from ptacl.readers import ECG
+from ptacl.virtual import simulate
+from ptacl.writers import write_patients
+
+N = 8
+IDS = [str(10**6 + 7919 * k) for k in range(1, N + 1)]  # look like participants
+
+
+@pytest.fixture(scope="module")
+def virtual():
+    return simulate(N, seed=5, frames=6, size=88)
+
+
+@pytest.fixture(scope="module")
+def folder(virtual, tmp_path_factory):
+    "Raw files under ids that look real; tests that change something take a copy."
+    path, names = tmp_path_factory.mktemp("raw") / "raw", virtual.phenotypes.index
+    virtual.phenotypes.index = virtual.covariates.index = IDS
+    write_patients(virtual, path, "nifti")
+    virtual.phenotypes.index = virtual.covariates.index = names
+    return path
+
+
+@pytest.fixture
+def raw(folder, tmp_path): return Path(shutil.copytree(folder, tmp_path / "raw"))
+
+
+@pytest.fixture
+def take(tmp_path):
+    "`ingest` in this process, with a key of this test."
+    def run(raw, out="cohort", **more):
+        return ingest(raw, tmp_path / out, **{"frames": 6, "workers": 1, "key": tmp_path / "keys" / "k.key"} | more)
+    return run
+
+
+def files(path): return {str(f.relative_to(path)): f.read_bytes() for f in sorted(Path(path).rglob("*")) if f.is_file()}
+
+
+def source(raw, k): return next(s for s in find_patients(raw) if s.id == IDS[k])
+
+
+# what comes out
+
+def test_what_training_gets(raw, virtual, take, tmp_path):
+    done = take(raw)
+    cohort, key = Cohort.open(done.path), read_key(tmp_path / "keys" / "k.key", done.path)
+    assert (done.patients, done.new, len(done.quarantine), len(cohort.verify())) == (N, N, 0, 0)
+    rows = [list(cohort.table.index).index(pseudonym(i, key)) for i in IDS]
+    assert sorted(cohort.table.index) == list(cohort.table.index)
+    batch = cohort[rows]
+    for k in range(N):
+        clean = preprocess_ecg(virtual.ecg[k].numpy(), 500, stats=(0, 1))
+        assert np.abs(cohort[rows[k]].ecg.signal - clean).max() < 0.01
+        peaks = detect_r_peaks(clean, 500)
+        np.testing.assert_allclose(cohort[rows[k]].ecg.r_peaks, peaks, atol=0.011)
+        film = preprocess_cine(virtual.cine[k].numpy(), 1.8, frames=6)
+        assert np.abs(batch["cine"][k].numpy() / 255 - film).max() < 0.01
+    np.testing.assert_allclose(cohort.phenotypes.iloc[rows], virtual.phenotypes[list(PHENOTYPES)], rtol=1e-5)
+    assert list(cohort.covariates.sex.iloc[rows]) == list(virtual.covariates.sex)
+    told = json.loads(cohort.table.provenance.iloc[0])
+    assert told["ecg"]["format"] == "CardiologyXML" and told["cine"]["format"] == "NIfTI" and told["kit"] == __version__
+    assert len(told["checksum"]) == 32 and set(cohort.table.split) <= {"train", "val", "test"}
+
+
+def test_no_id_anywhere(raw, take, tmp_path, capfd):
+    source(raw, 0).ecg[0].write_bytes(b"<x>"); source(raw, 1).ecg[0].unlink()
+    shutil.copy(source(raw, 2).cine[0], source(raw, 2).cine[0].with_name("seg_sa.nii.gz"))
+    table = pd.read_csv(raw / "phenotypes.csv", dtype=str); table[:-1].to_csv(raw / "phenotypes.csv", index=False)
+    done = take(raw)
+    said = repr(done) + done.quarantine.to_csv() + "".join(capfd.readouterr())
+    inside = b"".join(name.encode() + content for name, content in files(done.path).items())
+    assert len(done.quarantine) == 4 and not [i for i in IDS if i in said or i.encode() in inside]
+    names = " ".join(str(f) for f in tmp_path.rglob("*") if raw not in f.parents)
+    assert not re.search(r"\d{7}", names) and all(re.fullmatch(r"p-[b-z]{12}", p) for p in Cohort.open(done.path).table.index)
+
+
+def test_ids_of_another_form_are_hidden_too(raw, take):
+    path = source(raw, 0).ecg[0]; path.rename(path.with_name("smith-john_20205_2_0.xml")).write_bytes(b"")
+    (raw / "cmr" / IDS[0]).rename(raw / "cmr" / "smith-john")
+    table = (raw / "phenotypes.csv").read_text().replace(IDS[0], "smith-john"); (raw / "phenotypes.csv").write_text(table)
+    done = take(raw)
+    assert done.quarantine["what"].tolist() == ["ECG"] and "smith" not in repr(done) + done.quarantine.to_csv() + str(files(done.path))
+
+
+def test_the_order_of_the_store_says_nothing_of_the_ids(raw, take, tmp_path):
+    key = read_key(tmp_path / "keys" / "k.key", tmp_path / "cohort")
+    assert take(raw).patients == N
+    assert sorted(IDS, key=lambda i: pseudonym(i, key)) != IDS
+
+
+# quarantine and repair
+
+def test_one_broken_file_never_stops_the_others(raw, take):
+    harm = [lambda s: s.ecg[0].unlink(), lambda s: s.ecg[0].write_bytes(b""), lambda s: s.cine[0].write_bytes(s.cine[0].read_bytes()[:900]),
+            lambda s: shutil.rmtree(s.cine[0].parent), lambda s: shutil.copy(s.ecg[0], raw / s.ecg[0].name),
+            lambda s: nib.save(nib.Nifti1Image(np.ones((90, 90, 1, 6), np.uint8), np.eye(4)), s.cine[0])]
+    for k, break_ in enumerate(harm): break_(source(raw, k))
+    done = take(raw)
+    reasons = " | ".join(f"{r.what}: {r.reason}" for r in done.quarantine.itertuples())
+    for why in ("no ecg file", "the file is empty", "cannot be read as a cine", "no cine file", "2 ecg files", "constant"): assert why in reasons
+    assert (done.patients, len(done.quarantine)) == (2, 6) and done.quarantine.remedy.str.len().min() > 10
+    kept = Cohort.open(done.path).quarantine
+    pd.testing.assert_frame_equal(kept[["patient", "what", "reason", "remedy"]], done.quarantine)
+    assert "1  ECG: the file is empty" in repr(done)
+
+
+def test_all_broken(raw, take):
+    for s in find_patients(raw): s.ecg[0].write_bytes(b"")
+    done = take(raw)
+    assert done.patients == 0 and f"{N}  ECG: the file is empty" in repr(done)
+    with pytest.raises(PtaclError, match="without patients"): Cohort.open(done.path)
+
+
+def test_only_the_repaired_are_read_again(raw, take, monkeypatch):
+    whole = [source(raw, k).ecg[0].read_bytes() for k in (1, 4)]
+    for k in (1, 4): source(raw, k).ecg[0].write_bytes(b"")
+    first = take(raw)
+    before = Cohort.open(first.path); table = before.table
+    read = []
+    real = module.prepare
+    monkeypatch.setattr(module, "prepare", lambda task, frames: read.append(task.source.id) or real(task, frames))
+    source(raw, 4).ecg[0].write_bytes(whole[1])
+    second = take(raw)
+    assert read == [IDS[4]] and (second.patients, second.new, len(second.quarantine)) == (7, 1, 1)
+    source(raw, 1).ecg[0].write_bytes(whole[0])
+    third = take(raw)
+    assert read == [IDS[4], IDS[1]] and (third.patients, len(third.quarantine)) == (8, 0)
+    after = Cohort.open(third.path)
+    pd.testing.assert_frame_equal(after.table[:6], table)  # nobody else moved, in place or in split
+    assert take(raw).new == 0 and read == [IDS[4], IDS[1]] and len(after.verify()) == 0
+
+
+def test_changed_files_and_numbers_replace_what_was_there(raw, take, tmp_path):
+    first = take(raw); old = Cohort.open(first.path)
+    name = pseudonym(IDS[2], read_key(tmp_path / "keys" / "k.key", first.path))
+    shutil.copy(source(raw, 3).ecg[0], source(raw, 2).ecg[0])
+    table = pd.read_csv(raw / "phenotypes.csv"); table.loc[table.eid == int(IDS[5]), "24100-2.0"] = 111.0
+    table.to_csv(raw / "phenotypes.csv", index=False)
+    second = take(raw); new = Cohort.open(second.path)
+    assert (second.patients, second.new) == (N, 2) and list(new.table.index) == list(old.table.index)
+    row = list(new.table.index).index(name)
+    other = list(new.table.index).index(pseudonym(IDS[3], read_key(tmp_path / "keys" / "k.key", first.path)))
+    assert torch.equal(new[[row]]["ecg"], new[[other]]["ecg"])
+    assert (new.phenotypes.LVEDV == 111).sum() == 1 and new.table.split.equals(old.table.split) and len(new.verify()) == 0
+
+
+def test_quarantined_are_tried_again_by_a_newer_kit(raw, take, monkeypatch):
+    source(raw, 0).ecg[0].write_bytes(b"")
+    take(raw); tried = []
+    real = module.prepare
+    monkeypatch.setattr(module, "prepare", lambda task, frames: tried.append(task.source.id) or real(task, frames))
+    take(raw); assert tried == []
+    monkeypatch.setattr(module, "__version__", "99.0")
+    take(raw); assert tried == [IDS[0]]
+
+
+def test_a_fault_of_the_kit_costs_one_patient(raw, take, monkeypatch):
+    real = module.read_ecg
+    def read(path):
+        if IDS[3] in path.name: raise RuntimeError(f"{path} is odd")
+        return real(path)
+    monkeypatch.setattr(module, "read_ecg", read)
+    done = take(raw)
+    assert done.patients == N - 1 and done.quarantine.reason.tolist() == ["unexpected RuntimeError"] and "report" in done.quarantine.remedy[0]
+
+
+# killed
+
+def run(raw, out, key, stop_at=None):
+    "An ingest in a process of its own; with `stop_at` it kills itself at that write into the store."
+    if stop_at is not None:
+        real, count = zarr.storage.LocalStore.set, [0]
+        async def set_(self, *args, **more):
+            count[0] += 1
+            if count[0] == stop_at: os.kill(os.getpid(), signal.SIGKILL)
+            return await real(self, *args, **more)
+        zarr.storage.LocalStore.set = set_
+    torch.set_num_threads(1)
+    ingest(raw, out, frames=6, workers=1, key=key)
+
+
+def start(*args):
+    process = multiprocessing.get_context("fork").Process(target=run, args=args)
+    process.start()
+    return process
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    "The store of a run that nobody disturbed, its key, and how long it took."
+    tmp = tmp_path_factory.mktemp("whole")
+    begun = time.perf_counter()
+    process = start(folder, tmp / "cohort", tmp / "k.key"); process.join()
+    assert process.exitcode == 0
+    return files(tmp / "cohort"), tmp / "k.key", time.perf_counter() - begun
+
+
+def kill_and_resume(folder, whole, out, kills, seed):
+    "Kill so many times at random moments; who is done once is never read again; the end is as if nothing had happened."
+    expected, key, seconds = whole
+    rng, staging, seen = np.random.default_rng(seed), Path(f"{out}.ingest"), {}
+    while kills:
+        process = start(folder, out, key); process.join(rng.uniform(0.02, 0.5) * seconds)
+        if process.is_alive(): os.kill(process.pid, signal.SIGKILL); kills -= 1
+        process.join()
+        if process.exitcode == 0:  # it came through: begin anew
+            assert files(out) == expected
+            shutil.rmtree(out); seen = {}; continue
+        now = {f.name: f.stat().st_mtime_ns for f in staging.glob("p-*.npz")} if staging.exists() else {}
+        if not out.exists() or json.loads((out / "zarr.json").read_text())["attributes"]["patients"] == 0:
+            assert all(now.get(name) == written for name, written in seen.items())
+            seen |= now
+    process = start(folder, out, key); process.join()
+    assert process.exitcode == 0 and files(out) == expected and not staging.exists()
+
+
+def test_killed_at_ten_random_moments(folder, whole, tmp_path):
+    kill_and_resume(folder, whole, tmp_path / "cohort", 10, seed=0)
+
+
+@pytest.mark.long
+def test_killed_at_a_hundred_random_moments(folder, whole, tmp_path):
+    kill_and_resume(folder, whole, tmp_path / "cohort", 100, seed=1)
+
+
+def kill_at_write(folder, whole, out, write):
+    expected, key, _ = whole
+    process = start(folder, out, key, write); process.join()
+    again = start(folder, out, key); again.join()
+    assert again.exitcode == 0 and files(out) == expected and not Path(f"{out}.ingest").exists()
+    return process.exitcode == -signal.SIGKILL
+
+
+def test_killed_while_packing(folder, whole, tmp_path):
+    assert all(kill_at_write(folder, whole, tmp_path / f"at{k}", k) for k in (2, 7, 20))
+
+
+@pytest.mark.long
+def test_killed_at_every_write_into_the_store(folder, whole, tmp_path):
+    k = 1
+    while kill_at_write(folder, whole, tmp_path / f"at{k}", k): k += 1
+    assert k > 25
+
+
+def test_half_a_part_is_made_again(raw, take, tmp_path, whole):
+    out = tmp_path / "cohort"
+    process = start(raw, out, tmp_path / "keys" / "k.key", 5); process.join()
+    parts = sorted(Path(f"{out}.ingest").glob("p-*.npz")); assert len(parts) == N
+    parts[0].write_bytes(parts[0].read_bytes()[:5000]); parts[1].write_bytes(b""); (parts[2].parent / ".99.p-x").write_bytes(b"half")
+    assert take(raw).patients == N and len(Cohort.open(out).verify()) == 0
+
+
+# workers
+
+@pytest.mark.long
+def test_workers_give_the_same_bytes(folder, whole, tmp_path):
+    ingest(folder, tmp_path / "cohort", frames=6, workers=2, key=whole[1])
+    assert files(tmp_path / "cohort") == whole[0]
+
+
+def test_a_real_dask_cluster_gives_the_same_bytes(folder, whole, tmp_path):
+    "Two worker processes; forked, so that they need not load everything anew."
+    with dask.config.set({"distributed.worker.multiprocessing-method": "fork"}), LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, local_directory=tmp_path / "dask") as cluster:
+        pids = {w.pid for w in cluster.workers.values()}
+        done = ingest(folder, tmp_path / "cohort", frames=6, cluster=cluster.scheduler_address, key=whole[1])
+        computed = [str(t[0]) for t in cluster.scheduler.transition_log if t[2] == "memory"]
+    assert sum("work" in key for key in computed) >= 2  # it was the cluster that did it, not this machine beside it
+    assert len(pids) == 2 and os.getpid() not in pids
+    assert done.patients == N and files(tmp_path / "cohort") == whole[0]
+
+
+def test_no_cluster_there(raw, take):
+    soon = dask.config.set({"distributed.comm.timeouts.connect": "0.3s"})
+    with soon, pytest.raises(PtaclError, match="no Dask scheduler answers at tcp://127.0.0.1:9"): take(raw, cluster="tcp://127.0.0.1:9")
+
+
+def measure_pack(out, n, queue):
+    "Peak memory of packing n parts that are the same file."
+    staging = Path(f"{out}.ingest")
+    cohort = module.open_or_create(Path(out), staging, 50)
+    rng = np.random.default_rng(0)
+    ecg, cine = rng.integers(-99, 99, (12, 5000)).astype(np.int16), rng.integers(0, 255, (50, 84, 84), dtype=np.uint8)
+    class Part(dict):  # pseudonym -> file, made when it is asked for
+        def __getitem__(self, name):
+            np.savez(staging / "one.npz", row=np.array(json.dumps({"id": name, "participant": name})), ecg=ecg, cine=cine)
+            return staging / "one.npz"
+    module.pack(cohort, Part.fromkeys([f"p-{k:04d}" for k in range(n)]), cohort.quarantine, None, 0)
+    queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def test_memory_does_not_grow_with_the_cohort(tmp_path):
+    peaks = []
+    for n in (SHARD, 5 * SHARD):
+        queue = multiprocessing.get_context("fork").Queue()
+        process = multiprocessing.get_context("fork").Process(target=measure_pack, args=(tmp_path / str(n), n, queue))
+        process.start(); peaks.append(queue.get(timeout=60)); process.join()
+    assert peaks[1] - peaks[0] < 60  # MB; the recordings are 121 MB more
+
+
+# what is found
+
+def test_uk_biobank_bulk_with_a_repeat_visit(raw, take, tmp_path):
+    bulk = tmp_path / "bulk"
+    for k, (visit, ecg, cine) in enumerate([(2, 0, 0), (3, 1, 1), (2, 2, 2)]):
+        i = IDS[0] if k < 2 else IDS[2]
+        (bulk / f"20205/{i[:2]}").mkdir(parents=True, exist_ok=True); (bulk / "20209").mkdir(exist_ok=True)
+        shutil.copy(source(raw, ecg).ecg[0], bulk / f"20205/{i[:2]}/{i}_20205_{visit}_0.xml")
+        shutil.copytree(source(raw, cine).cine[0].parent, bulk / f"20209/{i}_20209_{visit}_0")
+    found = find_patients(bulk)
+    assert [(s.id, s.visit, len(s.ecg), len(s.cine)) for s in found] == [(IDS[0], 2, 1, 1), (IDS[0], 3, 1, 1), (IDS[2], 2, 1, 1)]
+    table = pd.read_csv(raw / "phenotypes.csv")
+    table = table.join(table.filter(regex=r"-2\.0").add(1).rename(columns=lambda c: c.replace("-2.", "-3.")))
+    table.to_csv(bulk / "phenotypes.csv", index=False)
+    tasks, _ = module.plan(bulk, None, tmp_path / "k.key", tmp_path / "out")
+    assert len({t.participant for t in tasks}) == 2 and sorted(t.name.removeprefix(t.participant) for t in tasks) == ["", "", "-3"]
+    again = next(t for t in tasks if t.source.visit == 3)
+    first = next(t for t in tasks if t.name == again.participant)
+    np.testing.assert_allclose(np.array(again.values["phenotypes"]) - first.values["phenotypes"], 1)
+    assert again.values["sex"] == first.values["sex"] in "FM"
+
+
+def test_a_repeat_visit_lies_in_the_split_of_its_person(raw, take, monkeypatch):
+    table = pd.read_csv(raw / "phenotypes.csv")
+    table.join(table.filter(regex=r"-2\.0").rename(columns=lambda c: c.replace("-2.", "-3."))).to_csv(raw / "phenotypes.csv", index=False)
+    found = find_patients(raw)
+    twice = found + [module.Source(s.id, 3, s.ecg, s.cine) for s in found]
+    monkeypatch.setattr(module, "find_patients", lambda folder: twice)
+    done = take(raw)
+    kept = Cohort.open(done.path).table
+    assert len(kept) == 2 * N and kept.participant.nunique() == N and kept.groupby("participant").split.nunique().max() == 1
+    assert kept.split.nunique() > 1
+    table.to_csv(raw / "phenotypes.csv", index=False)  # without the columns of visit 3
+    assert take(raw, "other").quarantine.reason.tolist() == ["no columns of visit 3 in the table"] * N
+
+
+@pytest.mark.parametrize("style", ["{f}-{i}.0", "f.{f}.{i}.0", "p{f}_i{i}"])
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_visits_of_a_table(tmp_path, style, kind):
+    row = {"eid": "a", style.format(f=31, i=0): "0"} | {style.format(f=24100 + k, i=v): str(k + 10 * v) for k in range(10) for v in (2, 3)}
+    path = tmp_path / f"t.{kind}"
+    if kind == "csv": pd.DataFrame([row]).to_csv(path, index=False)
+    else: pd.DataFrame([row]).to_parquet(path)
+    values = table_values(path, {3})
+    assert [values["a", v]["phenotypes"] for v in (2, 3)] == [list(range(20, 30)), list(range(30, 40))]
+    assert {values["a", v]["sex"] for v in (2, 3)} == {"F"}
+
+
+def test_withdrawn_participants_are_not_taken(raw, take):
+    table = pd.read_csv(raw / "phenotypes.csv", dtype=str); table[2:].to_csv(raw / "phenotypes.csv", index=False)
+    done = take(raw)
+    assert done.patients == N - 2 and done.quarantine.reason.tolist() == ["no row in the table"] * 2 and "withdrawn" in done.quarantine.remedy[0]
+
+
+def test_another_rate_is_resampled_and_ten_seconds_are_taken(monkeypatch, virtual):
+    from scipy.signal import resample_poly
+    signal = virtual.ecg[0].numpy()
+    for fs, seconds in ((1000, 10), (250, 10), (500, 12), (257, 10)):
+        long = np.tile(signal, 2)[:, :seconds * 500]
+        recorded = ECG(resample_poly(long, fs, 500, axis=-1).astype(np.float32), float(fs))
+        monkeypatch.setattr(module, "read_ecg", lambda path, recorded=recorded: recorded)
+        counts, r_peaks, verdict, facts = prepare_ecg("x.xml")
+        expected = preprocess_ecg(signal, 500, stats=(0, 1))
+        assert counts.shape == (12, 5000) and facts["fs"] == fs and verdict == "good"
+        assert np.abs(counts * MV - expected)[:, 300:4700].max() < (0.02 if fs >= 500 else 0.2)
+    monkeypatch.setattr(module, "read_ecg", lambda path: ECG(signal[:, :4900], 500.0))
+    with pytest.raises(PtaclError, match="9.8 s long, ten are needed"): prepare_ecg("x.xml")
+
+
+def test_a_short_record_is_quarantined_without_its_name(raw, take, monkeypatch):
+    real = module.read_ecg
+    def short(path):
+        ecg = real(path)
+        return ECG(ecg.signal[:, :4000], ecg.fs) if IDS[2] in path.name else ecg
+    monkeypatch.setattr(module, "read_ecg", short)
+    done = take(raw)
+    assert done.quarantine.reason.tolist() == ["8 s long, ten are needed"]
+
+
+def test_bad_leads_are_named_in_the_verdict(monkeypatch, virtual):
+    signal = virtual.ecg[0].numpy().copy(); signal[7, 1000:3000] = 0.1; signal[3] = np.clip(signal[3], -0.1, 9)
+    monkeypatch.setattr(module, "read_ecg", lambda path: ECG(signal, 500.0))
+    assert "flat: V2" in prepare_ecg("x.xml")[2]
+
+
+# what is refused as a whole
+
+def test_refusals(raw, take, tmp_path):
+    with pytest.raises(PtaclError, match="no such folder"): take(tmp_path / "none")
+    (tmp_path / "void").mkdir()
+    with pytest.raises(PtaclError, match="no recording found"): take(tmp_path / "void")
+    with pytest.raises(PtaclError, match="writes to a folder"): ingest(raw, "s3://bucket/x")
+    (tmp_path / "taken").mkdir(); (tmp_path / "taken" / "a").write_text("a")
+    with pytest.raises(PtaclError, match="taken"): take(raw, "taken")
+    take(raw)
+    with pytest.raises(PtaclError, match="cines of 6 frames, not 50"): take(raw, frames=50)
+    with pytest.raises(PtaclError, match="another key"): take(raw, key=tmp_path / "other.key")
+    (raw / "phenotypes.csv").unlink()
+    with pytest.raises(PtaclError, match="no phenotypes.csv"): take(raw)
+    assert Cohort.open(tmp_path / "cohort").attributes["patients"] == N
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620])
+def test_a_key_that_others_can_touch_is_refused(tmp_path, mode):
+    read_key(tmp_path / "k", tmp_path / "out"); os.chmod(tmp_path / "k", mode)
+    with pytest.raises(PtaclError, match="read by others"): read_key(tmp_path / "k", tmp_path / "out")
+
+
+def test_the_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    key = read_key(None, tmp_path / "out")
+    assert (tmp_path / ".config/ptacl/pseudonyms.key").stat().st_mode & 0o777 == 0o600 and len(key) == 32 and key == read_key(None, "x")
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    with pytest.raises(PtaclError, match="inside the store"): read_key(tmp_path / "link" / "k", tmp_path / "out")
+    (tmp_path / "short").write_bytes(b"x"); os.chmod(tmp_path / "short", 0o600)
+    with pytest.raises(PtaclError, match="is no key"): read_key(tmp_path / "short", tmp_path / "out")
+
+
+def test_virtual_patients_need_no_key(virtual, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_patients(virtual, tmp_path / "raw", "nifti")
+    done = ingest(tmp_path / "raw", tmp_path / "cohort", frames=6, workers=1)
+    assert list(Cohort.open(done.path).table.index) == list(virtual.phenotypes.index) and not (tmp_path / ".config").exists()
+
+
+# virtual patients
+
+def test_virtual_by_both_ways(virtual, tmp_path):
+    write_patients(virtual, tmp_path / "raw", "nifti")
+    a = Cohort.open(ingest(tmp_path / "raw", tmp_path / "a", frames=6, workers=1).path)
+    b = write_virtual(virtual, tmp_path / "b", workers=1)
+    np.testing.assert_allclose(a.batch(None, None)["ecg"], b.batch(None, None)["ecg"], atol=0.006)  # a count of the XML is 5 µV
+    assert torch.equal(a[:]["cine"], b[:]["cine"]) and list(a.table.split) == list(b.table.split)
+    np.testing.assert_allclose(a.phenotypes, b.phenotypes, rtol=1e-5)
+    assert "hr_cmr" in b.covariates and len(b.verify()) == 0
+
+
+def test_virtual_refused(virtual, tmp_path):
+    with pytest.raises(PtaclError, match="simulate them with both"): write_virtual(simulate(1, 0, cine=False), tmp_path / "x")
+    write_virtual(virtual, tmp_path / "x", workers=1)
+    with pytest.raises(PtaclError, match="exists already"): write_virtual(virtual, tmp_path / "x")
+    assert len(write_virtual(virtual, tmp_path / "x", overwrite=True, workers=1)) == N

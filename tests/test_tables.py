@@ -1,0 +1,228 @@
+"""Phenotype tables: three styles of columns, CSV and Parquet, several visits, and nothing said about anybody."""
+import gzip
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ptacl.errors import PtaclError
+from ptacl.presets import PHENOTYPES
+from ptacl.tables import (COVARIATES, FIELDS, STYLES, at_visit, column_name, column_values, load_columns, phenotype_table, read_table,
+                          save_table, ukb_column, visits, write_table)
+from ptacl.virtual import simulate
+
+IDS = [str(10**6 + 7 * k) for k in range(1, 7)]  # look like participants
+FILES = ("t.csv", "t.csv.gz", "t.tab", "t.tsv", "t.parquet")
+
+
+@pytest.fixture(scope="module")
+def virtual():
+    patients = simulate(6, seed=5, ecg=False, cine=False)
+    patients.phenotypes.index = patients.covariates.index = IDS
+    return patients
+
+
+def assert_same(read, virtual):
+    ids, phenotypes, covariates = read
+    assert ids == list(virtual.phenotypes.index)
+    assert list(phenotypes) == list(PHENOTYPES) and list(covariates) == list(COVARIATES)
+    np.testing.assert_allclose(phenotypes, virtual.phenotypes[list(PHENOTYPES)], rtol=1e-5)
+    assert list(covariates.sex) == list(virtual.covariates.sex)
+    np.testing.assert_allclose(covariates.drop(columns="sex").astype(float), virtual.covariates[list(COVARIATES)[1:]], rtol=1e-5)
+
+
+# styles and formats
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("name", FILES)
+def test_there_and_back(virtual, tmp_path, style, name):
+    write_table(virtual, tmp_path / name, style)
+    assert_same(read_table(tmp_path / name), virtual)
+
+
+@pytest.mark.parametrize("edit", [
+    lambda t: t.sample(frac=1, axis=1, random_state=1),                               # columns in any order
+    lambda t: t.rename(columns=lambda c: f" {c} "),
+    lambda t: t.rename(columns=lambda c: f"participant.{c}"),
+    lambda t: t.assign(p31=t.p31.map({0: "Female", 1: "Male"})),
+    lambda t: t.assign(**{"p4080_i2_a0": t.p4080_i2 - 5, "p4080_i2_a1": t.p4080_i2 + 5}).drop(columns="p4080_i2"),
+    lambda t: t.assign(**{f"p{22420 + k}_i2": 1.0 for k in range(8)}, **{f"p{24110 + k}_i2": 2.0 for k in range(8)}),
+    lambda t: t.assign(**{f"p{24100 + k}_i3": 3.0 for k in range(10)}, p31_i1=9),
+])
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_other_columns_and_codes(virtual, tmp_path, edit, name):
+    table = edit(phenotype_table(virtual, "platform").reset_index())
+    if name == "t.csv": table.to_csv(tmp_path / name, index=False)
+    else: table.to_parquet(tmp_path / name, index=False)
+    assert_same(read_table(tmp_path / name), virtual)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "float64", "Int64", "string", "category"])
+def test_ids_of_any_type(virtual, tmp_path, dtype):
+    table = phenotype_table(virtual).reset_index()
+    table["eid"] = table["eid"].astype(float).astype("int64").astype(dtype if dtype != "category" else "string").astype(dtype)
+    table.to_parquet(tmp_path / "t.parquet", index=False)
+    assert_same(read_table(tmp_path / "t.parquet"), virtual)
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "float64", "string", "category", "bool"])
+def test_sex_of_any_type(virtual, tmp_path, dtype):
+    table = phenotype_table(virtual).reset_index()
+    if dtype == "bool": table["31-0.0"] = table["31-0.0"] == 1
+    else: table["31-0.0"] = table["31-0.0"].astype("Int64").astype("string" if dtype in ("string", "category") else dtype).astype(dtype)
+    table.to_parquet(tmp_path / "t.parquet", index=False)
+    if dtype == "bool": assert read_table(tmp_path / "t.parquet")[2].sex.isna().all()  # "true" is no code: nothing is guessed
+    else: assert_same(read_table(tmp_path / "t.parquet"), virtual)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1"])
+def test_encodings(virtual, tmp_path, encoding):
+    table = phenotype_table(virtual).assign(**{"note é": "ü"}).to_csv()
+    (tmp_path / "t.csv").write_bytes(table.encode(encoding))
+    assert_same(read_table(tmp_path / "t.csv"), virtual)
+
+
+def test_only_our_columns_are_loaded(virtual, tmp_path):
+    many = pd.DataFrame(1.0, index=IDS, columns=[f"{30_000 + k}-2.0" for k in range(2000)])
+    table = phenotype_table(virtual).join(many)
+    for name in ("t.csv", "t.parquet"):
+        save_table(table.rename_axis("eid"), tmp_path / name)
+        assert load_columns(tmp_path / name).shape == (6, 16)
+        assert_same(read_table(tmp_path / name), virtual)
+
+
+# which column is which
+
+@given(st.integers(1, 10**5), st.integers(0, 9), st.integers(0, 99))
+def test_column_styles(field, instance, array):
+    assert {ukb_column(c) for c in (f"{field}-{instance}.{array}", f"f.{field}.{instance}.{array}", f"p{field}_i{instance}_a{array}",
+                                    f" participant.p{field}_i{instance}_a{array} ")} == {(field, instance, array)}
+
+
+@given(st.text(max_size=20))
+def test_any_other_name_is_no_column(name):
+    key = ukb_column(name)
+    assert key is None or (len(key) == 3 and any(c.isdigit() for c in name))
+
+
+def test_fields():
+    assert [FIELDS[n] for n in PHENOTYPES] == [(24100 + k, 2) for k in range(10)]
+    assert [ukb_column(c) for c in ("24100", "24100-2", "f.24100", "24100-2.0.1", "P24100", "", "٣-2.0")] == [None] * 7
+    assert {column_name(n, s, 3) for n in ("LVEF", "sex") for s in STYLES} == {
+        "24103-3.0", "f.24103.3.0", "p24103_i3", "31-0.0", "f.31.0.0", "p31"}
+    assert [at_visit(n, 3) for n in ("age", "sex")] == [(21003, 3), (31, 0)]
+
+
+# cells
+
+def test_missing_cells_stay_missing(virtual, tmp_path):
+    table = phenotype_table(virtual)
+    table.iloc[0, 3] = table.iloc[2, :10] = np.nan
+    table["31-0.0"] = table["31-0.0"].astype("Int64").where(np.arange(6) != 1)
+    for name in FILES:
+        save_table(table, tmp_path / name)
+        ids, phenotypes, covariates = read_table(tmp_path / name)
+        assert ids == IDS and phenotypes.isna().sum().sum() == 11 and np.isnan(phenotypes.LVEF.iloc[0])
+        assert covariates.sex.isna().tolist() == [False, True, False, False, False, False]
+
+
+def test_missing_covariates(virtual, tmp_path):
+    save_table(phenotype_table(virtual).iloc[:, :10], tmp_path / "t.csv")
+    covariates = read_table(tmp_path / "t.csv")[2]
+    assert list(covariates) == list(COVARIATES) and covariates.isna().all(axis=None)
+
+
+def test_one_of_two_readings_is_enough():
+    table = pd.DataFrame({"4080-2.0": [120, None, None], "4080-2.1": [130, 140, None]})
+    np.testing.assert_array_equal(column_values(table, "sbp"), [125, 140, np.nan])
+
+
+# visits
+
+def test_several_visits(virtual, tmp_path):
+    repeat = phenotype_table(virtual, instance=3).drop(columns="31-0.0")
+    both = phenotype_table(virtual).join((repeat + 10)[1:3])
+    for name in ("t.csv", "t.parquet"):
+        save_table(both, tmp_path / name)
+        assert visits(tmp_path / name) == [2, 3]
+        assert_same(read_table(tmp_path / name), virtual)
+        ids, phenotypes, covariates = read_table(tmp_path / name, instance=3)
+        assert ids == IDS and phenotypes.notna().all(axis=1).tolist() == [False, True, True, False, False, False]
+        np.testing.assert_allclose(phenotypes[1:3], virtual.phenotypes[1:3] + 10, rtol=1e-5)
+        np.testing.assert_allclose(covariates.age[1:3], virtual.covariates.age[1:3] + 10, rtol=1e-5)
+        assert list(covariates.sex) == list(virtual.covariates.sex)  # asked once
+
+
+def test_a_visit_that_is_not_there(virtual, tmp_path):
+    write_table(virtual, tmp_path / "t.csv")
+    assert visits(tmp_path / "t.csv") == [2]
+    with pytest.raises(PtaclError, match=r"lacks LVEDV \(24100-3.0\)"): read_table(tmp_path / "t.csv", instance=3)
+
+
+# refusals
+
+@pytest.mark.parametrize("edit, why", [
+    (lambda t: t.rename(columns={"eid": "name"}), "no column eid"),
+    (lambda t: pd.concat([t, t[:1]]), "row 8 has an id that occurred before"),
+    (lambda t: t.assign(eid=["/etc/x", *t.eid[1:]]), "row 2 has no id"),
+    (lambda t: t.assign(eid=["..", *t.eid[1:]]), "row 2 has no id"),
+    (lambda t: t.assign(eid=[None, *t.eid[1:]]), "row 2 has no id"),
+    (lambda t: t.assign(eid=[t.eid[1] + ".0", *t.eid[1:]]), "row 3 has an id that occurred before"),
+    (lambda t: t.assign(**{"24101-2.0": t.eid + " ml"}), "no number"),
+    (lambda t: t.assign(**{"24101-2.0": "inf"}), "infinity"),
+    (lambda t: t.assign(**{"p24100_i2": "1"}), "more than one column"),
+    (lambda t: t.drop(columns=["24103-2.0", "24105-2.0"]).assign(**{"22420-2.0": "1"}), r"lacks LVEF \(24103-2.0\), LVM \(24105-2.0\)"),
+])
+@pytest.mark.parametrize("name", [f"{IDS[0]}.csv", f"{IDS[0]}.parquet"])
+def test_refused_without_a_word_about_anybody(virtual, tmp_path, edit, why, name):
+    table = edit(phenotype_table(virtual).reset_index().astype(str))
+    if name.endswith("csv"): table.to_csv(tmp_path / name, index=False)
+    else: table.to_parquet(tmp_path / name, index=False)
+    with pytest.raises(PtaclError, match=why) as e: read_table(tmp_path / name)
+    assert not any(i in str(e.value) for i in IDS) and str(tmp_path) not in str(e.value) and e.value.__cause__ is None
+
+
+@pytest.mark.parametrize("name, content", [
+    ("t.csv", b""), ("t.csv", b"\0" * 99), ("t.csv", b'eid,"24100-2.0\n1,2\n'), ("t.csv.gz", b"no gzip"), ("t.parquet", b"PAR1"), ("t.parquet", b"")])
+def test_broken_files(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(PtaclError, match=r"t\.(csv|parquet)"): read_table(tmp_path / name)
+
+
+def test_no_such_file(tmp_path):
+    for name in FILES:
+        with pytest.raises(PtaclError, match=f"there is no {name}"): read_table(tmp_path / name)
+    with pytest.raises(PtaclError): read_table(tmp_path)
+
+
+def test_no_such_style(virtual):
+    with pytest.raises(PtaclError, match="choose one of showcase, r, platform"): phenotype_table(virtual, "ours")
+
+
+@settings(max_examples=150)
+@given(st.randoms(use_true_random=False), st.sampled_from(["t.csv", "t.csv.gz", "t.parquet"]))
+def test_mutated_bytes_end_in_a_table_or_a_refusal(virtual, tmp_path, r, name):
+    file = tmp_path / name
+    write_table(virtual, file)
+    data = bytearray(gzip.decompress(file.read_bytes()) if r.random() < 0.5 and name.endswith("gz") else file.read_bytes())
+    for _ in range(r.choice([1, 3, 30])): data[r.randrange(len(data))] = r.randrange(256)
+    if r.random() < 0.3: del data[r.randrange(len(data)):]
+    file.write_bytes(data)
+    try: ids, phenotypes, covariates = read_table(file)
+    except PtaclError as e: assert not any(i in str(e) for i in IDS)
+    else: assert len(ids) == len(phenotypes) == len(covariates) and not np.isinf(phenotypes).any(axis=None)
+
+
+def test_mutated_cells(virtual):
+    r = random.Random(0)
+    odd = ["", " ", "NA", "-1", "1e400", "0x1", "1,5", "nan", "é", "True", "1_000", None, "١"]
+    for _ in range(100):
+        table = phenotype_table(virtual).reset_index().astype(object)
+        for _ in range(3): table.iat[r.randrange(6), r.randrange(1, 16)] = r.choice(odd)
+        for name in FIELDS:
+            try: values = column_values(table, name)
+            except PtaclError: continue
+            assert len(values) == 6
