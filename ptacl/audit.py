@@ -178,7 +178,7 @@ def excused(
     def covers(p): return fnmatch.fnmatch(name, p) or fnmatch.fnmatch(name, f"{p}/*") or (len(p) >= 7 and version.startswith(p))
     return any(map(covers, exceptions)) or any(fnmatch.fnmatch(name, p) or fnmatch.fnmatch(name, f"*/{p}") for p in LIBRARIES)
 
-# %% ../nbs/92_audit.ipynb #8e9cbf2e
+# %% ../nbs/92_audit.ipynb #5e19f456
 def git(top: Path, *args, **options) -> subprocess.Popen:
     "A git command in a folder, whatever repository the environment points to."
     pointers = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY")
@@ -194,7 +194,7 @@ def finish(*processes):
 
 def objects(top: Path) -> Iterator: # (kind, hash, name, size, read)
     "Everything in a history. What is not read of one is skipped before the next."
-    with git(top, "rev-list", "--objects", "--all") as listed, \
+    with git(top, "rev-list", "--objects", "--all", "--reflog", "--indexed-objects") as listed, \
          git(top, "cat-file", "--batch=%(objecttype) %(objectname) %(objectsize) %(rest)", stdin=listed.stdout) as batch:
         while header := batch.stdout.readline():
             kind, version, size, name = (os.fsdecode(header.rstrip(b"\n")) + "   ").split(" ", 3)

@@ -42,10 +42,11 @@ def named(args: list) -> dict: # ["-p", "n_train", "64", …] -> {"n_train": "64
     if odd: raise PtaclError(f"cannot read {odd[0]!r}: parameters are given as -p NAME VALUE")
     return {name: value for _, name, value in triples}
 
-# %% ../nbs/91_cli.ipynb #d7c967fe
-def options_of(function, given: dict) -> dict: # name -> text
+# %% ../nbs/91_cli.ipynb #c5ee8e49
+def options_of(function, given: dict, also=()) -> dict: # name -> text; also: names of options that are not keyword-only
     "Keyword-only options of a function, with the types of their defaults. Raises `PtaclError` on names and values it does not take."
-    known = {name: q.default for name, q in inspect.signature(function).parameters.items() if q.kind == q.KEYWORD_ONLY}
+    parameters = inspect.signature(function).parameters.items()
+    known = {name: q.default for name, q in parameters if q.kind == q.KEYWORD_ONLY or name in also}
     unknown = sorted(set(given) - set(known))
     if unknown: raise PtaclError(f"no parameter {', '.join(unknown)}: choose from {', '.join(known)}")
     out = {}
@@ -55,7 +56,7 @@ def options_of(function, given: dict) -> dict: # name -> text
         except (ValueError, KeyError): raise PtaclError(f"{name} = {text} is no {kind.__name__}") from None
     return out
 
-# %% ../nbs/91_cli.ipynb #400d3a39
+# %% ../nbs/91_cli.ipynb #2ebed35c
 @app.command(**PAIRS)
 def simulate(
     context: typer.Context,
@@ -72,14 +73,16 @@ def simulate(
     from ptacl.writers import in_batches, write_patients
     try:
         if n < 1: raise PtaclError(f"n must be at least 1, got {n}")
-        options = options_of(simulate_patients, named(context.args))
-        batches = in_batches(n, seed, 64, size=size or (84 if format == "cohort" else 128), **options)
-        if format == "cohort": write_virtual(batches, out, ceilings(simulate_patients(5000, seed, ecg=False, cine=False)))
-        else: write_patients(batches, out, format, total=n)
+        options = options_of(simulate_patients, named(context.args), also=("frames",))
+        size = size or (84 if format == "cohort" else 128)
+        batches = in_batches(n, seed, 64, size=size, **options)
+        possible = ceilings(simulate_patients(5000, seed, ecg=False, cine=False))
+        if format == "cohort": write_virtual(batches, out, possible, simulated={"seed": seed, "size": size} | options)
+        else: possible.to_csv(write_patients(batches, out, format, total=n) / "ceilings.csv", index_label="phenotype")
     except PtaclError as e: fail(e)
     typer.echo(f"{n} virtual patients in {out}")
 
-# %% ../nbs/91_cli.ipynb #7f96912a
+# %% ../nbs/91_cli.ipynb #61f1bf46
 @app.command()
 def ingest(
     folder: Annotated[Path, typer.Argument(help="raw files, with phenotypes.csv or phenotypes.parquet")],
@@ -88,11 +91,14 @@ def ingest(
     key: Annotated[Path | None, typer.Option(help="file with the key of the pseudonyms; keep it secret and outside the cohort")] = None,
     workers: Annotated[int, typer.Option(help="processes; -1: one for each core")] = -1,
     cluster: Annotated[str | None, typer.Option(help="address of a Dask scheduler, to work on its machines instead")] = None,
+    frames: Annotated[int, typer.Option(help="of a cine in the cohort")] = 50,
+    seed: Annotated[int, typer.Option(help="of the split into train, val and test")] = 0,
     quarantine: Annotated[Path | None, typer.Option(help="write the table of those who could not be read to this CSV file")] = None,
 ):
     "Read raw files into a cohort under pseudonyms."
     from ptacl.ingest import ingest as read_in
-    try: done = read_in(folder, out, table, workers=workers, cluster=cluster, key=key)
+    if quarantine and not quarantine.absolute().parent.is_dir(): fail(PtaclError(f"there is no folder for {quarantine.name}: make it first"))
+    try: done = read_in(folder, out, table, frames, workers, cluster, key, seed=seed)
     except PtaclError as e: fail(e)
     if quarantine: done.quarantine.to_csv(quarantine, index=False)
     typer.echo(done)

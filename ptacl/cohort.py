@@ -149,7 +149,7 @@ def name_of(path) -> str: # for messages
     "The last part of a path or URL."
     return str(path).rstrip("/").split("/")[-1]
 
-# %% ../nbs/14_cohort.ipynb #e327e466
+# %% ../nbs/14_cohort.ipynb #82ceea0e
 def create_records(group, name: str, shape: tuple, dtype, **attributes):
     "An empty array of one record for each patient."
     group.create_array(name, shape=(0, *shape), dtype=dtype, chunks=(1, *shape), shards=(SHARD, *shape), compressors=Crc32cCodec(),
@@ -164,7 +164,7 @@ class Cohort:
         self.attributes = dict(self._group.attrs)
         with zarr.config.set({"array.write_empty_chunks": True}): # a record of zeros is a record
             self._records = {name: self._group[name] for name in ("ecg", "cine")}
-        self._table = self._read_table()
+        self._table, self._fresh = self._read_table(), set() # fresh: replaced since the last commit
 
     @classmethod
     def create(cls,
@@ -182,7 +182,7 @@ class Cohort:
         create_records(group, "ecg", (12, SAMPLES), "int16", units="mV", scale=MV, fs=FS, leads=LEADS, about="denoised; counts × scale = mV")
         create_records(group, "cine", (frames, SIZE, SIZE), "uint8", units="1/255", pixel_mm=1.8,
                        about="middle slice, cropped around the heart, min-max; frame f at phase f/F, frame 0 = end-diastole")
-        attributes = {"title": "ptacl cohort", "format": FORMAT, "kit": __version__, "patients": 0, "generation": 0,
+        attributes = {"title": "ptacl cohort", "format": FORMAT, "kit": __version__, "patients": 0, "generation": 0, "changing": [],
                       "covariates": covariates or {name: COVARIATES[name] for name in NUMERIC}} | attributes
         group.update_attributes(attributes | {"digest": digest(group, attributes)})
         return cls(path, write=True)
@@ -191,7 +191,7 @@ class Cohort:
     def __repr__(self): return f"Cohort({len(self)} patients, {name_of(self.path)})"
     def __reduce__(self): return Cohort, (self.path,)
 
-# %% ../nbs/14_cohort.ipynb #6d504c90
+# %% ../nbs/14_cohort.ipynb #35a1af30
 @patch(cls_method=True)
 def _described(cls: Cohort, path) -> dict: # attributes
     "What a store says about itself. Raises `PtaclError` where it is no cohort, or a newer one than this kit can read."
@@ -213,7 +213,10 @@ def open(cls: Cohort,
     write: bool = False, # to append to it
 ) -> Cohort:
     "A cohort that is there. Raises `PtaclError` on anything else."
-    if not cls._described(path).get("patients") and not write:
+    about = cls._described(path)
+    if about.get("changing") and not write:
+        raise PtaclError(f"{name_of(path)}: its last change was interrupted, {len(about['changing'])} patients may be mixed up: run ingest again")
+    if not about.get("patients") and not write:
         raise PtaclError(f"{name_of(path)}: a cohort without patients. Nobody could be read, or its making was interrupted: start it again")
     try: return cls(path, write)
     except PtaclError: raise
@@ -236,7 +239,7 @@ def small_array(group, name: str, data, dtype, **attributes):
     group.create_array(name, shape=data.shape, dtype=dtype, chunks=tuple(max(1, k) for k in data.shape), compressors=Crc32cCodec(),
                        attributes=attributes)[:] = data
 
-# %% ../nbs/14_cohort.ipynb #2e809c9b
+# %% ../nbs/14_cohort.ipynb #6d2bb648
 @patch
 def commit(self: Cohort,
     table: dict,      # of all patients, as `table_rows` gives it
@@ -250,16 +253,24 @@ def commit(self: Cohort,
         small_array(group, name, table[name].astype(str if name in TEXTS else dtype), dtype, **about)
     quarantine = self.quarantine if quarantine is None else quarantine
     small_array(group, "quarantine", quarantine[list(QUARANTINE)].to_numpy(str), str, columns=QUARANTINE)
-    attributes = self.attributes | {"patients": n, "generation": old + 1, "kit": __version__} | attributes
+    changing = sorted(set(self.attributes.get("changing", [])) & set(table["id"]) - self._fresh)
+    attributes = self.attributes | {"patients": n, "generation": old + 1, "kit": __version__, "changing": changing} | attributes
     self._group.update_attributes(attributes | {"digest": digest(self._group, attributes)})
     self.__init__(self.path, write=True)
     self.tidy()
 
 @patch
 def tidy(self: Cohort):
-    "Remove what an interrupted write has left: other generations of the table, half-written files."
+    "Remove what an interrupted write has left: other generations of the table, records of nobody, half-written files."
     for name in list(self._group.get("table", {})):
         if name != str(self.attributes["generation"]): del self._group[f"table/{name}"]
+    n = len(self)
+    with zarr.config.set({"array.write_empty_chunks": False}): arrays = {name: self._group[name] for name in self._records}
+    for name, array in arrays.items():
+        if array.shape[0] <= n: continue
+        edge = min(array.shape[0], -(-n // SHARD) * SHARD) # shards behind go as files, what is in the last one in use is taken out of it
+        if edge > n: array[n:edge] = 0
+        self._records[name].resize((n, *array.shape[1:]))
     for file in self._local.rglob("*.partial") if self._local else (): file.unlink()
 
 @patch(as_prop=True)
@@ -269,7 +280,7 @@ def quarantine(self: Cohort) -> pd.DataFrame:
     rows = self._group[f"table/{generation}/quarantine"][:] if generation else np.empty((0, len(QUARANTINE)), object)
     return pd.DataFrame(rows.astype(object), columns=list(QUARANTINE))
 
-# %% ../nbs/14_cohort.ipynb #5f0bbe6c
+# %% ../nbs/14_cohort.ipynb #c6445765
 def shard_parts(start: int, stop: int) -> list: # slices
     "Patients start … stop in parts that end where a shard ends."
     edges = [start, *range((start // SHARD + 1) * SHARD, stop, SHARD), stop]
@@ -290,21 +301,46 @@ def extend(self: Cohort,
         if twice: raise PtaclError(f"{twice} is in the cohort already")
         for name, data in (("ecg", ecg), ("cine", cine)): self._write(name, n, data, len(rows))
         tables.append(table_rows([r | lead_stats(e) for r, e in zip(rows, ecg)], self.attributes["covariates"])); n += len(rows)
-    for array in self._records.values():
-        if array.shape[0] > n: array.resize((n, *array.shape[1:])) # of a run that was killed
     table = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
     if shares:
         table["split"] = assign_splits(people_of(table, self.attributes["covariates"]), shares, seed)
         attributes["splits"] = {"shares": shares, "seed": seed, "by": "participant; sex, five years of age"}
     self.commit(table, quarantine, **attributes)
 
-# %% ../nbs/14_cohort.ipynb #ea639537
+# %% ../nbs/14_cohort.ipynb #af275692
+@patch
+def begin(self: Cohort, names):
+    "Say in the store that the records of these patients are about to be overwritten: until a commit has come it cannot be read."
+    changing = sorted({*self.attributes.get("changing", []), *names})
+    if changing == self.attributes.get("changing", []): return
+    self.attributes["changing"] = changing
+    self._group.update_attributes(self.attributes | {"digest": digest(self._group, self.attributes)})
+
+@patch
+def remove(self: Cohort, names):
+    "Take patients out for good; the last ones move into their places. Raises `PtaclError` where one is not there."
+    names, ids = set(names), list(self._table["id"])
+    if missing := names - set(ids): raise PtaclError(f"{min(missing)} is not in the cohort")
+    if not names: return
+    n = len(ids) - len(names)
+    free = [i for i in range(n) if ids[i] in names]
+    last = [i for i in range(n, len(ids)) if ids[i] not in names]
+    self.begin(names)
+    for name, array in self._records.items():
+        record = np.empty(array.shape[1:], array.dtype)
+        for i, j in zip(free, last): self._read(name, j, record); array[i] = record
+    rows = np.arange(n); rows[free] = last
+    self.commit({name: column[rows] for name, column in self._table.items()})
+
 @patch
 def replace(self: Cohort, i: int, ecg: np.ndarray, cine: np.ndarray, row: dict):
     "Put another recording and row in the place of patient i, who keeps the split; the row counts from the next commit on."
     row = table_rows([row | lead_stats(ecg) | {"split": self._table["split"][i]}], self.attributes["covariates"])
+    name = self._table["id"][i]
+    self.begin([name])
     self._records["ecg"][i], self._records["cine"][i] = ecg, cine
-    for name, column in row.items(): self._table[name][i] = column[0]
+    for column, value in row.items(): self._table[column][i] = value[0]
+    self._fresh.add(name)
 
 @patch
 def _write(self: Cohort, name, start, data, count):
@@ -525,12 +561,13 @@ def set_splits(self: Cohort,
     self._table = table
     self.extend([], shares, seed)
 
-# %% ../nbs/14_cohort.ipynb #20b30ca5
+# %% ../nbs/14_cohort.ipynb #01418193
 @patch
 def verify(self: Cohort) -> pd.DataFrame: # columns where, patient, problem; empty where all is well
     "Read the whole store and list what is damaged."
     if digest(self._group, dict(self._group.attrs)) != self._group.attrs.get("digest"): found = [("attributes", "", "not as they were written")]
     else: found = []
+    if who := self.attributes.get("changing"): found.append(("store", "", f"a change of {len(who)} patients was interrupted: run ingest again"))
     for name in table_spec(self.attributes["covariates"]) if len(self) else []:
         try: self._group[f"table/{self.attributes['generation']}/{name}"][:]
         except Exception as e: found.append((f"table: {name}", "", f"cannot be read ({type(e).__name__})"))

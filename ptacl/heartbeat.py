@@ -233,7 +233,7 @@ def marks_inside(
     order = outside.int().sort(dim=1, stable=True).indices
     return (marks & ~outside).gather(1, order)[:, :MAX_BEATS]
 
-# %% ../nbs/09_heartbeat.ipynb #dea340b6
+# %% ../nbs/09_heartbeat.ipynb #eb550170
 def ecg_noise(
     u: Tensor,     # (n, 8, 10) uniform: weights and phases of slow waves, one row for each lead
     white: Tensor, # (n, 8, N) standard normal
@@ -241,6 +241,7 @@ def ecg_noise(
     breath: Tensor,# (n,) breaths/s
 ) -> Tensor:       # (n, 8, N) mV
     "Baseline wander, muscle noise and a trace of mains hum."
+    # rates and sizes chosen, of a quiet resting record
     t = torch.arange(white.shape[-1], device=white.device) / FS
     rates = torch.stack([breath, 0.11 + 0 * breath, 0.23 + 0 * breath, 0.47 + 0 * breath, 50 + 0 * breath], 1)  # Hz
     phase = 2 * math.pi * (rates[..., None] * t + u[:, 0, :5, None])

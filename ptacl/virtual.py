@@ -246,7 +246,7 @@ def explained(
     guess = cross_val_predict(quadratic_ridge(), features.to_numpy(), targets.to_numpy(), cv=folds)
     return pd.Series(r2_score(targets, guess, multioutput="raw_values"), targets.columns)
 
-# %% ../nbs/10_virtual.ipynb #a117f24e
+# %% ../nbs/10_virtual.ipynb #8cc97884
 def volume_curve(
     edv: Tensor,   # (n,) ml
     esv: Tensor,   # (n,) ml
@@ -269,7 +269,7 @@ def volume_curve(
     k = (0.22 * torch.exp(0.25 * p["z_filling"]))[:, None]         # fast or slow filling: chosen
     early = (1 - torch.exp(-(x / k) ** 1.8)) / (1 - torch.exp(-(1 / k) ** 1.8))
     a = ((x - 0.78) / 0.2).clamp(0, 1)
-    kick = (0.20 + 0.008 * (age - 50)).clamp(0.1, 0.5)[:, None]
+    kick = (0.20 + 0.008 * (age - 50)).clamp(0.1, 0.5)[:, None]    # 20 to 30 % of the filling, more with age; slope chosen
     back = (1 - kick) * early + kick * a * a * (3 - 2 * a)
     return edv[:, None] - (edv - esv)[:, None] * (out - back)
 
@@ -405,7 +405,7 @@ def masks(cover: dict) -> dict[str, Tensor]: # (n, Z, F, size, size) in [0, 1]
     "Coverage of LV cavity, LV myocardium and RV cavity."
     return dict(lv=cover["lv"], myo=cover["epi"] - cover["lv"], rv=cover["beyond"].clamp(0, 1) - cover["epi"])
 
-# %% ../nbs/10_virtual.ipynb #dcb8a8d9
+# %% ../nbs/10_virtual.ipynb #43740d20
 def texture(
     bits: Tensor, # (n, k, k) int32, random
     size: int,    # pixels of a side
@@ -416,6 +416,7 @@ def texture(
 
 def organs(b, disc, rough, fine, pulse): # (cover, grey level) of each
     "Liver, stomach, spine and aorta from back to front."
+    # sizes in cm, grey levels: chosen to look like the crops of real scans
     bulge = 0.10 * pulse
     lx, ly, lr = -5.6 + 0.6 * b[0], 9.5 + 0.5 * b[1] - bulge, 6.2 + 0.4 * b[2]
     yield disc(lx, ly, lr + 0.15), 0.06                                              # diaphragm
@@ -430,6 +431,7 @@ def organs(b, disc, rough, fine, pulse): # (cover, grey level) of each
 
 def chest_wall(b, x, y, cm, rough, fine, pulse): # (cover, grey level) of each
     "Fat, muscle and ribs in front."
+    # thicknesses in cm, grey levels: chosen
     chest = 11.2 + 0.45 * b[13] + 0.03 * pulse
     out = torch.hypot(x - 3.2, y - 4.6) - chest + 0.12 * rough  # cm outside of the chest wall's inside
     angle = torch.atan2(y - 4.6, x - 3.2)
@@ -459,7 +461,7 @@ def surround(
         img.lerp_(torch.as_tensor(value, dtype=img.dtype, device=img.device), cover)
     return img
 
-# %% ../nbs/10_virtual.ipynb #0104dbe0
+# %% ../nbs/10_virtual.ipynb #f60aa028
 def scenery(
     a: dict,       # anatomy, float32 on the device
     size: int,
@@ -467,6 +469,7 @@ def scenery(
     spacing: float = SPACING, # mm
 ) -> dict:         # maps (n, 1, 1, size, size)
     "What the frames of a patient share: geometry, the surround at both ends of the cycle, tissues."
+    # places in cm, grey levels: chosen
     v = lambda x: x.view(-1, 1, 1, 1, 1)
     m = polar_maps(a, size, spacing)
     rough, fine = (texture(b, size) for b in bits)
@@ -488,6 +491,7 @@ def paint_heart(
     done: Tensor,  # (n, Z, F) how far systole has come
 ) -> Tensor:       # (n, Z, F, size, size) signal, background of air 0
     "Some frames without noise: from back to front."
+    # thicknesses in cm, grey levels: chosen to meet the grey levels of real crops
     inner, done, beyond, cavity = inner[..., None, None], done[..., None, None], c["beyond"], c["lv"]
     img = torch.lerp(m["still"], m["moved"], done.expand(*c["r"].shape[:3], 1, 1))
     img.lerp_(m["fatty"], beyond.add_(m["wall"] + m["fat"]).clamp(0, 1))
@@ -501,13 +505,14 @@ def paint_heart(
         cavity.mul_(d2.sub_(m["pap_in"]).div_(m["pap_edge"]).clamp_(0.15, 1))
     return img.lerp_(m["blood"], cavity)
 
-# %% ../nbs/10_virtual.ipynb #02d463e0
+# %% ../nbs/10_virtual.ipynb #23cf1cdf
 def coil(
     a: dict,
     size: int,
     spacing: float = SPACING, # mm
 ) -> Tensor:       # (n, 1, 1, size, size)
     "Sensitivity of the receiver coil."
+    # steepness of the bias field: chosen
     c = torch.linspace(-1, 1, size, device=a["body"].device) * size / 84 * (spacing / SPACING)
     b, v = a["body"].T, lambda x: x.view(-1, 1, 1, 1, 1)
     tilt = -(0.13 + 0.04 * v(b[0])) * c.view(1, 1, 1, 1, -1) - (0.10 + 0.04 * v(b[3])) * c.view(1, 1, 1, -1, 1)
@@ -750,7 +755,7 @@ def normals(
     a, b = a.log_().mul_(-2).sqrt_(), b.mul_(2 * math.pi)
     return torch.cat([a * b.cos(), a * b.sin()], -1)
 
-# %% ../nbs/10_virtual.ipynb #af0264f4
+# %% ../nbs/10_virtual.ipynb #7ecd7f6e
 def ecg_plan(
     streams: Streams,
     p: dict,         # the population, on the CPU
@@ -758,6 +763,7 @@ def ecg_plan(
     device,
 ) -> dict[str, Tensor]: # name -> (n, …) float32 on the device
     "What the ECGs are drawn from: beats, waves, noise."
+    # breath, sinus arrhythmia and respiratory gain: chosen within the range of healthy adults
     t = lambda x: x.to(device, torch.float32)
     q, u, rhythm = {k: t(p[k]) for k in ECG_PARAMETERS}, t(streams.uniform("rhythm", 5)), asked.get("rhythm", "sinus")
     breath, struck = 0.18 + 0.12 * u[:, 0], f["struck rhythm"].to(device) if "rhythm" in asked else None

@@ -338,6 +338,75 @@ def test_replacing_one(copy, made):
     assert len(again.verify()) == 0
 
 
+# leaving
+
+def inside(path, record): return any(record.tobytes() in raw for raw in files(path).values())
+
+
+@pytest.mark.parametrize("gone", [[5], [69], [0, 3, 64, 69], list(range(3, 9)), list(range(2, N)), list(range(N))], ids=len)
+def test_who_is_removed_is_gone(copy, made, gone):
+    _, ecg, cine, rows = made
+    cohort = Cohort.open(copy, write=True); before = cohort.table
+    cohort.remove([rows[k]["id"] for k in gone])
+    cohort = Cohort.open(copy, write=True); stay = [k for k in range(N) if k not in gone]
+    assert len(cohort) == N - len(gone) and len(cohort.verify()) == 0
+    for k in gone: assert not inside(copy, ecg[k]) and not inside(copy, cine[k]) and not inside(copy, np.array(rows[k]["id"], "U9"))
+    if not stay: return
+    pd.testing.assert_frame_equal(cohort.table.sort_index(), before.iloc[stay])
+    at = [list(cohort.table.index).index(rows[k]["id"]) for k in stay]
+    np.testing.assert_array_equal(cohort.batch(at, None)["cine"], cine[stay])
+    np.testing.assert_array_equal(cohort.batch(at, None)["ecg"], ecg[stay] * np.float32(MV))
+    cohort.extend([(ecg[gone], cine[gone], [rows[k] for k in gone])])  # and back again
+    assert len(cohort) == N and len(cohort.verify()) == 0 and inside(copy, ecg[gone[0]])
+
+
+class Cut(Exception): "A process that dies."
+
+
+def cut_at(monkeypatch, write):
+    "From now on the store's n-th write fails, and all after it."
+    real, count = zarr.storage.LocalStore.set, [0]
+    async def set_(self, *args, **more):
+        count[0] += 1
+        if count[0] >= write: raise Cut
+        return await real(self, *args, **more)
+    monkeypatch.setattr(zarr.storage.LocalStore, "set", set_)
+
+
+@pytest.mark.parametrize("what", ["replace", "remove"])
+def test_an_interrupted_change_is_never_read(copy, made, monkeypatch, what):
+    "Cut at each write: either the old store, or the new one, or words; and the same again completes it."
+    _, ecg, cine, rows = made
+    ids, refused = [r["id"] for r in rows], 0
+    def change():
+        cohort = Cohort.open(copy, write=True); cohort.tidy()
+        if what == "replace":
+            for k in (5, 66): cohort.replace(k, ecg[k][::-1], cine[k][::-1], rows[k] | {"quality": "new"})
+            cohort.extend([])
+        else: cohort.remove({ids[k] for k in (5, 66)} & set(cohort._table["id"]))
+    def check(cohort):
+        at = [i for i in range(len(cohort)) if cohort.table.quality.iloc[i] == "new"]
+        assert cohort.table.index.isin(ids).all() and len(cohort.verify()) == 0 and len(at) in (0, 2)
+        order = [ids.index(i) for i in cohort.table.index]
+        expected = np.stack([cine[k][::-1] if i in at else cine[k] for i, k in enumerate(order)])
+        np.testing.assert_array_equal(cohort.batch(None, None)["cine"], expected)
+    whole = files(copy)
+    for write in range(1, 99):
+        for f in set(files(copy)) - set(whole): (copy / f).unlink()
+        for f, raw in whole.items(): (copy / f).write_bytes(raw)
+        with monkeypatch.context() as m:
+            cut_at(m, write)
+            try: change(); done = True
+            except Cut: done = False
+        try: check(Cohort.open(copy))
+        except PtaclError as e:
+            assert "was interrupted" in str(e) and Cohort.open(copy, write=True).verify()["where"].tolist() == ["store"]; refused += 1
+        if done: break
+        change(); check(Cohort.open(copy))
+        if what == "remove": assert not any(inside(copy, x[k]) for k in (5, 66) for x in (ecg, cine))
+    assert done and refused >= 10
+
+
 # splits
 
 people = st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["F", "M", None]), st.floats(40, 85) | st.just(np.nan)), min_size=1, max_size=80)

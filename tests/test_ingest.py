@@ -464,6 +464,35 @@ def test_virtual_by_both_ways(virtual, tmp_path):
     assert "hr_cmr" in b.covariates and len(b.verify()) == 0
 
 
+@pytest.mark.parametrize("options", [dict(stack=True), dict(spacing=2.6)], ids=str)
+def test_stacks_and_other_pixels_by_both_ways(options, tmp_path):
+    virtual = simulate(3, 8, frames=6, size=96, **options)
+    write_patients(virtual, tmp_path / "raw", "nifti")
+    a = Cohort.open(ingest(tmp_path / "raw", tmp_path / "a", frames=6, workers=1).path)
+    b = write_virtual(virtual, tmp_path / "b", workers=1)
+    assert (a[:]["cine"].int() - b[:]["cine"].int()).abs().max() <= 1
+
+
+def test_truth_and_quality_of_virtual_patients_are_kept(tmp_path):
+    virtual = simulate(6, 8, frames=6, rhythm="pvc", lead_off="V3", missing=2)
+    cohort = write_virtual(virtual, tmp_path / "c", workers=1, simulated={"seed": 8})
+    truth = [json.loads(p)["truth"] for p in cohort._table["provenance"]]
+    assert len(cohort) + len(cohort.quarantine) == 6 and set(cohort.quarantine.reason) <= {"lead V3 is missing"}
+    for k, t in zip([list(virtual.phenotypes.index).index(i) for i in cohort.phenotypes.index], truth):
+        r = virtual.r_peaks[k].isfinite()
+        np.testing.assert_allclose(t["r_peaks"], virtual.r_peaks[k, r], atol=1e-4)
+        assert t["ectopic"] == virtual.ectopic[k, r].tolist() and sum(p is None for p in t["phase"]) == 2 and t["faults"]
+    assert any("V3" in q for q in cohort.table.quality) and Cohort.open(tmp_path / "c").attributes["simulated"] == {"seed": 8}
+
+
+def test_a_killed_write_of_virtual_patients_leaves_nothing(tmp_path):
+    def batches(): yield simulate(2, 1, frames=6); raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): write_virtual(batches(), tmp_path / "c", workers=1)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(PtaclError, match="is a file"): write_virtual(simulate(1, 1, frames=6), tmp_path / "file")
+
+
 def test_virtual_refused(virtual, tmp_path):
     with pytest.raises(PtaclError, match="simulate them with both"): write_virtual(simulate(1, 0, cine=False), tmp_path / "x")
     write_virtual(virtual, tmp_path / "x", workers=1)
