@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['checkout', 'find_experiment', 'parameters_of', 'parse', 'check_parameters', 'git_state', 'versions', 'plain',
-           'write_result', 'Stages', 'cells', 'show_table', 'write_html', 'run_experiment']
+           'write_result', 'Stages', 'cells', 'show_table', 'write_html', 'failure_kept', 'run_experiment']
 
-# %% ../nbs/90_experiments.ipynb #29e89e9b
+# %% ../nbs/90_experiments.ipynb #786e9dde
 import ast
 import json
 import math
@@ -27,6 +27,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from .errors import PtaclError
+from .readers import mask_ids
 
 # %% ../nbs/90_experiments.ipynb #8a7258c7
 def checkout() -> Path:
@@ -83,7 +84,7 @@ def versions() -> dict:
     machine = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine(), "cores": os.cpu_count()}
     return {p: version(p) for p in packages} | machine | {"git": git_state()}
 
-# %% ../nbs/90_experiments.ipynb #a28edae0
+# %% ../nbs/90_experiments.ipynb #bd205df0
 def plain(x):
     "Tables, arrays and numbers as what JSON knows: a table as {row: {column: value}}."
     if isinstance(x, pd.DataFrame): return plain(x.to_dict("index"))
@@ -92,9 +93,9 @@ def plain(x):
     if hasattr(x, "item"): x = x.item()
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
-def write_result(folder, result: dict) -> Path:
-    "`result.json`, whole or not at all."
-    file = Path(folder) / "result.json"; new = file.with_name(f".{file.name}.{os.getpid()}")
+def write_result(folder, result: dict, name: str = "result.json") -> Path:
+    "The file of that name, whole or not at all."
+    file = Path(folder) / name; new = file.with_name(f".{file.name}.{os.getpid()}")
     new.parent.mkdir(parents=True, exist_ok=True)
     new.write_text(json.dumps(plain(result), indent=1, allow_nan=False), encoding="utf-8")
     return new.replace(file)
@@ -121,7 +122,7 @@ def show_table(columns: dict, title: str, note: str, first: str = "phenotype") -
     return (GT(frame).tab_header(title=title).tab_source_note(note).fmt_markdown(columns=list(columns))
             .cols_align("center", columns=list(columns)).tab_options(table_font_size="14px", data_row_padding="3px"))
 
-# %% ../nbs/90_experiments.ipynb #b1c5f660
+# %% ../nbs/90_experiments.ipynb #3dcf16c6
 def write_html(notebook: Path) -> Path:
     "The executed notebook as one page without code that loads nothing from anywhere."
     nb, _ = CoalesceStreamsPreprocessor().preprocess(nbformat.read(notebook, 4), {})
@@ -134,6 +135,19 @@ def write_html(notebook: Path) -> Path:
     file = notebook.with_suffix(".html"); file.write_text(page, encoding="utf-8")
     return file
 
+# %% ../nbs/90_experiments.ipynb #bc87b657
+@contextmanager
+def failure_kept(folder: Path, experiment: str, parameters: dict):
+    "Where the block fails, `failed.json` with its error and parameters, without paths of the machine; where it succeeds, none."
+    try: yield
+    except (PtaclError, KeyboardInterrupt) as e:
+        error = str(e).split(" The notebook as far as it came")[0].split(": see ")[0] or "stopped by hand"
+        names = {k: Path(v).name if isinstance(v, str) and "/" in v else v for k, v in parameters.items()}
+        write_result(folder, {"experiment": experiment, "error": mask_ids(error), "parameters": names}, "failed.json")
+        raise
+    (folder / "failed.json").unlink(missing_ok=True)
+
+# %% ../nbs/90_experiments.ipynb #4e586395
 def run_experiment(
     name: str,                     # of an experiment, or the path of a notebook
     parameters: dict | None = None,  # name -> value or text
@@ -148,15 +162,17 @@ def run_experiment(
     except OSError as e: raise PtaclError(f"output_dir {folder.name} cannot be made ({e.strerror}): take another") from None
     result = folder / "result.json"; result.unlink(missing_ok=True)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep: 6 % slower alone, 1.6 times faster beside another program
-    executed = folder / f"{notebook.stem}.ipynb"
-    try: papermill.execute_notebook(str(notebook), str(executed), parameters, kernel_name="python3", progress_bar=False,
-                                    stdout_file=sys.stdout, stderr_file=sys.stderr, autosave_cell_every=30,
-                                    extra_arguments=["--IPKernelApp.log_level=40"])  # only errors of the kernel itself
-    except DeadKernelError as e:
-        raise PtaclError(f"{notebook.stem}: its process was killed, by lack of memory or by hand. The notebook as far as it came: {executed}") from e
-    except PapermillExecutionError as e:
-        raise PtaclError(f"{notebook.stem} failed: {e.ename}: {e.evalue}. The notebook as far as it came: {executed}") from e
-    finally:
-        if executed.exists(): write_html(executed)
-    if not result.exists(): raise PtaclError(f"{notebook.stem} ended without writing result.json: see {executed}")
+    with failure_kept(folder, notebook.stem, parameters):
+        executed = folder / f"{notebook.stem}.ipynb"
+        try: papermill.execute_notebook(str(notebook), str(executed), parameters, kernel_name="python3", progress_bar=False,
+                                        stdout_file=sys.stdout, stderr_file=sys.stderr, autosave_cell_every=30,
+                                        extra_arguments=["--IPKernelApp.log_level=40"])  # only errors of the kernel itself
+        except DeadKernelError as e:
+            raise PtaclError(f"{notebook.stem}: its process was killed, by lack of memory or by hand. "
+                             f"The notebook as far as it came: {executed}") from e
+        except PapermillExecutionError as e:
+            raise PtaclError(f"{notebook.stem} failed: {e.ename}: {e.evalue}. The notebook as far as it came: {executed}") from e
+        finally:
+            if executed.exists(): write_html(executed)
+        if not result.exists(): raise PtaclError(f"{notebook.stem} ended without writing result.json: see {executed}")
     return folder, json.loads(result.read_text(encoding="utf-8"))

@@ -405,7 +405,7 @@ def masks(cover: dict) -> dict[str, Tensor]: # (n, Z, F, size, size) in [0, 1]
     "Coverage of LV cavity, LV myocardium and RV cavity."
     return dict(lv=cover["lv"], myo=cover["epi"] - cover["lv"], rv=cover["beyond"].clamp(0, 1) - cover["epi"])
 
-# %% ../nbs/10_virtual.ipynb #43740d20
+# %% ../nbs/10_virtual.ipynb #b2941f33
 def texture(
     bits: Tensor, # (n, k, k) int32, random
     size: int,    # pixels of a side
@@ -415,8 +415,7 @@ def texture(
     return F.interpolate(coarse[:, None], size=(size, size), mode="bicubic", align_corners=False)[:, None] * 1.25
 
 def organs(b, disc, rough, fine, pulse): # (cover, grey level) of each
-    "Liver, stomach, spine and aorta from back to front."
-    # sizes in cm, grey levels: chosen to look like the crops of real scans
+    "Liver, stomach, spine and aorta from back to front; sizes in cm, grey levels: chosen to look like the crops of real scans."
     bulge = 0.10 * pulse
     lx, ly, lr = -5.6 + 0.6 * b[0], 9.5 + 0.5 * b[1] - bulge, 6.2 + 0.4 * b[2]
     yield disc(lx, ly, lr + 0.15), 0.06                                              # diaphragm
@@ -430,8 +429,7 @@ def organs(b, disc, rough, fine, pulse): # (cover, grey level) of each
     yield disc(ax, ay, ar), 0.60 + 0.03 * fine - 0.06 * pulse
 
 def chest_wall(b, x, y, cm, rough, fine, pulse): # (cover, grey level) of each
-    "Fat, muscle and ribs in front."
-    # thicknesses in cm, grey levels: chosen
+    "Fat, muscle and ribs in front; thicknesses in cm, grey levels: chosen."
     chest = 11.2 + 0.45 * b[13] + 0.03 * pulse
     out = torch.hypot(x - 3.2, y - 4.6) - chest + 0.12 * rough  # cm outside of the chest wall's inside
     angle = torch.atan2(y - 4.6, x - 3.2)
@@ -461,15 +459,14 @@ def surround(
         img.lerp_(torch.as_tensor(value, dtype=img.dtype, device=img.device), cover)
     return img
 
-# %% ../nbs/10_virtual.ipynb #f60aa028
+# %% ../nbs/10_virtual.ipynb #7ea95531
 def scenery(
     a: dict,       # anatomy, float32 on the device
     size: int,
     bits: tuple,   # random bits for two textures
     spacing: float = SPACING, # mm
 ) -> dict:         # maps (n, 1, 1, size, size)
-    "What the frames of a patient share: geometry, the surround at both ends of the cycle, tissues."
-    # places in cm, grey levels: chosen
+    "What the frames of a patient share: geometry, the surround at both ends of the cycle, tissues; places in cm, grey levels: chosen."
     v = lambda x: x.view(-1, 1, 1, 1, 1)
     m = polar_maps(a, size, spacing)
     rough, fine = (texture(b, size) for b in bits)
@@ -490,8 +487,7 @@ def paint_heart(
     inner: Tensor, # (n, Z, F) cm, radius of the cavity
     done: Tensor,  # (n, Z, F) how far systole has come
 ) -> Tensor:       # (n, Z, F, size, size) signal, background of air 0
-    "Some frames without noise: from back to front."
-    # thicknesses in cm, grey levels: chosen to meet the grey levels of real crops
+    "Some frames without noise: from back to front; thicknesses in cm, grey levels: chosen to meet the grey levels of real crops."
     inner, done, beyond, cavity = inner[..., None, None], done[..., None, None], c["beyond"], c["lv"]
     img = torch.lerp(m["still"], m["moved"], done.expand(*c["r"].shape[:3], 1, 1))
     img.lerp_(m["fatty"], beyond.add_(m["wall"] + m["fat"]).clamp(0, 1))

@@ -1,0 +1,241 @@
+"The studies: patients, paired scores, sentences, reports of many runs, sweeps, and the experiment notebooks at the smallest size."
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import r2_score
+from typer.testing import CliRunner
+
+from ptacl import studies
+from ptacl.cli import app
+from ptacl.errors import PtaclError
+from ptacl.experiments import failure_kept, parameters_of, run_experiment, write_result
+from ptacl.presets import PHENOTYPES, workshop
+from ptacl.report import gather, page, report, rows_of, sweep_grid
+from ptacl.training import Pairs
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "nbs" / "experiments").glob("*.ipynb"))
+MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:root|home|work|tmp|Users|mnt|opt|private|scratch)/\w[^\s'\"<]*")
+
+
+def made_up_task(n=60, m=40, seed=0):
+    "A task whose features can be made at will."
+    rng = np.random.default_rng(seed)
+    y, test_y = (pd.DataFrame(rng.normal(size=(k, len(PHENOTYPES))), columns=list(PHENOTYPES)) for k in (n, m))
+    about = {"kind": "virtual", "n_train": n, "n_test": m, "seed": seed, "train": {}, "test": {}}
+    return studies.Task(None, None, y, test_y, None, None, None, about)
+
+
+def made_up_pairs(n=4, frames=50, bpm=60):
+    "Films whose grey level says their phase."
+    phase = torch.arange(frames) / frames
+    cine = (120 + 100 * torch.cos(2 * torch.pi * phase)).round().to(torch.uint8)[None, :, None, None].expand(n, -1, 8, 8).contiguous()
+    return Pairs(torch.randn(n, 12, 100), torch.arange(0.2, 9.5, 60 / bpm).repeat(n, 1), cine)
+
+
+# --- scores and what is said of them ------------------------------------------------------------------------------------
+
+def test_mean_r2_is_that_of_scikit_learn():
+    task, rng = made_up_task(), np.random.default_rng(1)
+    a, b = rng.normal(size=(60, 5)), rng.normal(size=(40, 5))
+    theirs = r2_score(task.test_y, LinearRegression().fit(a, task.train_y).predict(b))
+    draws = studies.r2_draws(a, b, task, 50)
+    assert draws.shape == (51,) and draws[0] == pytest.approx(theirs)
+    assert len(set(draws[1:])) > 40
+
+
+def test_within_one_leaves_out_patients_without_a_map():
+    perfect, none = torch.eye(13).repeat(5, 1, 1), torch.full((3, 13, 13), torch.nan)
+    assert studies.within_draws(torch.cat([perfect, none]), 20) == pytest.approx(np.ones(21))
+    assert np.isnan(studies.within_draws(none, 20)).all()
+
+
+def test_a_difference_is_paired():
+    "Two scores that move together differ clearly although their intervals overlap."
+    common = np.random.default_rng(0).normal(size=1001)
+    table = studies.summary({("a",): {"R2": common}, ("b",): {"R2": common + 0.1}}, ["method"], lambda key: ("a",))
+    a, b = table.iloc[0], table.iloc[1]
+    assert b.lo < a.hi and b.clear and b.difference == pytest.approx(0.1)
+    assert np.isnan(a.difference) and not a.clear
+
+
+@given(st.floats(-1, 1), st.integers(0, 100))
+def test_a_sentence_says_clearly_only_where_the_interval_excludes_zero(shift, seed):
+    rng = np.random.default_rng(seed)
+    measured = {("a",): {"R2": rng.normal(size=201)}, ("b",): {"R2": rng.normal(size=201) + 3 * shift}}
+    table = studies.summary(measured, ["method"], lambda key: ("a",))
+    row, (sentence,) = table.iloc[1], studies.sentences(table, ["method"])
+    assert ("is clearly" in sentence) == (row.difference_lo > 0 or row.difference_hi < 0)
+    if row.clear: assert ("higher" in sentence) == (row.difference > 0)
+    html = studies.show_summary(table, ["method"], "t", {"cohort": "c"}).as_raw_html()
+    assert (f"<b>{row.difference:+.3f}</b>" in html) == row.clear
+
+
+def test_a_table_says_cohort_preset_seed_and_budget():
+    said = studies.about(made_up_task(), replace(workshop, sigma=0.1), [3])
+    assert "60 for training and 40 for testing" in said["cohort"] and said["preset"] == "workshop, sigma 0.1"
+    assert said["seed"] == "3" and "5 epochs" in said["budget"]
+    html = studies.show_summary(studies.summary({("a",): {"R2": np.arange(3.)}}, ["m"]), ["m"], "t", said).as_raw_html()
+    assert all(text in html for text in said.values())
+
+
+# --- patients -----------------------------------------------------------------------------------------------------------
+
+@given(st.integers(0, 1000), st.sampled_from([50, 100, 150]))
+def test_r_peaks_jitter_by_so_many_milliseconds(seed, ms):
+    data = made_up_pairs(40)
+    off = (studies.misaligned(data, jitter=ms, seed=seed).r_peaks - data.r_peaks) * 1000
+    assert off.std().item() == pytest.approx(ms, rel=0.15) and abs(off.mean().item()) < ms / 3
+
+
+def test_a_film_is_delayed_as_a_share_of_its_own_beat():
+    g = torch.Generator().manual_seed(5)
+    torch.randn(made_up_pairs().r_peaks.shape, generator=g)
+    for bpm in (60, 90):
+        g = torch.Generator().manual_seed(5)
+        data = made_up_pairs(bpm=bpm)
+        torch.randn(data.r_peaks.shape, generator=g); delay = torch.randn(4, generator=g) * 0.1 * bpm / 60   # of the cycle
+        seen = studies.misaligned(data, shift=100, seed=5).cine[:, :, 0, 0].float()
+        expected = 120 + 100 * torch.cos(2 * torch.pi * (torch.arange(50) / 50 - delay[:, None]))
+        assert (seen - expected).abs().max() < 2
+
+
+def test_nothing_is_changed_where_nothing_is_asked():
+    data = made_up_pairs()
+    same = studies.misaligned(data)
+    assert same.cine is data.cine and same.r_peaks is data.r_peaks
+
+
+def test_a_folder_of_models_belongs_to_its_patients(tmp_path):
+    task = made_up_task()
+    studies.claim(tmp_path, task)
+    studies.claim(tmp_path, replace(task, about=task.about | {"n_test": 7}))    # other test patients change no model
+    for other in ({"n_train": 61}, {"seed": 1}, {"train": {"rhythm": "af"}}):
+        with pytest.raises(PtaclError, match="other training patients"): studies.claim(tmp_path, replace(task, about=task.about | other))
+
+
+# --- reports ------------------------------------------------------------------------------------------------------------
+
+def result(**changes):
+    return {"experiment": "study", "cohort": {}, "preset": "workshop", "seed": 0, "parameters": {"σ": 0.1}, "about": {"cohort": "100 % virtual"},
+            "seconds": {"a": 60}, "versions": {"git": "abc"}, "findings": ["A is clearly higher than B."],
+            "rows": [{"method": "A_1", "score": "R2", "value": 0.25, "lo": 0.1, "hi": 0.4}]} | changes
+
+
+def test_a_report_gathers_what_finished_and_lists_what_failed(tmp_path):
+    write_result(tmp_path / "x" / "deep", result())
+    write_result(tmp_path / "y", result(findings=["C & D <b>do not</b> differ."], rows=[{"score": "P@5", "value": None}]))
+    with pytest.raises(PtaclError), failure_kept(tmp_path / "z", "study", {"n": 3, "output_dir": str(tmp_path / "z")}):
+        (tmp_path / "z").mkdir()
+        raise PtaclError(f"no data. The notebook as far as it came: {tmp_path}/z.ipynb")
+    done = report(tmp_path)
+    assert (done["finished"], done["failed"]) == (2, 1)
+    text, table = done["html"].read_text(encoding="utf-8"), pd.read_csv(done["csv"])
+    assert "A is clearly higher than B." in text and "C &amp; D &lt;b&gt;do not" in text and "no data" in text and "n = 3" in text
+    assert not MACHINE_PATH.search(text) and not re.search(r"<(script|link|img)|https?://", text)
+    assert table.run.tolist() == ["x/deep", "y"] and table["about cohort"].tolist() == ["100 % virtual"] * 2
+    tex = done["tex"].read_text(encoding="utf-8")
+    assert r"100 \% virtual" in tex and r"A\_1" in tex and tex.count(r"\begin{longtable}") == 2
+
+
+def test_success_removes_the_mark_of_failure(tmp_path):
+    with pytest.raises(PtaclError), failure_kept(tmp_path, "study", {}): raise PtaclError("no")
+    assert json.loads((tmp_path / "failed.json").read_text())["error"] == "no"
+    with failure_kept(tmp_path, "study", {}): pass
+    assert not (tmp_path / "failed.json").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null"])
+def test_a_damaged_result_is_listed_as_failed(tmp_path, text):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text(text)
+    finished, failed = gather(tmp_path)
+    assert not finished and failed[0]["run"] == "run" and "run it again" in failed[0]["error"]
+    page(finished, failed, "t")
+
+
+def test_numbers_of_the_quickstart_are_gathered_too():
+    table = {"LVEDV": {"R2": 0.4, "R2_lo": 0.3, "R2_hi": 0.5, "n": 9}}
+    rows = rows_of({"regression": {"PTACL": table}, "alignment": {"global": {"exact": 0.1, "exact_lo": 0.0, "exact_hi": 0.2}}})
+    assert [(r["table"], r["method"], r["phenotype"], r["value"]) for r in rows] == [("alignment", "global", None, 0.1),
+                                                                                  ("regression", "PTACL", "LVEDV", 0.4)]
+
+
+def test_a_result_lacks_nothing():
+    assert set(result()) == set(studies.SCHEMA)
+    for name in studies.SCHEMA:
+        with pytest.raises(PtaclError, match=name): studies.check_result({k: v for k, v in result().items() if k != name})
+    with pytest.raises(PtaclError, match="no score"): studies.check_result(result(rows=[{"value": 1}]))
+
+
+# --- sweeps and notebooks -----------------------------------------------------------------------------------------------
+
+def test_a_sweep_is_every_combination():
+    assert len(sweep_grid(["a=1,2,3", "b=x,y"])) == 6
+    assert sweep_grid(["t=[0.1, 0.2],[1, 2]"]) == [{"t": "[0.1, 0.2]"}, {"t": "[1, 2]"}]
+
+
+def test_a_sweep_of_two_runs_one_of_which_fails(tmp_path):
+    body = ("from ptacl.experiments import write_result\nif n > 2: raise ValueError('too large')\n"
+            "write_result(output_dir, {'experiment': 'tiny', 'seconds': {}, 'findings': [f'n is {n}.'], 'rows': [{'score': 'n', 'value': n}]})")
+    cells = [nbformat.v4.new_code_cell("n: int = 1\noutput_dir: str = 'runs'", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(body)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "tiny.ipynb")
+    arguments = ["run", str(tmp_path / "tiny.ipynb"), "--sweep", "n=2,3", "-p", "output_dir", str(tmp_path / "runs")]
+    out = CliRunner().invoke(app, arguments)
+    assert out.exit_code == 1 and "1 finished, 1 failed" in out.output, out.output
+    text = (tmp_path / "runs" / "report.html").read_text(encoding="utf-8")
+    assert "n is 2." in text and "ValueError: too large" in text and not MACHINE_PATH.search(text)
+    assert CliRunner().invoke(app, ["report", str(tmp_path / "runs")]).exit_code == 1
+
+
+def test_a_sweep_is_checked_before_it_starts(tmp_path):
+    for swept in ("n_trian=8", "n_train=eight", "output_dir=a,b"):
+        out = CliRunner().invoke(app, ["run", "table1", "--sweep", swept, "-p", "output_dir", str(tmp_path / "runs")])
+        assert out.exit_code == 1 and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda f: f.stem)
+def test_parameters_have_types_and_the_common_names(notebook):
+    known = parameters_of(notebook)
+    assert {"preset", "n_train", "n_test", "seed", "epochs", "output_dir"} <= set(known)
+    assert all(q["inferred_type_name"] not in ("", "None") and (q["help"] or name in ("seed", "epochs", "output_dir")) for name, q in known.items())
+    assert known["output_dir"]["default"] == f'"reports/{notebook.stem}"'
+
+
+SMALL = {"n_train": 16, "n_test": 24, "epochs": 1, "n_boot": 20}
+
+
+def test_table1_is_filled_and_goes_on_where_it_stopped(tmp_path):
+    parameters = SMALL | {"methods": ["global", "ptacl"], "output_dir": str(tmp_path / "out")}
+    folder, found = run_experiment("table1", parameters)
+    rows = pd.DataFrame(found["rows"])
+    assert {"Random", "Random, if Gaussian", "Demographics", "Demographics + PTACL", "Global", "PTACL"} <= set(rows.method)
+    mine = rows[rows.source == "measured"]
+    assert mine[["value", "lo", "hi"]].notna().all().all() and set(rows.source) == {"measured", "expected", "paper"}
+    assert len(mine) == 5 * 10 * 7
+    assert found["cohort"]["n_train"] == 16 and found["findings"]
+    html = (folder / "table1.html").read_text(encoding="utf-8")
+    assert found["about"]["cohort"] in html and not MACHINE_PATH.search(html.replace(str(tmp_path), ""))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [f.stem for f in NOTEBOOKS if f.stem not in ("quickstart", "table1")])
+def test_every_study_runs_and_is_found_trained_the_second_time(tmp_path, name):
+    parameters = SMALL | {"n_train": 32, "output_dir": str(tmp_path)}
+    _, first = run_experiment(name, parameters)
+    studies.check_result(first)
+    trained = {f: f.read_bytes() for f in tmp_path.rglob("state.pt")}
+    _, second = run_experiment(name, parameters)
+    assert trained and {f: f.read_bytes() for f in tmp_path.rglob("state.pt")} == trained
+    a, b = (pd.DataFrame(found["rows"]).value.astype(float) for found in (first, second))
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
