@@ -89,7 +89,7 @@ def reading(
         why = f"cannot be read as {what} ({type(e).__name__})"
         raise PtaclError(f"{name}: {why}. It is damaged, cut short or of another format: fetch it again.") from None
 
-# %% ../nbs/11_readers.ipynb #58beb094
+# %% ../nbs/11_readers.ipynb #30f15bd1
 LONGEST = 600                # s of an ECG
 SAMPLES = LONGEST * 12 * 1000 # of all leads of an ECG together
 ECG_BYTES = 16 * 2**20       # of the files with one ECG
@@ -125,8 +125,8 @@ def first_bytes(path) -> bytes: # 132, enough to tell a format
 def read_bytes(path, limit: int = ECG_BYTES) -> bytes:
     "The content of a file that is not larger than the limit."
     with open_file(path) as f:
-        data = b"" if Path(path).stat().st_size > limit else f.read(limit + 1)
-        if len(data) > limit or not data and f.read(1): raise PtaclError(f"is larger than {limit / 2**20:g} MB: not one recording. Give that alone.")
+        if Path(path).stat().st_size > limit or len(data := f.read(limit + 1)) > limit:
+            raise PtaclError(f"is larger than {limit / 2**20:g} MB: not one recording. Give that alone.")
     return data
 
 # %% ../nbs/11_readers.ipynb #6cb2dcac
