@@ -238,8 +238,8 @@ def summary(
     columns = [*names, "score", "value", "lo", "hi", "difference", "difference_lo", "difference_hi", "clear", "reference"]
     return pd.DataFrame(rows).reindex(columns=columns).assign(clear=lambda t: t.clear.eq(True))
 
-# %% ../nbs/93_studies.ipynb #a7498bc6
-SCORES = {"R2": "R² of the linear probe", "P@5": "precision at 5", "within_one": "alignment, within one"}
+# %% ../nbs/93_studies.ipynb #8048442a
+SCORES = {"R2": "R² of the linear probe", "P@5": "precision at 5", "within_one": "alignment, within one", "R2 CMR": "R² of the film's features"}
 
 def _rows(table, names): return [row_name(names, key) for key in zip(*(table[n] for n in names))]
 
