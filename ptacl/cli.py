@@ -83,7 +83,7 @@ def simulate(
     except PtaclError as e: fail(e)
     typer.echo(f"{n} virtual patients in {out}")
 
-# %% ../nbs/91_cli.ipynb #61f1bf46
+# %% ../nbs/91_cli.ipynb #61c587d6
 @app.command()
 def ingest(
     folder: Annotated[Path, typer.Argument(help="raw files, with phenotypes.csv or phenotypes.parquet")],
@@ -94,12 +94,13 @@ def ingest(
     cluster: Annotated[str | None, typer.Option(help="address of a Dask scheduler, to work on its machines instead")] = None,
     frames: Annotated[int, typer.Option(help="of a cine in the cohort")] = 50,
     seed: Annotated[int, typer.Option(help="of the split into train, val and test")] = 0,
+    withdrawn: Annotated[Path | None, typer.Option(help="file with the ids of those who withdrew, one a line: they are removed")] = None,
     quarantine: Annotated[Path | None, typer.Option(help="write the table of those who could not be read to this CSV file")] = None,
 ):
     "Read raw files into a cohort under pseudonyms."
     from ptacl.ingest import ingest as read_in
     if quarantine and not quarantine.absolute().parent.is_dir(): fail(PtaclError(f"there is no folder for {quarantine.name}: make it first"))
-    try: done = read_in(folder, out, table, frames, workers, cluster, key, seed=seed)
+    try: done = read_in(folder, out, table, frames, workers, cluster, key, seed=seed, withdrawn=withdrawn or ())
     except PtaclError as e: fail(e)
     if quarantine: done.quarantine.to_csv(quarantine, index=False)
     typer.echo(done)

@@ -307,7 +307,7 @@ def extend(self: Cohort,
         attributes["splits"] = {"shares": shares, "seed": seed, "by": "participant; sex, five years of age"}
     self.commit(table, quarantine, **attributes)
 
-# %% ../nbs/14_cohort.ipynb #af275692
+# %% ../nbs/14_cohort.ipynb #ee775b7b
 @patch
 def begin(self: Cohort, names):
     "Say in the store that the records of these patients are about to be overwritten: until a commit has come it cannot be read."
@@ -342,6 +342,7 @@ def replace(self: Cohort, i: int, ecg: np.ndarray, cine: np.ndarray, row: dict):
     for column, value in row.items(): self._table[column][i] = value[0]
     self._fresh.add(name)
 
+# %% ../nbs/14_cohort.ipynb #5de28a52
 @patch
 def _write(self: Cohort, name, start, data, count):
     array = self._records[name]
@@ -355,7 +356,7 @@ def people_of(table: dict, covariates: dict) -> pd.DataFrame: # columns particip
     age = table["covariates"][:, list(covariates).index("age")] if "age" in covariates else np.nan
     return pd.DataFrame({k: table[k] for k in ("participant", "split", "sex")}).assign(age=age)
 
-# %% ../nbs/14_cohort.ipynb #5e026dd1
+# %% ../nbs/14_cohort.ipynb #2e053b38
 @patch(as_prop=True)
 def phenotypes(self: Cohort) -> pd.DataFrame:
     "The ten phenotypes, in the order and units of `PHENOTYPES`."
@@ -388,7 +389,7 @@ def ceilings(self: Cohort) -> pd.DataFrame | None: # phenotype × source
 @patch
 def _names(self: Cohort): return pd.Index(self._table["id"], name="patient")
 
-# %% ../nbs/14_cohort.ipynb #e5c55874
+# %% ../nbs/14_cohort.ipynb #6b864b75
 @patch
 def _read(self: Cohort, name: str, i: int, out: np.ndarray): # one record into its place
     "Raises `PtaclError` where the record is damaged."
@@ -422,7 +423,7 @@ def split(self: Cohort, name: str) -> np.ndarray: # train, val or test -> row nu
     if name not in SPLITS: raise PtaclError(f"unknown split {name!r}: choose from {', '.join(SPLITS)}")
     return np.flatnonzero(self._table["split"] == name)
 
-# %% ../nbs/14_cohort.ipynb #96731b6b
+# %% ../nbs/14_cohort.ipynb #53ff16df
 @patch
 def read_into(self: Cohort,
     rows: np.ndarray,  # (k,) row numbers
@@ -454,7 +455,7 @@ def batch(self: Cohort,
     arrays = {"ecg": ecg, "r_peaks": self.r_peaks[rows], "cine": cine, "index": rows}
     return {name: torch.from_numpy(a) for name, a in arrays.items()}
 
-# %% ../nbs/14_cohort.ipynb #c25f9c91
+# %% ../nbs/14_cohort.ipynb #48450eb4
 @dataclass(repr=False)
 class Patient:
     "One patient, as `cohort[i]` gives it."
@@ -477,7 +478,7 @@ def __getitem__(self: Cohort, i) -> Patient | dict:
     cine = Cine(frames, (*facts.get("spacing", [10.0])[:1], 1.8, 1.8), np.arange(len(frames)) / len(frames), meta=facts.get("cine", {}))
     return Patient(self._table["id"][row[0]], ecg, cine, self.phenotypes.iloc[row[0]], self.covariates.iloc[row[0]])
 
-# %% ../nbs/14_cohort.ipynb #d3d19459
+# %% ../nbs/14_cohort.ipynb #e81285c9
 @patch
 def load(self: Cohort,
     indices=None,                     # slice, row numbers, the name of a split, or None for all
@@ -503,7 +504,7 @@ def load(self: Cohort,
         for done in pool.map(fill, [slice(i, min(i + SHARD, len(rows))) for i in range(0, len(rows), SHARD)]): bar.update(done)
     return {"ecg": ecg, "r_peaks": torch.from_numpy(self.r_peaks[rows]).to(device), "cine": cine}
 
-# %% ../nbs/14_cohort.ipynb #b0b603d2
+# %% ../nbs/14_cohort.ipynb #dc8037ce
 def as_is(batch): # what a DataLoader collates with where batches come whole
     "The batch."
     return batch
@@ -530,7 +531,7 @@ class Stream(Dataset):
         return DataLoader(self, min(size, len(self)), shuffle=train, drop_last=train, collate_fn=as_is, num_workers=workers,
                           generator=torch.Generator().manual_seed(seed))
 
-# %% ../nbs/14_cohort.ipynb #beda97ce
+# %% ../nbs/14_cohort.ipynb #c1654713
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 
 def assign_splits(
@@ -561,7 +562,7 @@ def set_splits(self: Cohort,
     self._table = table
     self.extend([], shares, seed)
 
-# %% ../nbs/14_cohort.ipynb #01418193
+# %% ../nbs/14_cohort.ipynb #ea6af00c
 @patch
 def verify(self: Cohort) -> pd.DataFrame: # columns where, patient, problem; empty where all is well
     "Read the whole store and list what is damaged."

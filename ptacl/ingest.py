@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['BULK', 'LETTERS', 'KEY', 'NO_ROW', 'NO_VISIT', 'AGAIN', 'UNITS', 'Source', 'files_in', 'find_patients',
-           'table_values', 'find_table', 'read_key', 'pseudonym', 'verdict_on', 'prepare_ecg', 'even_phase',
-           'prepare_cine', 'parts_of', 'stamp', 'checksum', 'Task', 'only', 'without_name', 'reason_of', 'prepare',
-           'part_name', 'work', 'read_part', 'run_tasks', 'on_cluster', 'pack', 'counts_of', 'Ingested', 'plan',
-           'open_or_create', 'ingest', 'finish', 'virtual_part', 'truth_of', 'virtual_rows', 'fill_virtual',
-           'write_virtual', 'plain_loop', 'PeakMemory', 'timed', 'benchmark']
+           'table_values', 'find_table', 'make_once', 'staging_of', 'read_key', 'pseudonym', 'verdict_on',
+           'prepare_ecg', 'prepare_cine', 'parts_of', 'facts_of', 'stamp', 'checksum', 'Task', 'only', 'without_name',
+           'reason_of', 'prepare', 'part_name', 'work', 'read_part', 'run_tasks', 'on_cluster', 'pack', 'counts_of',
+           'Ingested', 'read_withdrawn', 'plan', 'open_or_create', 'locked', 'ingest', 'choose', 'leaving', 'finish',
+           'virtual_part', 'truth_of', 'virtual_rows', 'fill_virtual', 'write_virtual', 'plain_loop', 'PeakMemory',
+           'timed', 'benchmark']
 
-# %% ../nbs/24_ingest.ipynb #f85574c4
+# %% ../nbs/24_ingest.ipynb #6ffc3d5e
 import itertools
 import json
 import math
@@ -18,6 +19,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -25,7 +27,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -49,10 +51,10 @@ from .tables import COVARIATES, read_table
 from .virtual import SPACING, VirtualPatients
 from .writers import in_batches, slices_of, write_patients
 
-# %% ../nbs/24_ingest.ipynb #d306c785
+# %% ../nbs/24_ingest.ipynb #a106881c
 BULK = re.compile(r"(.+)_(20205|20209)_(\d)_\d+(\.xml|\.zip)?", re.IGNORECASE)
 
-@dataclass
+@dataclass(repr=False)
 class Source:
     "The files of one visit."
     id: str                # the participant's, as the files have it
@@ -60,48 +62,56 @@ class Source:
     ecg: list = field(default_factory=list)    # one path each, if all is well
     cine: list = field(default_factory=list)
     labels: list = field(default_factory=list) # segmentation of the cine
+    def __repr__(self): return f"Source(visit {self.visit}: {len(self.ecg)} ecg, {len(self.cine)} cine, {len(self.labels)} labels)"
 
-def files_in(here: Path, folders: list, files: list): # (id, visit, what, path)
+def files_in(here: Path, folders: list, files: list, top: bool): # (id, visit, what, path)
     "What one folder holds. Folders that are a recording themselves are taken out of `folders`."
+    folders[:], files = ([n for n in names if not n.startswith(".")] for names in (folders, files)) # ._… of macOS
     for name in sorted(files + folders):
         bulk, stem, suffix = BULK.fullmatch(name), name.split(".")[0], name[len(name.split(".")[0]):].lower()
         if bulk: yield bulk[1], int(bulk[3]), "ecg" if bulk[2] == "20205" else "cine", here/name
         elif name in folders: continue
         elif here.name == "ecg" and suffix in (".xml", ".hea", ".dcm"): yield stem, 2, "ecg", here/name
         elif here.name == "cmr" and suffix in (".zip", ".nii", ".nii.gz"): yield stem, 2, "cine", here/name
-    folders[:] = [f for f in folders if not BULK.fullmatch(f) and not f.startswith(".")]
-    if here.parent.name == "cmr" and files:
+    folders[:] = [f for f in folders if not BULK.fullmatch(f)]
+    if here.parent.name == "cmr" and files and not top:
         image = next((here/f for f in ("sa.nii.gz", "sa.nii") if f in files), here)
         yield here.name, 2, "cine", image
         for f in ("label_sa.nii.gz", "seg_sa.nii.gz"):
             if f in files and image != here: yield here.name, 2, "labels", here/f; break
         folders.clear()
 
+# %% ../nbs/24_ingest.ipynb #b7351388
 def find_patients(folder) -> list: # of Source, sorted
-    "Every visit that has an ECG or a cine somewhere in a folder. Raises `PtaclError` where there is none."
-    found = {}
+    "Every visit that has an ECG or a cine somewhere in a folder. Raises `PtaclError` where there is none, or not all can be read."
+    found, shut = {}, []
     if not Path(folder).is_dir(): raise PtaclError(f"{mask_ids(name_of(folder))}: no such folder")
-    for here, folders, files in os.walk(folder):
+    for here, folders, files in os.walk(folder, onerror=shut.append):
         if "zarr.json" in files: folders.clear(); continue # a cohort, not raw files
-        for i, visit, what, path in files_in(Path(here), folders, files):
+        for i, visit, what, path in files_in(Path(here), folders, files, here == str(folder)):
             getattr(found.setdefault((i, visit), Source(i, visit)), what).append(path)
+    if shut: raise PtaclError(f"{len(shut)} folders in {mask_ids(name_of(folder))} cannot be read ({shut[0].strerror}). Ask for the right to read them")
     if not found: raise PtaclError(f"{mask_ids(name_of(folder))}: no recording found. Expected are {{id}}_20205_2_0.xml and "
                                    "{id}_20209_2_0.zip, or ecg/{id}.xml and cmr/{id}/sa.nii.gz")
     return [found[k] for k in sorted(found)]
 
-# %% ../nbs/24_ingest.ipynb #b1dfcada
-def table_values(path, visits) -> dict: # (id, visit) -> a row's sex, phenotypes, covariates
-    "The numbers of everybody at each visit. Raises `PtaclError` where there are none of the first visit."
-    values = {}
-    for visit in sorted(visits | {2}):
+# %% ../nbs/24_ingest.ipynb #795a8f98
+def table_values(
+    path,
+    wanted: set,  # of (id, visit): whose numbers
+) -> tuple:       # {(id, visit): a row's sex, phenotypes, covariates}, ids of everybody who has a row
+    "The numbers of those who are wanted. Raises `PtaclError` where there are none of the first visit."
+    values, listed = {}, set()
+    for visit in sorted({v for _, v in wanted} | {2}):
         try: ids, phenotypes, covariates = read_table(path, visit)
         except PtaclError:
             if visit == 2: raise
             continue # the table knows nothing of the repeat visits
         numbers, sexes = covariates[[c for c in COVARIATES if c != "sex"]].to_numpy(float), covariates.sex
+        listed.update(ids)
         for i, p, c, sex in zip(ids, phenotypes.to_numpy(float), numbers, sexes):
-            values[i, visit] = {"sex": sex if isinstance(sex, str) else "", "phenotypes": p.tolist(), "covariates": c.tolist()}
-    return values
+            if (i, visit) in wanted: values[i, visit] = {"sex": sex if isinstance(sex, str) else "", "phenotypes": p.tolist(), "covariates": c.tolist()}
+    return values, listed
 
 def find_table(folder) -> Path:
     "The phenotype table of a folder. Raises `PtaclError` where there is none."
@@ -109,19 +119,37 @@ def find_table(folder) -> Path:
     if len(found) == 1: return found[0]
     raise PtaclError(f"{mask_ids(name_of(folder))}: {'two tables' if found else 'no phenotypes.csv or phenotypes.parquet'}. Say which one by table=")
 
-# %% ../nbs/24_ingest.ipynb #89e51341
+# %% ../nbs/24_ingest.ipynb #a055a9fa
 LETTERS, KEY = "bcdfghjklmnpqrstvwxz", "~/.config/ptacl/pseudonyms.key"
 
+def make_once(path: Path, content: bytes):
+    "A file that is there as a whole or not at all. Raises `FileExistsError` where it is there already."
+    new = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f: f.write(content); f.flush(); os.fsync(f.fileno())
+        try: os.link(new, path)
+        except FileExistsError: raise
+        except OSError: # a file system without hard links
+            if path.exists(): raise FileExistsError(path.name) from None
+            new.rename(path)
+    finally: new.unlink(missing_ok=True)
+
+def staging_of(out) -> Path: # where prepared patients wait
+    "A folder beside the store."
+    return Path(out).absolute().with_name(Path(out).name + ".ingest")
+
+# %% ../nbs/24_ingest.ipynb #99543467
 def read_key(
     path, # the key file; made where it does not exist
     out,  # the store
 ) -> bytes:
     "The key of the pseudonyms. Raises `PtaclError` where others could read it."
     path = Path(path or KEY).expanduser()
-    if Path(out).resolve() in path.resolve().parents: raise PtaclError(f"the key {path.name} would lie inside the store: keep it elsewhere (key=)")
+    for f in (Path(out), staging_of(out)):
+        if f.resolve() in path.resolve().parents: raise PtaclError(f"the key {path.name} would lie inside the store: keep it elsewhere (key=)")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f: f.write(secrets.token_bytes(32))
+        with suppress(FileExistsError): make_once(path, secrets.token_bytes(32))
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise PtaclError(f"the key {path.name} can be read by others: chmod 600 it, and make a new cohort with a new key if it has been seen")
     key = path.read_bytes()
@@ -137,7 +165,7 @@ def pseudonym(
     number = int.from_bytes(blake2b(id.encode(), key=key, digest_size=16).digest())
     return "p-" + "".join(LETTERS[number // 20**k % 20] for k in range(12))
 
-# %% ../nbs/24_ingest.ipynb #740e4cd3
+# %% ../nbs/24_ingest.ipynb #c0951750
 def verdict_on(signal: np.ndarray, fs: float) -> str: # (12, N) mV
     "Which leads are flat, clipped or worse, or good."
     leads = quality(signal, fs).iloc[0]
@@ -155,19 +183,7 @@ def prepare_ecg(path) -> tuple: # counts (12, 5000) int16, r_peaks s, verdict, f
     clean = np.pad(clean, ((0, 0), (0, SAMPLES - clean.shape[1])), "edge") # rounding can cost some samples
     return to_counts(clean), detect_r_peaks(clean, FS), verdict_on(signal, ecg.fs), ecg.meta | {"fs": ecg.fs, "seconds": ecg.signal.shape[1] / ecg.fs}
 
-# %% ../nbs/24_ingest.ipynb #52e2aa3e
-def even_phase(
-    film: np.ndarray,  # (F, H, W)
-    phase: np.ndarray, # (F,) in [0, 1)
-) -> np.ndarray:       # (F, H, W), frame f at phase f/F
-    "Frames at even steps of phase, by periodic linear interpolation; those that are even already as they are."
-    F = len(film); even = np.arange(F) / F
-    order = np.argsort(phase, kind="stable"); film, phase = film[order], np.asarray(phase, float)[order]
-    if np.abs(phase - even).max() < 0.1 / F: return film
-    at = np.interp(even, np.r_[phase[-1] - 1, phase, phase[0] + 1], np.arange(-1, F + 1))
-    left, w = np.floor(at).astype(int), (at - np.floor(at))[:, None, None]
-    return ((1 - w) * film[left % F] + w * film[(left + 1) % F]).astype(np.float32)
-
+# %% ../nbs/24_ingest.ipynb #71056b7e
 def prepare_cine(
     path, labels=None, # the file, and its segmentation
     frames: int = 50,
@@ -175,20 +191,24 @@ def prepare_cine(
     "A cine as the cohort keeps it. Raises `PtaclError`."
     cine = read_cine(path, labels)
     film = middle_slice(cine.frames)
-    if cine.phase is not None: film = even_phase(film, cine.phase)
     film = preprocess_cine(film, cine.spacing, SIZE, frames, labels=None if cine.labels is None else middle_slice(cine.labels))
     return np.rint(film * 255).astype(np.uint8), cine.spacing, cine.meta | {"shape": cine.frames.shape}
 
-# %% ../nbs/24_ingest.ipynb #3e20f47d
+# %% ../nbs/24_ingest.ipynb #b77c7e60
 def parts_of(path: Path) -> list:
     "The files that belong to a recording: a folder's, or a WFDB header with its signals."
-    if path.is_dir(): return sorted(f for f in path.rglob("*") if f.is_file())
-    return sorted(path.parent.glob(path.stem + ".*")) if path.suffix == ".hea" else [path]
+    if path.is_dir(): return sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith("."))
+    return [path, *(f for s in (".dat", ".mat") if (f := path.with_suffix(s)).exists())] if path.suffix.lower() == ".hea" else [path]
 
-def stamp(source: Source, values: dict | None) -> str:
-    "Changes when a file or a number of the patient does."
-    seen = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for p in source.ecg + source.cine + source.labels for f in parts_of(p)]
-    return blake2b(repr((seen, values)).encode(), digest_size=8).hexdigest()
+def facts_of(path: Path) -> list: # (name, size, time) of each file
+    "What the stamp knows of a recording; nothing of one that cannot be reached, which `prepare` will find, too."
+    try: return [(f.name, (s := f.stat()).st_size, s.st_mtime_ns) for f in parts_of(path)]
+    except OSError as e: return [(path.name, type(e).__name__)]
+
+def stamp(source: Source, values: dict | None, key: bytes = b"") -> str:
+    "Changes when a file or a number of the patient does. Keyed, so that nobody can try out numbers on it."
+    seen = [fact for p in source.ecg + source.cine + source.labels for fact in facts_of(p)]
+    return blake2b(repr((seen, values)).encode(), key=key, digest_size=8).hexdigest()
 
 def checksum(source: Source) -> str:
     "BLAKE2 of the content of all files."
@@ -199,8 +219,8 @@ def checksum(source: Source) -> str:
                 while block := stream.read(2**20): seen.update(block)
     return seen.hexdigest()
 
-# %% ../nbs/24_ingest.ipynb #25e2085b
-@dataclass
+# %% ../nbs/24_ingest.ipynb #d2e7adbd
+@dataclass(repr=False)
 class Task:
     "One patient to be read."
     name: str            # pseudonym of the visit
@@ -208,6 +228,8 @@ class Task:
     source: Source
     values: dict | None  # from the table
     stamp: str
+    folder: str = ""     # mark of the folder the files lie in
+    def __repr__(self): return f"Task({self.name})"
 
 NO_ROW = "no row in the table. Remove the files if consent was withdrawn, otherwise complete the table"
 NO_VISIT = "no columns of visit {} in the table. Export its fields for this visit, too"
@@ -224,11 +246,14 @@ def without_name(text: str, task: Task) -> str:
     "A reader's message without the file's name, with which it begins, and the participant's."
     names = [mask_ids(p.name) for p in task.source.ecg + task.source.cine + task.source.labels]
     first = next((n for n in names if text.startswith(f"{n}: ")), None)
-    return (text[len(first) + 2:] if first else text).replace(task.source.id, task.name)
+    text = text[len(first) + 2:] if first else text
+    return re.sub(rf"(?<![A-Za-z0-9]){re.escape(task.source.id)}(?![A-Za-z0-9])", task.name, text)
 
+# %% ../nbs/24_ingest.ipynb #642142a2
 def reason_of(error: Exception, what: str, task: Task) -> dict: # a row of the quarantine
     "An error without any name of a file or a person."
-    if not isinstance(error, PtaclError): text = f"unexpected {type(error).__name__}. This is a fault of the kit: please report it"
+    if isinstance(error, OSError): text = f"cannot be read ({error.strerror or type(error).__name__}). Check the link or the disk, and run ingest again"
+    elif not isinstance(error, PtaclError): text = f"unexpected {type(error).__name__}. This is a fault of the kit: please report it"
     elif what == "files": text = str(error)
     else: text = without_name(str(error), task)
     reason, _, remedy = mask_ids(text).partition(". ")
@@ -243,13 +268,14 @@ def prepare(task: Task, frames: int) -> tuple: # row of the table or of the quar
         if task.values is None: raise PtaclError(NO_ROW if (v := task.source.visit) == 2 else NO_VISIT.format(v))
         what = "ECG"; counts, r_peaks, verdict, ecg_facts = prepare_ecg(ecg)
         what = "cine"; film, spacing, cine_facts = prepare_cine(cine, labels, frames)
-        told = {"ecg": ecg_facts, "cine": cine_facts, "spacing": spacing, "kit": __version__, "checksum": checksum(task.source), "stamp": task.stamp}
+        told = {"ecg": ecg_facts, "cine": cine_facts, "spacing": spacing, "kit": __version__, "checksum": checksum(task.source),
+                "stamp": task.stamp, "folder": task.folder}
     except Exception as e: return reason_of(e, what, task), None, None
     row = {"id": task.name, "participant": task.participant, "quality": verdict, "r_peaks": r_peaks.tolist(),
            "provenance": json.dumps(told, default=str, ensure_ascii=False)}
     return row | task.values, counts, film
 
-# %% ../nbs/24_ingest.ipynb #ffcb898e
+# %% ../nbs/24_ingest.ipynb #aa66fc54
 def part_name(row: dict | Task) -> str:
     "File of a patient who is done, for the moment."
     return f"{row.name}.{row.stamp}.npz"
@@ -270,7 +296,7 @@ def read_part(file: Path, arrays=True) -> tuple | None: # row, ecg, cine
         with np.load(file) as z: return json.loads(str(z["row"])), *((z[k] if arrays and k in z else None) for k in ("ecg", "cine"))
     except Exception: return None
 
-# %% ../nbs/24_ingest.ipynb #49752fb3
+# %% ../nbs/24_ingest.ipynb #b777faaa
 def run_tasks(tasks: list, staging: Path, frames: int, workers: int, cluster, bar):
     "Work through the tasks with a progress bar. Raises `PtaclError` when a worker dies."
     calls = (joblib.delayed(work)(t, staging, frames) for t in tasks)
@@ -294,10 +320,11 @@ def on_cluster(calls, cluster): # address of a scheduler, or a distributed.Clien
     finally:
         if own: client.close()
 
-# %% ../nbs/24_ingest.ipynb #96868d3e
+# %% ../nbs/24_ingest.ipynb #bd425786
 def pack(cohort: Cohort, files: dict, quarantine: pd.DataFrame, shares, seed, **attributes): # files: pseudonym -> part with recordings
     "Parts into the store, in one commit."
     at = {name: i for i, name in enumerate(cohort._table["id"])}
+    cohort.begin(set(files) & set(at))
     for name in sorted(set(files) & set(at)):
         row, ecg, cine = read_part(files[name])
         cohort.replace(at[name], ecg, cine, row)
@@ -320,28 +347,42 @@ class Ingested:
     patients: int            # in the cohort now
     new: int                 # of them, read in this run
     quarantine: pd.DataFrame # patient, what, reason, remedy
+    removed: int = 0         # who were in the cohort before
     def __repr__(self):
-        lines = [f"{name_of(self.path)}: {self.patients} patients, {self.new} of them read now; {len(self.quarantine)} in quarantine"]
+        lines = [f"{name_of(self.path)}: {self.patients} patients, {self.new} of them read now; {len(self.quarantine)} in quarantine"
+                 + f"; {self.removed} removed" * bool(self.removed)]
         return "\n".join(lines + [f"  {k:5d}  {what}: {reason}" for (what, reason), k in counts_of(self.quarantine).items()])
 
-# %% ../nbs/24_ingest.ipynb #fb1b704f
-def plan(folder, table, key, out) -> tuple: # tasks, check of the key or None
+# %% ../nbs/24_ingest.ipynb #9167b7bf
+def read_withdrawn(withdrawn) -> set: # of ids
+    "A list of ids, or a file with one on each line, as biobanks send them. Raises `PtaclError` where it cannot be read."
+    if not isinstance(withdrawn, str | os.PathLike): return {str(i) for i in withdrawn or ()}
+    try: lines = Path(withdrawn).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as e: raise PtaclError(f"the list of withdrawn participants cannot be read ({type(e).__name__}): check the path") from None
+    return {line.strip().strip('"') for line in lines} - {""}
+
+def plan(folder, table, key, out, withdrawn=()) -> tuple: # tasks, check of the key or None, a function that tells who leaves the cohort
     "Who is there, under which pseudonym. Raises `PtaclError`."
-    sources = find_patients(folder)
-    values = table_values(table or find_table(folder), {s.visit for s in sources})
-    virtual = all(re.fullmatch(r"sim-\d{1,6}", s.id) for s in sources)
-    secret = None if virtual else read_key(key, out)
+    sources, gone = find_patients(folder), read_withdrawn(withdrawn)
+    values, listed = table_values(table or find_table(folder), {(s.id, s.visit) for s in sources})
+    virtual = all(re.fullmatch(r"sim-\d{1,6}", i) for i in gone.union(s.id for s in sources))
+    secret = b"" if virtual else read_key(key, out)
+    mark = blake2b(str(Path(folder).resolve()).encode(), key=secret, digest_size=8).hexdigest()
     tasks = []
     for s in sources:
+        if s.id in gone: continue
         person, told = pseudonym(s.id, secret), values.get((s.id, s.visit))
-        tasks.append(Task(person if s.visit == 2 else f"{person}-{s.visit}", person, s, told, stamp(s, told)))
-    return sorted(tasks, key=lambda t: t.name), secret and blake2b(b"ptacl cohort", key=secret, digest_size=8).hexdigest()
+        tasks.append(Task(person if s.visit == 2 else f"{person}-{s.visit}", person, s, told, stamp(s, told, secret), mark))
+    gone, here, listed = ({pseudonym(i, secret) for i in ids} for ids in (gone, {s.id for s in sources}, listed))
+    def leaves(participant: str, folder: str) -> bool:
+        return participant in gone or participant not in listed and (participant in here or folder == mark)
+    return sorted(tasks, key=lambda t: t.name), secret and blake2b(b"ptacl cohort", key=secret, digest_size=8).hexdigest(), leaves
 
 def open_or_create(out: Path, staging: Path, frames: int) -> Cohort:
     "The store of this or of an earlier run."
     staging.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(staging/"new", ignore_errors=True)
     if not out.exists():
-        shutil.rmtree(staging/"new", ignore_errors=True)
         Cohort.create(staging/"new", frames); (staging/"new").replace(out)
     cohort = Cohort.open(out, write=True)
     if (F := cohort._records["cine"].shape[1]) != frames:
@@ -349,7 +390,27 @@ def open_or_create(out: Path, staging: Path, frames: int) -> Cohort:
     cohort.tidy()
     return cohort
 
-# %% ../nbs/24_ingest.ipynb #68d33a6f
+# %% ../nbs/24_ingest.ipynb #9599d891
+@contextmanager
+def locked(staging: Path):
+    "Nobody else writes into this staging folder. Raises `PtaclError` where somebody does."
+    me, lock = f"{socket.gethostname()} {os.getpid()}", staging/"lock"
+    try:
+        for _ in range(9): # a moment in which another one gives it back
+            staging.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError, FileNotFoundError): make_once(lock, me.encode()); break
+            with suppress(FileNotFoundError):
+                host, _, pid = lock.read_text().rpartition(" ")
+                if host == socket.gethostname() and not psutil.pid_exists(int(pid)): lock.unlink(); continue # it was killed
+                raise PtaclError(f"{staging.stem}: process {pid} on {host} is taking patients in. Wait for it; if it is no ingest, "
+                                 f"remove {staging.name}/lock")
+        else: raise PtaclError(f"{staging.stem}: {staging.name} cannot be locked. Run ingest again")
+        try: yield
+        finally: lock.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError): staging.rmdir() # where nothing is left to go on with
+
+# %% ../nbs/24_ingest.ipynb #9213b7b0
 def ingest(
     folder,              # of raw files, see `find_patients`
     out,                 # the cohort; made, gone on with, or added to
@@ -360,40 +421,55 @@ def ingest(
     key=None,            # file with the key of the pseudonyms; None: ~/.config/ptacl/pseudonyms.key
     shares: dict = SHARES, # of the splits
     seed: int = 0,       # of the splits
+    withdrawn=(),        # participants to be removed and not taken again: a list of ids, or a file with one on each line
 ) -> Ingested:
     "Raw files into a cohort. Can be killed and started again at any time. Raises `PtaclError` on what concerns more than one patient."
     if "://" in str(out): raise PtaclError(f"{name_of(out)}: ingest writes to a folder; copy the cohort from there")
-    out = Path(out).absolute(); staging = out.with_name(out.name + ".ingest")
-    tasks, check = plan(folder, table, key, out)
-    cohort = open_or_create(out, staging, frames)
-    if check and cohort.attributes.get("key", check) != check: raise PtaclError(f"{out.name} was made with another key: give that one (key=)")
-    known = {name: json.loads(told or "{}").get("stamp") for name, told in zip(cohort._table["id"], cohort._table["provenance"])}
-    quarantined = {r.patient: (r.stamp, r.kit) for r in cohort.quarantine.itertuples()}
-    todo = [t for t in tasks if known.get(t.name) != t.stamp and quarantined.get(t.name) != (t.stamp, __version__)]
-    wanted = {part_name(t): t for t in todo}
-    for file in staging.iterdir(): # of those who have changed since, of halves, and of runs before the last
-        if file.name not in wanted or read_part(file, arrays=False) is None: file.unlink()
-    left = [t for t in todo if not (staging/part_name(t)).exists()]
-    with tqdm(total=len(todo), initial=len(todo) - len(left), desc="ingest", unit="patient", smoothing=0.05, mininterval=0.5) as bar:
-        run_tasks(left, staging, frames, workers, cluster, bar)
-    return finish(cohort, tasks, todo, staging, shares, seed, {"key": check} if check else {})
+    out, staging = Path(out).absolute(), staging_of(out)
+    tasks, check, leaves = plan(folder, table, key, out, withdrawn)
+    with locked(staging):
+        cohort = open_or_create(out, staging, frames)
+        if check and cohort.attributes.get("key", check) != check: raise PtaclError(f"{out.name} was made with another key: give that one (key=)")
+        todo = choose(cohort, tasks)
+        wanted = {part_name(t): t for t in todo}
+        for file in staging.iterdir(): # of those who have changed since, of halves, and of runs before the last
+            if file.name != "lock" and (file.name not in wanted or read_part(file, arrays=False) is None): file.unlink()
+        left = [t for t in todo if not (staging/part_name(t)).exists()]
+        with tqdm(total=len(todo), initial=len(todo) - len(left), desc="ingest", unit="patient", smoothing=0.05, mininterval=0.5) as bar:
+            run_tasks(left, staging, frames, workers, cluster, bar)
+        return finish(cohort, tasks, todo, leaves, staging, shares, seed, {"key": check} if check else {})
 
-# %% ../nbs/24_ingest.ipynb #13ae65ab
-def finish(cohort, tasks, todo, staging, shares, seed, attributes) -> Ingested:
-    "Pack what is done, renew the quarantine, and clean up."
+# %% ../nbs/24_ingest.ipynb #a73b7e80
+def choose(cohort: Cohort, tasks: list) -> list: # of tasks
+    "Who is to be read: those who are new, have changed, or whose change was interrupted."
+    mixed = set(cohort.attributes.get("changing", []))
+    known = {name: json.loads(told or "{}").get("stamp") for name, told in zip(cohort._table["id"], cohort._table["provenance"]) if name not in mixed}
+    quarantined = {r.patient: (r.stamp, r.kit) for r in cohort.quarantine.itertuples()}
+    return [t for t in tasks if known.get(t.name) != t.stamp and (t.name in mixed or quarantined.get(t.name) != (t.stamp, __version__))]
+
+def leaving(cohort: Cohort, leaves, files) -> set: # of pseudonyms
+    "Who is to be removed: by the rule of `plan`, and whose interrupted change cannot be completed."
+    mixed = set(cohort.attributes.get("changing", [])) - set(files)
+    rows = zip(*(cohort._table[k] for k in ("id", "participant", "provenance")))
+    return {name for name, person, told in rows if name in mixed or leaves(person, json.loads(told or "{}").get("folder"))}
+
+def finish(cohort, tasks, todo, leaves, staging, shares, seed, attributes) -> Ingested:
+    "Remove who has left, pack what is done, renew the quarantine, and clean up."
     files, bad = {}, []
     for t in todo:
         row = read_part(staging/part_name(t), arrays=False)[0]
         if "id" in row: files[t.name] = staging/part_name(t)
         else: bad.append(row)
-    tried, present = {t.name for t in todo}, {t.name for t in tasks}
+    tried, present, removed = {t.name for t in todo}, {t.name for t in tasks}, leaving(cohort, leaves, files)
     old = cohort.quarantine[[p in present - tried for p in cohort.quarantine.patient]]
     quarantine = pd.concat([old, pd.DataFrame(bad, columns=list(QUARANTINE))]).sort_values("patient", ignore_index=True)
+    cohort.remove(removed)
     if todo or len(quarantine) != len(cohort.quarantine): pack(cohort, files, quarantine, shares, seed, **attributes)
-    shutil.rmtree(staging)
-    return Ingested(cohort.path, len(cohort), len(files), quarantine[["patient", "what", "reason", "remedy"]])
+    for file in staging.iterdir():
+        if file.name != "lock": file.unlink()
+    return Ingested(cohort.path, len(cohort), len(files), quarantine[["patient", "what", "reason", "remedy"]], len(removed))
 
-# %% ../nbs/24_ingest.ipynb #4203ac66
+# %% ../nbs/24_ingest.ipynb #e446eadd
 def virtual_part(signal: np.ndarray, film: np.ndarray, labels, spacing: float) -> tuple | str: # (12, 5000) mV, (F, [Z,] H, W)
     "One virtual patient as the cohort keeps it: counts, bytes, r_peaks, verdict; or why a fault has made the record unusable."
     try: clean = preprocess_ecg(signal, FS, stats=(0, 1))
@@ -429,7 +505,7 @@ def virtual_rows(patients: VirtualPatients, part: slice, run, lost: list) -> tup
     films = np.stack([d[1] for d in done]) if done else np.empty((0, patients.cine.shape[1], SIZE, SIZE), np.uint8)
     return np.array([d[0] for d in done], np.int16).reshape(-1, 12, SAMPLES), films, rows
 
-# %% ../nbs/24_ingest.ipynb #8e749447
+# %% ../nbs/24_ingest.ipynb #63394b7a
 UNITS = {"hr_ecg": "beats/min", "hr_cmr": "beats/min", "pq": "ms", "qrs": "ms", "qt": "ms"} # what only virtual patients have
 
 def fill_virtual(path, batches: Iterable, ceilings, workers: int, shares: dict, seed: int, about: dict):
@@ -470,7 +546,7 @@ def write_virtual(
         (Path(tmp)/"new").rename(path)
     return Cohort.open(path, write=True)
 
-# %% ../nbs/24_ingest.ipynb #4cd49149
+# %% ../nbs/24_ingest.ipynb #e04eb83d
 def plain_loop(folder, out):
     "What one would write in five minutes: file after file, no names, no checks, stops at the first error."
     Path(out).mkdir()
@@ -504,7 +580,7 @@ def timed(way: str, folder: str, out: str, workers: str) -> dict: # seconds, MB
         else: ingest(folder, out, workers=int(workers))
     return {"seconds": round(time.perf_counter() - start, 2), "MB": round(memory.most / 2**20)}
 
-# %% ../nbs/24_ingest.ipynb #e0638eec
+# %% ../nbs/24_ingest.ipynb #4abc7103
 def benchmark(
     formats=("nifti",), # of `ptacl.writers.write_patients`
     n: int = 32,        # patients

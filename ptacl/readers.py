@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'SAMPLES', 'ECG_BYTES', 'XML_MARKS', 'FILES', 'BYTES', 'PIXELS', 'READS', 'HEADERS', 'VOXELS', 'FRAMES',
-           'LEAD', 'EINTHOVEN', 'MILLIVOLT', 'MUSE_UNITS', 'SCP_LEADS', 'DEFLATED', 'WFDB_SUFFIXES', 'XML_READERS',
-           'TO_MM', 'TO_S', 'ACDC_LABELS', 'MANIFESTS', 'LARGE', 'IMAGE_TAGS', 'PIXEL_DATA', 'SAX', 'LONG_AXIS',
+           'LEAD', 'EINTHOVEN', 'MILLIVOLT', 'MUSE_UNITS', 'SCP_LEADS', 'DEFLATED', 'LONG_HEADERS', 'WFDB_SUFFIXES',
+           'XML_READERS', 'TO_MM', 'TO_S', 'ACDC_LABELS', 'MANIFESTS', 'LARGE', 'IMAGE_TAGS', 'SAX', 'LONG_AXIS',
            'NO_LONG_AXIS', 'MADE_BY_SCANNER', 'ECG', 'Cine', 'mask_ids', 'reading', 'check_duration', 'open_file',
            'first_bytes', 'read_bytes', 'lead_name', 'twelve_leads', 'to_millivolt', 'bridge_gaps', 'make_ecg',
            'parse_samples', 'parse_xml', 'number', 'read_cardiology_xml', 'muse_lead', 'read_muse_xml', 'channel_lead',
-           'channel_scale', 'rhythm_group', 'fiducials', 'Counted', 'open_dicom', 'read_dicom_ecg', 'uncalibrated',
-           'check_header', 'read_wfdb', 'read_xml', 'read_ecg', 'check_size', 'check_spacing', 'cine_phase',
-           'plausible_interval', 'load_nifti', 'nifti_spacing', 'read_labels', 'read_nifti', 'read_ukbb_folder',
-           'acdc_moments', 'turn', 'read_acdc', 'zip_members', 'folder_members', 'members', 'manifest_series',
-           'functional', 'as_number', 'slice_place', 'frame_row', 'frame_rows', 'load_images', 'by_position',
-           'short_axis', 'last_series', 'frame_slots', 'frames_expected', 'in_time', 'slice_distance', 'read_pixels',
-           'read_images', 'cine_reader', 'read_cine']
+           'channel_scale', 'rhythm_group', 'fiducials', 'Counted', 'open_dicom', 'nested_bytes', 'read_dicom_ecg',
+           'uncalibrated', 'check_header', 'read_wfdb', 'read_xml', 'read_ecg', 'check_size', 'check_spacing',
+           'cine_phase', 'plausible_interval', 'nifti_header', 'load_nifti', 'nifti_spacing', 'read_labels',
+           'read_nifti', 'read_ukbb_folder', 'acdc_moments', 'turn', 'read_acdc', 'zip_members', 'folder_members',
+           'members', 'manifest_series', 'functional', 'as_number', 'slice_place', 'frame_row', 'frame_rows',
+           'load_images', 'by_position', 'short_axis', 'last_series', 'frame_slots', 'frames_expected', 'in_time',
+           'slice_distance', 'read_pixels', 'read_images', 'cine_reader', 'read_cine']
 
-# %% ../nbs/11_readers.ipynb #30344138
+# %% ../nbs/11_readers.ipynb #179ebcb1
 import base64
 import csv
 import glob
@@ -37,7 +37,9 @@ import pandas as pd
 import pydicom
 import wfdb
 from nibabel.imageglobals import LoggingOutputSuppressor
+from pydicom.filereader import read_sequence
 from pydicom.pixels import apply_rescale, pixel_array
+from pydicom.tag import Tag
 from pydicom.waveforms import multiplex_array
 from .errors import PtaclError
 from .presets import LEADS
@@ -89,14 +91,14 @@ def reading(
         why = f"cannot be read as {what} ({type(e).__name__})"
         raise PtaclError(f"{name}: {why}. It is damaged, cut short or of another format: fetch it again.") from None
 
-# %% ../nbs/11_readers.ipynb #30f15bd1
+# %% ../nbs/11_readers.ipynb #55932ab1
 LONGEST = 600                # s of an ECG
 SAMPLES = LONGEST * 12 * 1000 # of all leads of an ECG together
 ECG_BYTES = 16 * 2**20       # of the files with one ECG
 XML_MARKS = 200_000          # tags or attributes in an XML
 FILES, BYTES = 5000, 2**29   # in a zip or folder of images, unpacked
 PIXELS = 200 * 2**20         # bytes of one file of images, and of the pixels that are kept of all
-READS, HEADERS = 10**6, 2**23 # of DICOM headers: pieces that the parser asks for, bytes of nested elements
+READS, HEADERS = 2 * 10**6, 2**22 # of DICOM headers: pieces that the parser asks for, bytes of nested elements
 VOXELS, FRAMES = 100 * 2**20, 500 # of a cine
 
 def check_duration(
@@ -109,7 +111,8 @@ def check_duration(
     if samples / fs > LONGEST:
         raise PtaclError(f"lasts {samples / fs / 60:.0f} min, and at most {LONGEST // 60} are read: cut out the ten seconds that are meant")
     if samples * leads > SAMPLES:
-        raise PtaclError(f"has {samples * leads / 1e6:,.1f} million samples, and at most {SAMPLES / 1e6:g} are read: cut out the ten seconds that are meant")
+        raise PtaclError(f"has {samples * leads / 1e6:,.1f} million samples, and at most {SAMPLES / 1e6:g} are read: "
+                         "cut out the ten seconds that are meant")
 
 def open_file(path): # -> open file
     "A file to read. Raises `PtaclError` on a pipe or a device, which could keep one waiting for ever."
@@ -307,15 +310,16 @@ def fiducials(
     end = float(ds.WaveformSequence[group].NumberOfWaveformSamples) / fs
     return times if len(times) and (np.diff(times) > 0.2).all() and 0 <= times[0] and times[-1] < end else None
 
-# %% ../nbs/11_readers.ipynb #59a4683d
+# %% ../nbs/11_readers.ipynb #2c1000a0
 DEFLATED = b"1.2.840.10008.1.2.1.99" # transfer syntax of a file that is one compressed block
+LONG_HEADERS = "its headers are longer than those of one recording: fetch it again, or give one series alone"
 
 class Counted(io.BytesIO):
     "A file in memory that gives so many pieces and no more."
     def __init__(self, data, left): super().__init__(data); self.left = left
     def read(self, size=-1):
         self.left -= 1
-        if self.left < 0: raise PtaclError(f"its headers have more than {READS // 2:,} elements: fetch it again, or give fewer images")
+        if self.left < 0: raise PtaclError(LONG_HEADERS)
         return super().read(size)
 
 def open_dicom(
@@ -325,16 +329,24 @@ def open_dicom(
 ) -> tuple:      # dataset, pieces left
     "A DICOM file from memory. Raises `PtaclError` on a deflated one, and on one with too many elements."
     if DEFLATED in data: raise PtaclError("is deflated as a whole: unpack it first (with dcmconv +te of DCMTK)")
-    file = Counted(data, left)
+    file = Counted(data, left - 20 * (data.count(b"\xfe\xff\x00\xe0") + data.count(b"\xff\xfe\xe0\x00"))) # an item costs as much as 20 reads
     ds = pydicom.dcmread(file, specific_tags=tags)
     ds.buffer = None # else the file would stay in memory as long as its elements
     return ds, file.left
 
-# %% ../nbs/11_readers.ipynb #8e9c7119
+def nested_bytes(ds, but) -> int: # a tag
+    "The bytes of elements that are still to be parsed, without those of the samples or pixels."
+    return sum(len(e.value or b"") for e in ds.elements() if e.is_raw and e.tag != but)
+
+# %% ../nbs/11_readers.ipynb #1e470b9c
 def read_dicom_ecg(path) -> ECG:
     "The rhythm strip of a DICOM ECG, with its annotated R-peaks. No other element of the file is read."
-    ds, _ = open_dicom(read_bytes(path), ["WaveformSequence", "WaveformAnnotationSequence"])
+    ds, left = open_dicom(read_bytes(path), ["WaveformSequence", "WaveformAnnotationSequence"])
+    if (raw := ds.get_item("WaveformSequence")) and raw.is_raw and raw.value:
+        file = Counted(raw.value, min(left, READS // 20))
+        ds.WaveformSequence = read_sequence(file, raw.is_implicit_VR, raw.is_little_endian, len(raw.value), "latin-1")
     if not ds.get("WaveformSequence"): raise PtaclError("a DICOM file, but no waveform in it: images are read by read_cine")
+    if sum(nested_bytes(x, Tag("WaveformData")) for x in (ds, *ds.WaveformSequence)) > HEADERS: raise PtaclError(LONG_HEADERS)
     i = rhythm_group(ds.WaveformSequence)
     group = ds.WaveformSequence[i]
     fs = float(group.SamplingFrequency)
@@ -424,41 +436,49 @@ def plausible_interval(seconds, F) -> float | None:
     "Seconds between two frames, or None where F of them make no heartbeat."
     return float(seconds) if 0.3 <= seconds * F <= 3 else None
 
-# %% ../nbs/11_readers.ipynb #cd11ab13
+# %% ../nbs/11_readers.ipynb #3f9a5e08
 TO_MM = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 TO_S = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
+
+def nifti_header(path, check=True): # -> nibabel header
+    "The header of a NIfTI, as stored or checked, without its extensions: those may claim any size."
+    with nib.openers.Opener(str(path)) as f: start = f.read(540)
+    kind = next((k for k in (nib.Nifti1Header, nib.Nifti2Header) if k.may_contain_header(start)), None)
+    if kind is None: raise PtaclError("is no NIfTI, or damaged: fetch it again")
+    header = kind(start[:kind.sizeof_hdr], check=False)
+    if not header["vox_offset"] <= 2**20: raise PtaclError("has over 1 MB before its voxels: no cine. Save it again without extensions.")
+    return kind.from_fileobj(io.BytesIO(start[:kind.sizeof_hdr])) if check else header
 
 def load_nifti(
     path,
     dtype=np.float32, # np.uint8 for labels, which have to be 0 to 3
     shape=None,       # (F, Z, H, W) that there has to be
-) -> tuple:           # image, (F, Z, H, W)
+) -> tuple:           # header, (F, Z, H, W)
     "A NIfTI as frames, slices, rows, columns. Raises `PtaclError` unless it has three or four axes and finite values."
-    image = nib.load(path, keep_file_open=True)
+    header = nifti_header(path)
+    image = nib.arrayproxy.ArrayProxy(str(path), header, keep_file_open=True)
     if len(image.shape) not in (3, 4): raise PtaclError(f"{len(image.shape)} axes, expected (x, y, z) or (x, y, z, t)")
     W, H, Z, F = (*image.shape, 1)[:4]
     check_size(F, Z, H, W)
     if shape not in (None, (F, Z, H, W)): raise PtaclError(f"labels of {(F, Z, H, W)} do not fit frames of {shape}")
-    stored = image.get_data_dtype()
+    stored = header.get_data_dtype()
     if stored.kind not in "iuf": raise PtaclError("its voxels are no real numbers (colour or complex)")
     if F * Z * H * W * stored.itemsize > BYTES: raise PtaclError(f"has more than {BYTES >> 20} MB of voxels: save them with 16 bits")
-    if image.dataobj.offset > 2**20: raise PtaclError("has over 1 MB before its voxels: no cine")
     frames = np.empty((F, Z, H, W), dtype)
     for f, z in np.ndindex(F, Z):
-        with np.errstate(over="ignore"): voxels = image.dataobj[(..., z, f)[:len(image.shape) - 1]].T.astype(np.float32)
+        with np.errstate(over="ignore"): voxels = image[(..., z, f)[:len(image.shape) - 1]].T.astype(np.float32)
         if not np.isfinite(voxels).all(): raise PtaclError("its voxels are not all finite numbers")
         if dtype == np.uint8 and not np.isin(voxels, range(4)).all(): raise PtaclError("labels other than 0, 1, 2, 3")
         frames[f, z] = voxels
-    return image, frames
+    return header, frames
 
-def nifti_spacing(image, path) -> tuple: # (dz, dy, dx) mm
+def nifti_spacing(header, path) -> tuple: # (dz, dy, dx) mm
     "Voxel size of a NIfTI. Raises `PtaclError` where it is none of a heart."
-    with nib.openers.Opener(str(path)) as f: raw = type(image.header).from_fileobj(f, check=False)["pixdim"][1:4]
-    if not raw.all(): raise PtaclError("no size of a voxel in its header (pixdim 0)")
-    dx, dy, dz = (round(float(z), 6) * TO_MM[image.header.get_xyzt_units()[0]] for z in image.header.get_zooms()[:3])
+    if not nifti_header(path, check=False)["pixdim"][1:4].all(): raise PtaclError("no size of a voxel in its header (pixdim 0)")
+    dx, dy, dz = (round(float(z), 6) * TO_MM[header.get_xyzt_units()[0]] for z in header.get_zooms()[:3])
     return check_spacing(dz, dy, dx)
 
-# %% ../nbs/11_readers.ipynb #9946ccca
+# %% ../nbs/11_readers.ipynb #33418920
 def read_labels(
     path,         # NIfTI, 0 background, 1 LV blood, 2 myocardium, 3 RV blood
     shape: tuple, # of the frames that it belongs to
@@ -468,10 +488,10 @@ def read_labels(
 
 def read_nifti(path) -> Cine:
     "A cine from a NIfTI, without labels."
-    image, frames = load_nifti(path)
-    spacing, F = nifti_spacing(image, path), len(frames)
-    seconds = float(image.header.get_zooms()[3]) * TO_S[image.header.get_xyzt_units()[1]] if F > 1 else 0
-    meta = {"format": "NIfTI", "stored_as": str(image.get_data_dtype()), "frame_interval_s": plausible_interval(seconds, F)}
+    header, frames = load_nifti(path)
+    spacing, F = nifti_spacing(header, path), len(frames)
+    seconds = float(header.get_zooms()[3]) * TO_S[header.get_xyzt_units()[1]] if F > 1 else 0
+    meta = {"format": "NIfTI", "stored_as": str(header.get_data_dtype()), "frame_interval_s": plausible_interval(seconds, F)}
     return Cine(frames, spacing, cine_phase(F), None, meta)
 
 def read_ukbb_folder(folder) -> Cine:
@@ -609,8 +629,7 @@ def frame_rows(ds, file: int, series: str) -> list:
     first = image | frame_row(ds, 0)
     return [first] if frames == 1 else [first | dict(frame=k, time=k * as_number(ds.get("FrameTime"))) for k in range(frames)]
 
-# %% ../nbs/11_readers.ipynb #12dcc703
-PIXEL_DATA = pydicom.tag.Tag("PixelData")
+# %% ../nbs/11_readers.ipynb #73c08c9e
 SAX = r"^CINE_segmented_SAX_b(\d{1,3})$"
 LONG_AXIS = re.compile(r"(?<![^\W_])(LAX|[234][ _-]?ch(amber)?|long[ _-]?axis)(?![^\W_])", re.IGNORECASE)
 NO_LONG_AXIS = "holds the long axis (field 20208). The kit works on the short axis: give the zip of field 20209."
@@ -621,12 +640,13 @@ def load_images(path) -> tuple: # table with one row for each frame, list of dat
     names, images, rows, left_out, size, left, nested = {}, [], [], set(), 0, READS, 0
     if "_20208_" in path.name: raise PtaclError(NO_LONG_AXIS)
     for name, data in members(path):
+        if name.lower() in MANIFESTS and len(data) > HEADERS: raise PtaclError(f"its manifest is larger than {HEADERS >> 20} MB: fetch it again")
         if name.lower() in MANIFESTS: names |= manifest_series(data.decode("utf-8", "replace")); continue
         if data[128:132] != b"DICM": continue
         ds, left = open_dicom(data, IMAGE_TAGS, left)
         if "PixelData" not in ds: continue
-        nested += sum(len(e.value or b"") for e in ds.elements() if e.is_raw and e.tag != PIXEL_DATA)
-        if nested > HEADERS: raise PtaclError(f"its headers have more than {HEADERS >> 20} MB: not one short axis. Give that series alone.")
+        nested += nested_bytes(ds, Tag("PixelData"))
+        if nested > HEADERS: raise PtaclError(LONG_HEADERS)
         series = (names.get(name) or str(ds.get("SeriesDescription") or "")).strip()
         unwanted = MADE_BY_SCANNER.search(series) or LONG_AXIS.search(series)
         if unwanted: left_out.add(unwanted.re is LONG_AXIS); continue

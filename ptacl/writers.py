@@ -11,7 +11,7 @@ __all__ = ['STORED_LEADS', 'WFDB_LAYOUTS', 'LEAD_CODES', 'THICKNESS', 'GAP', 'RO
            'lost_frames', 'slices_of', 'one_by_one', 'xml_file', 'wfdb_files', 'zip_file', 'nifti_files', 'in_batches',
            'put_in_place', 'write_patients', 'write_batches']
 
-# %% ../nbs/13_writers.ipynb #2bf0f196
+# %% ../nbs/13_writers.ipynb #4e2b01cc
 import base64
 import gzip
 import hashlib
@@ -35,7 +35,7 @@ from pydicom.uid import MRImageStorage, TwelveLeadECGWaveformStorage
 from tqdm import tqdm
 from .errors import PtaclError
 from .presets import LEADS
-from .readers import mask_ids
+from .readers import SCP_LEADS, mask_ids
 from .tables import phenotype_table, save_table
 from .virtual import SPACING, VirtualPatients, simulate
 
@@ -180,8 +180,8 @@ def item(**values) -> Dataset:
     for key, value in values.items(): setattr(ds, key, value)
     return ds
 
-# %% ../nbs/13_writers.ipynb #8ff2b46a
-LEAD_CODES = dict(zip(LEADS, ("1", "2", "61", "62", "63", "64", *"345678"))) # MDC 2:n
+# %% ../nbs/13_writers.ipynb #0db9d79e
+LEAD_CODES = {lead: code for code, lead in SCP_LEADS.items()} # MDC 2:n
 
 def code(value: str, meaning: str, scheme: str) -> Sequence:
     "A coded concept."

@@ -391,7 +391,7 @@ def test_an_interrupted_change_is_never_read(tmp_path, monkeypatch, what):
         order = [ids.index(i) for i in cohort.table.index]
         expected = np.stack([cine[k][::-1] if i in at else cine[k] for i, k in enumerate(order)])
         np.testing.assert_array_equal(cohort.batch(None, None)["cine"], expected)
-    for write in range(1, 99):
+    for write in range(2, 99, 3):
         shutil.rmtree(copy); shutil.copytree(whole.path, copy)
         with monkeypatch.context() as m:
             cut_at(m, write)
@@ -403,7 +403,7 @@ def test_an_interrupted_change_is_never_read(tmp_path, monkeypatch, what):
         if done: break
         change(); check(Cohort.open(copy))
         if what == "remove": assert not any(inside(copy, x[k]) for k in (1, 7) for x in (ecg, cine))
-    assert done and refused >= 10
+    assert done and refused >= 4
 
 
 # splits

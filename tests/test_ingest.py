@@ -279,6 +279,44 @@ def test_half_a_part_is_made_again(raw, take, tmp_path, whole):
     assert take(raw).patients == N and len(Cohort.open(out).verify()) == 0
 
 
+def replaced(folder, to):
+    "The folder with other recordings of two patients: their cines swapped."
+    shutil.copytree(folder, to, copy_function=os.link)
+    a, b = (source(to, k).cine[0] for k in (1, 4)); swap = a.with_name("x"); a.rename(swap); b.rename(a); swap.rename(b)
+    return to
+
+
+def kill_at_change(folder, out, key, write, before, after):
+    "Kill a second run at a write; what can be read then is old or new, and a third run makes it new."
+    process = start(folder, out, key, write); process.join()
+    try: refused = False; assert Cohort.open(out).table.index.size in (len(before), len(after)) and len(Cohort.open(out).verify()) == 0
+    except PtaclError as e: refused = True; assert "was interrupted" in str(e) and "store" in set(Cohort.open(out, write=True).verify()["where"])
+    again = start(folder, out, key); again.join()
+    assert again.exitcode == 0 and not Path(f"{out}.ingest").exists()
+    cohort = Cohort.open(out); assert len(cohort.verify()) == 0 and content(cohort) == after
+    return process.exitcode == -signal.SIGKILL, refused
+
+
+def content(cohort): return {p.id: (p.cine.frames.tobytes(), p.ecg.signal.tobytes()) for p in (cohort[i] for i in range(len(cohort)))}
+
+
+@pytest.mark.parametrize("what", ["replace", "remove"])
+def test_killed_while_changing(folder, whole, tmp_path, what):
+    key, first = whole[1], tmp_path / "first"
+    if what == "replace": other = replaced(folder, tmp_path / "raw")
+    else:
+        other = Path(shutil.copytree(folder, tmp_path / "raw")); table = pd.read_csv(other / "phenotypes.csv", dtype=str)
+        table.drop(index=[1, 4]).to_csv(other / "phenotypes.csv", index=False)
+    start(folder, first, key).join(); before = content(Cohort.open(first))
+    shutil.copytree(first, tmp_path / "new"); start(other, tmp_path / "new", key).join(); after = content(Cohort.open(tmp_path / "new"))
+    assert before != after and len(after) == (N if what == "replace" else N - 2)
+    seen = set()
+    for write in (1, 2, 4, 6, 30):
+        shutil.copytree(first, tmp_path / str(write))
+        seen.add(kill_at_change(other, tmp_path / str(write), key, write, before, after))
+    assert (True, True) in seen
+
+
 # workers
 
 @pytest.mark.long
@@ -341,7 +379,7 @@ def test_uk_biobank_bulk_with_a_repeat_visit(raw, take, tmp_path):
     table = pd.read_csv(raw / "phenotypes.csv")
     table = table.join(table.filter(regex=r"-2\.0").add(1).rename(columns=lambda c: c.replace("-2.", "-3.")))
     table.to_csv(bulk / "phenotypes.csv", index=False)
-    tasks, _ = module.plan(bulk, None, tmp_path / "k.key", tmp_path / "out")
+    tasks, _, _ = module.plan(bulk, None, tmp_path / "k.key", tmp_path / "out")
     assert len({t.participant for t in tasks}) == 2 and sorted(t.name.removeprefix(t.participant) for t in tasks) == ["", "", "-3"]
     again = next(t for t in tasks if t.source.visit == 3)
     first = next(t for t in tasks if t.name == again.participant)
@@ -370,7 +408,8 @@ def test_visits_of_a_table(tmp_path, style, kind):
     path = tmp_path / f"t.{kind}"
     if kind == "csv": pd.DataFrame([row]).to_csv(path, index=False)
     else: pd.DataFrame([row]).to_parquet(path)
-    values = table_values(path, {3})
+    values, listed = table_values(path, {("a", 2), ("a", 3)})
+    assert listed == {"a"} and table_values(path, {("b", 2)}) == ({}, {"a"})
     assert [values["a", v]["phenotypes"] for v in (2, 3)] == [list(range(20, 30)), list(range(30, 40))]
     assert {values["a", v]["sex"] for v in (2, 3)} == {"F"}
 
@@ -379,6 +418,116 @@ def test_withdrawn_participants_are_not_taken(raw, take):
     table = pd.read_csv(raw / "phenotypes.csv", dtype=str); table[2:].to_csv(raw / "phenotypes.csv", index=False)
     done = take(raw)
     assert done.patients == N - 2 and done.quarantine.reason.tolist() == ["no row in the table"] * 2 and "withdrawn" in done.quarantine.remedy[0]
+
+
+def less(raw, *gone):
+    "The table without some."
+    table = pd.read_csv(raw / "phenotypes.csv", dtype=str)
+    table[~table.iloc[:, 0].isin([IDS[k] for k in gone])].to_csv(raw / "phenotypes.csv", index=False)
+
+
+def test_who_withdraws_is_removed(raw, take, tmp_path):
+    "By a row that is no more, whether the files are there or not; nothing of them stays on disk."
+    done = take(raw); key = read_key(tmp_path / "keys" / "k.key", "x"); gone = [pseudonym(IDS[k], key) for k in (0, 5)]
+    cohort = Cohort.open(done.path)
+    records = [(cohort[i].ecg.signal / MV).round().astype(np.int16).tobytes() for i, n in enumerate(cohort.table.index) if n in gone]
+    splits = cohort.table.split
+    less(raw, 0, 5); [f.unlink() for f in source(raw, 5).ecg]; shutil.rmtree(source(raw, 5).cine[0].parent)
+    done = take(raw); assert (done.patients, done.new, done.removed) == (N - 2, 0, 2) and "; 2 removed" in repr(done)
+    cohort = Cohort.open(done.path); assert len(cohort.verify()) == 0 and cohort.table.split.equals(splits[cohort.table.index])
+    assert done.quarantine.patient.tolist() == gone[:1]  # whose files are still there
+    inside = b"".join(files(done.path).values())
+    assert not any(r in inside for r in records) and not any(gone[1].encode(code) in inside for code in ("utf-8", "utf-32-le"))
+    done = take(raw); assert (done.patients, done.removed) == (N - 2, 0) and "removed" not in repr(done)
+
+
+def test_files_that_are_gone_remove_nobody(raw, take):
+    take(raw); [f.unlink() for f in source(raw, 5).ecg]; shutil.rmtree(source(raw, 5).cine[0].parent)
+    assert (take(raw).patients, take(raw).removed) == (N, 0)
+
+
+def test_another_folder_removes_nobody(raw, take, tmp_path):
+    other = Path(shutil.copytree(raw, tmp_path / "other"))
+    for here, mine in ((raw, range(4)), (other, range(4, N))):
+        less(here, *(set(range(N)) - set(mine)))
+        for k in set(range(N)) - set(mine): [f.unlink() for f in source(here, k).ecg]; shutil.rmtree(here / "cmr" / IDS[k])
+    assert take(raw).patients == 4 and (take(other).patients, take(other).removed) == (N, 0) and take(raw).removed == 0
+    less(other, 6); [f.unlink() for f in source(other, 6).ecg]; shutil.rmtree(other / "cmr" / IDS[6])
+    assert take(raw).removed == 0 and (take(other).removed, take(other).patients) == (1, N - 1)
+
+
+def test_withdrawn_by_list(raw, take, tmp_path):
+    take(raw)
+    (tmp_path / "list.csv").write_text(f'{IDS[1]}\n"{IDS[2]}"\n\n7654321\n')
+    done = take(raw, withdrawn=tmp_path / "list.csv"); assert (done.patients, done.removed, len(done.quarantine)) == (N - 2, 2, 0)
+    assert take(raw, withdrawn=[IDS[1], int(IDS[2])]).patients == N - 2
+    assert take(raw).new == 2  # the list is not remembered
+    with pytest.raises(PtaclError, match="withdrawn participants cannot be read"): take(raw, withdrawn=tmp_path / "none.csv")
+
+
+def test_all_withdraw_and_one_comes_back(raw, take):
+    done = take(raw); done = take(raw, withdrawn=IDS); assert (done.patients, done.removed) == (0, N)
+    with pytest.raises(PtaclError, match="without patients"): Cohort.open(done.path)
+    done = take(raw, withdrawn=IDS[1:]); assert done.patients == 1 and len(Cohort.open(done.path).verify()) == 0
+
+
+def test_an_interrupted_change_that_cannot_be_completed(raw, take):
+    done = take(raw); name = Cohort.open(done.path).table.index[3]
+    cohort = Cohort.open(done.path, write=True); cohort.begin([name])
+    for s in find_patients(raw): s.ecg[0].write_bytes(b"")
+    done = take(raw)
+    assert (done.patients, done.removed) == (N - 1, 1) and name not in Cohort.open(done.path).table.index
+
+
+# what lies in the folder
+
+def test_dangling_links_and_vanished_files_are_quarantined(raw, take, monkeypatch, capfd):
+    a, b = source(raw, 0), source(raw, 1)
+    a.ecg[0].unlink(); a.ecg[0].symlink_to(raw / "nowhere"); b.cine[0].unlink(); b.cine[0].symlink_to(raw / "nowhere.nii.gz")
+    real = module.checksum
+    def checksum(source):
+        if source.id == IDS[2]: raise PermissionError(13, "Permission denied", f"/x/{IDS[2]}.xml")
+        return real(source)
+    monkeypatch.setattr(module, "checksum", checksum)
+    done = take(raw); said = repr(done) + done.quarantine.to_csv() + "".join(capfd.readouterr())
+    assert done.patients == N - 3 and "cannot be read (Permission denied)" in said and not [i for i in IDS if i in said]
+
+
+def test_a_folder_that_cannot_be_read_is_said(raw, take, monkeypatch):
+    real = os.scandir
+    def scandir(path):
+        if str(path).endswith(IDS[3]): raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PtaclError, match=r"1 folders in raw cannot be read \(Permission denied\)") as e: take(raw)
+    assert IDS[3] not in str(e.value)
+
+
+def test_names_that_mean_nothing(raw, tmp_path):
+    (raw / f"._{IDS[0]}_20205_2_0.xml").touch(); (raw / "cmr" / IDS[0] / "._sa.nii.gz").touch(); (raw / "cmr" / f"._{IDS[1]}").mkdir()
+    assert [(s.id, len(s.ecg), len(s.cine)) for s in find_patients(raw)] == [(i, 1, 1) for i in IDS]
+    (tmp_path / "cmr").mkdir(); study = raw.rename(tmp_path / "cmr" / "study")  # the top is no patient
+    assert [s.id for s in find_patients(study)] == IDS and len(find_patients(f"{study}/")) == N
+
+
+def test_parts_of_a_wfdb_record(tmp_path, monkeypatch):
+    for f in ("a.hea", "a.dat", "b.hea", "b.mat", "a.xml"): (tmp_path / f).touch()
+    monkeypatch.setattr(Path, "glob", None)
+    for names in (["a.hea", "a.dat"], ["b.hea", "b.mat"], ["a.xml"]): assert [p.name for p in module.parts_of(tmp_path / names[0])] == names
+
+
+def test_reprs_say_nothing_of_anybody(raw):
+    s = source(raw, 0); t = module.Task("p-x", "p-x", s, None, "0")
+    assert not any(x in repr([s, t]) for x in (IDS[0], str(raw)))
+
+
+@pytest.mark.parametrize("id, text, out", [("12", "1200 samples, 12 leads", "1200 samples, p-x leads"),
+                                           ("ab", "cable of ab_2.xml", "cable of p-x_2.xml")])
+def test_short_ids_do_not_garble(id, text, out):
+    assert module.without_name(text, module.Task("p-x", "p-x", module.Source(id, 2), None, "0")) == out
+
+
+def test_stamps_are_keyed(raw): assert module.stamp(source(raw, 0), None) != module.stamp(source(raw, 0), None, b"k" * 32)
 
 
 def test_another_rate_is_resampled_and_ten_seconds_are_taken(monkeypatch, virtual):
@@ -426,6 +575,8 @@ def test_refusals(raw, take, tmp_path):
     with pytest.raises(PtaclError, match="another key"): take(raw, key=tmp_path / "other.key")
     (raw / "phenotypes.csv").unlink()
     with pytest.raises(PtaclError, match="no phenotypes.csv"): take(raw)
+    with pytest.raises(PtaclError, match="no phenotypes.csv"): take(raw, "new")
+    assert not list(tmp_path.glob("*.ingest")) and not (tmp_path / "new").exists()
     assert Cohort.open(tmp_path / "cohort").attributes["patients"] == N
 
 
@@ -443,6 +594,31 @@ def test_the_key(tmp_path, monkeypatch):
     with pytest.raises(PtaclError, match="inside the store"): read_key(tmp_path / "link" / "k", tmp_path / "out")
     (tmp_path / "short").write_bytes(b"x"); os.chmod(tmp_path / "short", 0o600)
     with pytest.raises(PtaclError, match="is no key"): read_key(tmp_path / "short", tmp_path / "out")
+
+
+def test_the_key_in_the_staging_folder(tmp_path):
+    with pytest.raises(PtaclError, match="inside the store"): read_key(tmp_path / "out.ingest" / "k", tmp_path / "out")
+
+
+def test_a_kill_leaves_no_empty_key(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.os, "fsync", lambda f: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt): read_key(tmp_path / "k", tmp_path / "out")
+    assert not (tmp_path / "k").exists(); monkeypatch.undo()
+    assert len(read_key(tmp_path / "k", tmp_path / "out")) == 32 and [f.name for f in tmp_path.iterdir()] == ["k"]
+    with pytest.raises(FileExistsError): module.make_once(tmp_path / "k", b"")
+    monkeypatch.setattr(module.os, "link", lambda a, b: (_ for _ in ()).throw(PermissionError))
+    assert len(read_key(tmp_path / "k2", tmp_path / "out")) == 32 and len(list(tmp_path.iterdir())) == 2
+
+
+def test_two_at_once(raw, take, tmp_path):
+    lock = tmp_path / "cohort.ingest" / "lock"; lock.parent.mkdir()
+    host = module.socket.gethostname()
+    for who in (f"{host} {os.getpid()}", "elsewhere 1"):
+        lock.write_text(who)
+        with pytest.raises(PtaclError, match=rf"process {who.split()[1]} on {who.split()[0]} is taking patients in"): take(raw)
+        assert lock.exists() and not (tmp_path / "cohort").exists()
+    process = multiprocessing.get_context("fork").Process(target=int); process.start(); process.join()
+    lock.write_text(f"{host} {process.pid}"); assert take(raw).patients == N and not lock.parent.exists()
 
 
 def test_virtual_patients_need_no_key(virtual, tmp_path, monkeypatch):
