@@ -81,7 +81,7 @@ def files_in(here: Path, folders: list, files: list, top: bool): # (id, visit, w
             if f in files and image != here: yield here.name, 2, "labels", here/f; break
         folders.clear()
 
-# %% ../nbs/24_ingest.ipynb #b7351388
+# %% ../nbs/24_ingest.ipynb #e5454d0e
 def find_patients(folder) -> list: # of Source, sorted
     "Every visit that has an ECG or a cine somewhere in a folder. Raises `PtaclError` where there is none, or not all can be read."
     found, shut = {}, []
@@ -90,12 +90,13 @@ def find_patients(folder) -> list: # of Source, sorted
         if "zarr.json" in files: folders.clear(); continue # a cohort, not raw files
         for i, visit, what, path in files_in(Path(here), folders, files, here == str(folder)):
             getattr(found.setdefault((i, visit), Source(i, visit)), what).append(path)
-    if shut: raise PtaclError(f"{len(shut)} folders in {mask_ids(name_of(folder))} cannot be read ({shut[0].strerror}). Ask for the right to read them")
+    if shut: raise PtaclError(f"{len(shut)} folders in {mask_ids(name_of(folder))} cannot be read ({shut[0].strerror}). "
+                              "Ask for the right to read them")
     if not found: raise PtaclError(f"{mask_ids(name_of(folder))}: no recording found. Expected are {{id}}_20205_2_0.xml and "
                                    "{id}_20209_2_0.zip, or ecg/{id}.xml and cmr/{id}/sa.nii.gz")
     return [found[k] for k in sorted(found)]
 
-# %% ../nbs/24_ingest.ipynb #795a8f98
+# %% ../nbs/24_ingest.ipynb #4201703e
 def table_values(
     path,
     wanted: set,  # of (id, visit): whose numbers
@@ -110,7 +111,8 @@ def table_values(
         numbers, sexes = covariates[[c for c in COVARIATES if c != "sex"]].to_numpy(float), covariates.sex
         listed.update(ids)
         for i, p, c, sex in zip(ids, phenotypes.to_numpy(float), numbers, sexes):
-            if (i, visit) in wanted: values[i, visit] = {"sex": sex if isinstance(sex, str) else "", "phenotypes": p.tolist(), "covariates": c.tolist()}
+            if (i, visit) in wanted:
+                values[i, visit] = {"sex": sex if isinstance(sex, str) else "", "phenotypes": p.tolist(), "covariates": c.tolist()}
     return values, listed
 
 def find_table(folder) -> Path:
@@ -249,10 +251,11 @@ def without_name(text: str, task: Task) -> str:
     text = text[len(first) + 2:] if first else text
     return re.sub(rf"(?<![A-Za-z0-9]){re.escape(task.source.id)}(?![A-Za-z0-9])", task.name, text)
 
-# %% ../nbs/24_ingest.ipynb #642142a2
+# %% ../nbs/24_ingest.ipynb #e181aa38
 def reason_of(error: Exception, what: str, task: Task) -> dict: # a row of the quarantine
     "An error without any name of a file or a person."
-    if isinstance(error, OSError): text = f"cannot be read ({error.strerror or type(error).__name__}). Check the link or the disk, and run ingest again"
+    if isinstance(error, OSError):
+        text = f"cannot be read ({error.strerror or type(error).__name__}). Check the link or the disk, and run ingest again"
     elif not isinstance(error, PtaclError): text = f"unexpected {type(error).__name__}. This is a fault of the kit: please report it"
     elif what == "files": text = str(error)
     else: text = without_name(str(error), task)
@@ -353,12 +356,13 @@ class Ingested:
                  + f"; {self.removed} removed" * bool(self.removed)]
         return "\n".join(lines + [f"  {k:5d}  {what}: {reason}" for (what, reason), k in counts_of(self.quarantine).items()])
 
-# %% ../nbs/24_ingest.ipynb #9167b7bf
+# %% ../nbs/24_ingest.ipynb #36662d27
 def read_withdrawn(withdrawn) -> set: # of ids
     "A list of ids, or a file with one on each line, as biobanks send them. Raises `PtaclError` where it cannot be read."
     if not isinstance(withdrawn, str | os.PathLike): return {str(i) for i in withdrawn or ()}
     try: lines = Path(withdrawn).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as e: raise PtaclError(f"the list of withdrawn participants cannot be read ({type(e).__name__}): check the path") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise PtaclError(f"the list of withdrawn participants cannot be read ({type(e).__name__}): check the path") from None
     return {line.strip().strip('"') for line in lines} - {""}
 
 def plan(folder, table, key, out, withdrawn=()) -> tuple: # tasks, check of the key or None, a function that tells who leaves the cohort
