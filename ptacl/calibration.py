@@ -8,7 +8,7 @@ __all__ = ['READINGS', 'CORRELATIONS', 'INDEPENDENT', 'BEFORE', 'AFTER', 'CM', '
            'axis_degrees', 'ecg_features', 'reference_regressor', 'reference_r2', 'cavity_mask', 'blood_in', 'rays',
            'edge', 'edges', 'trimmed', 'cine_features', 'visible', 'ceilings', 'study']
 
-# %% ../nbs/15_calibration.ipynb #65c10f89
+# %% ../nbs/15_calibration.ipynb #854de580
 import math
 from functools import cache
 
@@ -26,8 +26,8 @@ from torch import Tensor
 
 from .errors import PtaclError
 from .heartbeat import DOWER, FS, waves
-from .presets import LEADS, PHENOTYPES
-from .virtual import (DEMOGRAPHICS, ECG_PARAMETERS, REFERENCE, SLICE_PARAMETERS, SPACING, VirtualPatients, crossings,
+from .presets import LEADS, PHENOTYPES, SPACING
+from .virtual import (DEMOGRAPHICS, ECG_PARAMETERS, REFERENCE, SLICE_PARAMETERS, VirtualPatients, crossings,
     quadratic_ridge, simulate)
 
 # %% ../nbs/15_calibration.ipynb #2bb3a056

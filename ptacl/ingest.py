@@ -11,7 +11,7 @@ __all__ = ['BULK', 'LETTERS', 'KEY', 'NO_ROW', 'NO_VISIT', 'AGAIN', 'UNITS', 'So
            'virtual_part', 'truth_of', 'virtual_rows', 'fill_virtual', 'write_virtual', 'plain_loop', 'PeakMemory',
            'timed', 'benchmark']
 
-# %% ../nbs/24_ingest.ipynb #6ffc3d5e
+# %% ../nbs/24_ingest.ipynb #82bb12bd
 import itertools
 import json
 import math
@@ -41,14 +41,14 @@ from . import __version__
 from .beats import detect_r_peaks
 from .cmr import middle_slice, minmax
 from .cmr import preprocess as preprocess_cine
-from .cohort import FS, QUARANTINE, SAMPLES, SHARES, SIZE, Cohort, name_of, shard_parts, to_counts
+from .cohort import QUARANTINE, SHARES, Cohort, name_of, shard_parts, to_counts
 from .ecg import preprocess as preprocess_ecg
 from .ecg import quality
 from .errors import PtaclError
-from .presets import LEADS, PHENOTYPES
+from .presets import FS, LEADS, PHENOTYPES, SAMPLES, SIZE, SPACING
 from .readers import mask_ids, read_cine, read_ecg
 from .tables import COVARIATES, read_table
-from .virtual import SPACING, VirtualPatients
+from .virtual import VirtualPatients
 from .writers import in_batches, slices_of, write_patients
 
 # %% ../nbs/24_ingest.ipynb #a106881c

@@ -9,7 +9,7 @@ __all__ = ['SCORES', 'SCHEMA', 'middle_and_stack', 'resized', 'prepared', 'simul
            'show_summary', 'sentences', 'board_sentences', 'pretrained', 'joint', 'beat_seconds', 'misaligned',
            'check_result', 'save_result']
 
-# %% ../nbs/93_studies.ipynb #74ababdb
+# %% ../nbs/93_studies.ipynb #ec89242f
 import hashlib
 import json
 from collections.abc import Callable
@@ -31,14 +31,14 @@ from .experiments import show_table, versions, write_result
 from .finetune import load_tuned, predict, with_targets
 from .methods import METHODS, PRETRAININGS, run_phase
 from .model import PTACL, start_joint
-from .presets import PRESETS, Preset, get_preset
+from .presets import PRESETS, SIZE, SPACING, Preset, get_preset
 from .readers import mask_ids
 from .regression import ols_predict, score_draws
 from .retrieval import bootstrap_weights, query_results, retrieval_draws, retrieval_table
 from .training import Pairs, as_bytes, infer, joint_step, pairs_of_virtual
-from .virtual import SPACING, VirtualPatients, simulate
+from .virtual import VirtualPatients, simulate
 
-# %% ../nbs/93_studies.ipynb #70b4935d
+# %% ../nbs/93_studies.ipynb #a094b506
 def middle_and_stack(vp: VirtualPatients, slices: int = 9, every: int = 5) -> tuple: # a full stack -> (n, F, H, W), (n, F/every, slices, H, W)
     "The middle slice, and a smaller stack with as many slices for each patient."
     there, at = vp.height.isfinite().sum(1).cpu(), torch.arange(len(vp))
@@ -70,7 +70,7 @@ def simulate_pairs(
     **options,       # of `simulate`
 ) -> tuple:          # Pairs, phenotypes, covariates
     "Virtual patients, prepared."
-    size, whole, people = round(84 * SPACING / options.get("spacing", SPACING)), {}, []
+    size, whole, people = round(SIZE * SPACING / options.get("spacing", SPACING)), {}, []
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for at in tqdm(range(0, n, batch), "virtual patients", mininterval=1, delay=5):
         vp = simulate(min(batch, n - at), seed, device, start=start + at, size=size, **options)

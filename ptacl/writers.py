@@ -11,7 +11,7 @@ __all__ = ['STORED_LEADS', 'WFDB_LAYOUTS', 'LEAD_CODES', 'THICKNESS', 'GAP', 'RO
            'lost_frames', 'slices_of', 'one_by_one', 'xml_file', 'wfdb_files', 'zip_file', 'nifti_files', 'in_batches',
            'put_in_place', 'write_patients', 'write_batches']
 
-# %% ../nbs/13_writers.ipynb #4e2b01cc
+# %% ../nbs/13_writers.ipynb #9054e566
 import base64
 import gzip
 import hashlib
@@ -34,10 +34,10 @@ from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, PYDICOM_ROOT_UID, EnhancedMR
 from pydicom.uid import MRImageStorage, TwelveLeadECGWaveformStorage
 from tqdm import tqdm
 from .errors import PtaclError
-from .presets import LEADS
+from .presets import LEADS, SPACING
 from .readers import SCP_LEADS, mask_ids
 from .tables import phenotype_table, save_table
-from .virtual import SPACING, VirtualPatients, simulate
+from .virtual import VirtualPatients, simulate
 
 # %% ../nbs/13_writers.ipynb #902eafa2
 def counts_of(
@@ -450,7 +450,7 @@ def acdc_folder(
         Path(f"{moment}_gt.nii.gz").write_bytes(nifti_bytes(acdc[f:f + 1], interval, spacing))
     return folder
 
-# %% ../nbs/13_writers.ipynb #19c4ef93
+# %% ../nbs/13_writers.ipynb #fc06734d
 @dataclass(frozen=True)
 class OnePatient:
     "What the files of one virtual patient are written from."
@@ -465,24 +465,23 @@ class OnePatient:
 
 def lost_frames(patients: VirtualPatients) -> list: # of tuples
     "Frames of each patient that have no phase, because the scanner lost them."
-    phase = getattr(patients, "phase", None)
-    if phase is None: return [()] * len(patients)
-    return [tuple(np.flatnonzero(np.isnan(p)).tolist()) for p in phase.cpu().numpy()]
+    if patients.phase is None: return [()] * len(patients)
+    return [tuple(np.flatnonzero(np.isnan(p)).tolist()) for p in patients.phase.cpu().numpy()]
 
 def slices_of(patients: VirtualPatients, images, k: int) -> np.ndarray | None: # (F, H, W) or (F, Z, H, W)
     "Images or labels of patient k, without slices of the stack that were not planned for so short a heart."
     if images is None: return None
-    height, images = getattr(patients, "height", None), images[k].cpu().numpy()
-    return images if height is None or images.ndim == 3 else images[:, np.isfinite(height[k].cpu().numpy())]
+    images = images[k].cpu().numpy()
+    return images if patients.height is None or images.ndim == 3 else images[:, np.isfinite(patients.height[k].cpu().numpy())]
 
 def one_by_one(patients: VirtualPatients, instance: int = 2) -> Iterator: # of OnePatient
     "The patients of a batch. Raises `PtaclError` where they lack ECG or cine."
     if patients.ecg is None or patients.cine is None: raise PtaclError("patients without ECG or cine: simulate them with both")
-    pheno, cine, labels = patients.phenotypes, patients.cine, getattr(patients, "labels", None)
+    pheno, cine = patients.phenotypes, patients.cine
     seconds = 60 * pheno.LVSV / (1000 * pheno.LVCO) / cine.shape[1]
     for k, (name, lost) in enumerate(zip(pheno.index, lost_frames(patients))):
         yield OnePatient(str(name), patients.ecg[k].cpu().numpy(), patients.r_peaks[k].cpu().numpy(), slices_of(patients, cine, k),
-                         slices_of(patients, labels, k), float(seconds.iloc[k]), lost, instance)
+                         slices_of(patients, patients.labels, k), float(seconds.iloc[k]), lost, instance)
 
 # %% ../nbs/13_writers.ipynb #4ed5dac3
 def xml_file(p: OnePatient, folder: Path, spacing: float):
@@ -554,17 +553,17 @@ def write_patients(
     except OSError as e: raise PtaclError(f"{mask_ids(path.name)} cannot be written: {e.strerror}") from None
     return path
 
-# %% ../nbs/13_writers.ipynb #a52ce73e
+# %% ../nbs/13_writers.ipynb #441f68e6
 def write_batches(batches: Iterable, folder: Path, writers: tuple, spacing: float | None, total: int | None, instance: int):
     "The files of all patients, then their tables."
     tables, faults = [], []
     with tqdm(total=total, desc="writing", unit="patient", delay=5) as bar:
         for batch in batches:
             for p in one_by_one(batch, instance):
-                for write in writers: write(p, folder, spacing or getattr(batch, "spacing", SPACING))
+                for write in writers: write(p, folder, spacing or batch.spacing)
                 bar.update()
             tables.append(phenotype_table(batch, instance=instance))
-            if getattr(batch, "faults", None) is not None and len(batch.faults.columns): faults.append(batch.faults.rename_axis("eid"))
+            if batch.faults is not None and len(batch.faults.columns): faults.append(batch.faults.rename_axis("eid"))
     if not tables: raise PtaclError("no patients to write")
     if faults: save_table(pd.concat(faults), folder/"faults.csv")
     save_table(pd.concat(tables), folder/PARTS[-1])
