@@ -33,15 +33,20 @@ def main(v: Annotated[bool, typer.Option("--version", callback=_version, is_eage
     for stream in (sys.stdout, sys.stderr):  # a Windows console may lack σ
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
 
-# %% ../nbs/91_cli.ipynb #77d6aa3d
+# %% ../nbs/91_cli.ipynb #ff7b0be0
 PAIRS = dict(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, options_metavar="[-p NAME VALUE]...")
 
 def named(args: list) -> dict: # ["-p", "n_train", "64", …] -> {"n_train": "64", …}
     "Pairs of name and value behind -p. Raises `PtaclError` on anything else."
-    triples = [args[i:i + 3] for i in range(0, len(args), 3)]
-    odd = [" ".join(t) for t in triples if len(t) != 3 or t[0] != "-p"]
-    if odd: raise PtaclError(f"cannot read {odd[0]!r}: parameters are given as -p NAME VALUE")
-    return {name: value for _, name, value in triples}
+    given, rest = {}, list(args)
+    while rest:
+        flag, name, value = (*rest[:3], "", "")[:3]
+        if flag != "-p":
+            hint = f" Did you mean -p {flag[2:]}?" if flag.startswith("--") else ""
+            raise PtaclError(f"cannot read {flag!r}: parameters are given as -p NAME VALUE.{hint}")
+        if len(rest) < 3 or value == "-p": raise PtaclError(f"{name or 'the last -p'} has no value: parameters are given as -p NAME VALUE")
+        given[name], rest = value, rest[3:]
+    return given
 
 # %% ../nbs/91_cli.ipynb #c5ee8e49
 def options_of(function, given: dict, also=()) -> dict: # name -> text; also: names of options that are not keyword-only
@@ -83,7 +88,7 @@ def simulate(
     except PtaclError as e: fail(e)
     typer.echo(f"{n} virtual patients in {out}")
 
-# %% ../nbs/91_cli.ipynb #61c587d6
+# %% ../nbs/91_cli.ipynb #2d8dcdc0
 @app.command()
 def ingest(
     folder: Annotated[Path, typer.Argument(help="raw files, with phenotypes.csv or phenotypes.parquet")],
@@ -96,11 +101,16 @@ def ingest(
     seed: Annotated[int, typer.Option(help="of the split into train, val and test")] = 0,
     withdrawn: Annotated[Path | None, typer.Option(help="file with the ids of those who withdrew, one a line: they are removed")] = None,
     quarantine: Annotated[Path | None, typer.Option(help="write the table of those who could not be read to this CSV file")] = None,
+    names: Annotated[Path | None, typer.Option(help="write ids and pseudonyms to this CSV file; as secret as the key")] = None,
 ):
     "Read raw files into a cohort under pseudonyms."
     from ptacl.ingest import ingest as read_in
-    if quarantine and not quarantine.absolute().parent.is_dir(): fail(PtaclError(f"there is no folder for {quarantine.name}: make it first"))
-    try: done = read_in(folder, out, table, frames, workers, cluster, key, seed=seed, withdrawn=withdrawn or ())
+    from ptacl.ingest import write_names
+    for file in filter(None, (quarantine, names)):
+        if not file.absolute().parent.is_dir(): fail(PtaclError(f"there is no folder for {file.name}: make it first"))
+    try:
+        done = read_in(folder, out, table, frames, workers, cluster, key, seed=seed, withdrawn=withdrawn or ())
+        if names: write_names(folder, names, out, key)
     except PtaclError as e: fail(e)
     if quarantine: done.quarantine.to_csv(quarantine, index=False)
     typer.echo(done)

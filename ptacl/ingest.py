@@ -7,9 +7,9 @@ __all__ = ['BULK', 'LETTERS', 'KEY', 'NO_ROW', 'NO_VISIT', 'AGAIN', 'UNITS', 'So
            'table_values', 'find_table', 'make_once', 'staging_of', 'read_key', 'pseudonym', 'verdict_on',
            'prepare_ecg', 'prepare_cine', 'parts_of', 'facts_of', 'stamp', 'checksum', 'Task', 'only', 'without_name',
            'reason_of', 'prepare', 'part_name', 'work', 'read_part', 'run_tasks', 'on_cluster', 'pack', 'counts_of',
-           'Ingested', 'read_withdrawn', 'plan', 'open_or_create', 'locked', 'ingest', 'choose', 'leaving', 'finish',
-           'virtual_part', 'truth_of', 'virtual_rows', 'fill_virtual', 'write_virtual', 'plain_loop', 'PeakMemory',
-           'timed', 'benchmark']
+           'Ingested', 'read_withdrawn', 'visit_name', 'key_mark', 'check_key', 'plan', 'open_or_create', 'locked',
+           'ingest', 'choose', 'leaving', 'finish', 'write_names', 'virtual_part', 'truth_of', 'virtual_rows',
+           'fill_virtual', 'write_virtual', 'plain_loop', 'PeakMemory', 'timed', 'benchmark']
 
 # %% ../nbs/24_ingest.ipynb #82bb12bd
 import itertools
@@ -81,11 +81,12 @@ def files_in(here: Path, folders: list, files: list, top: bool): # (id, visit, w
             if f in files and image != here: yield here.name, 2, "labels", here/f; break
         folders.clear()
 
-# %% ../nbs/24_ingest.ipynb #e5454d0e
+# %% ../nbs/24_ingest.ipynb #6f0a4698
 def find_patients(folder) -> list: # of Source, sorted
     "Every visit that has an ECG or a cine somewhere in a folder. Raises `PtaclError` where there is none, or not all can be read."
     found, shut = {}, []
     if not Path(folder).is_dir(): raise PtaclError(f"{mask_ids(name_of(folder))}: no such folder")
+    if (Path(folder)/"zarr.json").exists(): raise PtaclError(f"{mask_ids(name_of(folder))} is a cohort already: give the folder of the raw files")
     for here, folders, files in os.walk(folder, onerror=shut.append):
         if "zarr.json" in files: folders.clear(); continue # a cohort, not raw files
         for i, visit, what, path in files_in(Path(here), folders, files, here == str(folder)):
@@ -93,7 +94,7 @@ def find_patients(folder) -> list: # of Source, sorted
     if shut: raise PtaclError(f"{len(shut)} folders in {mask_ids(name_of(folder))} cannot be read ({shut[0].strerror}). "
                               "Ask for the right to read them")
     if not found: raise PtaclError(f"{mask_ids(name_of(folder))}: no recording found. Expected are {{id}}_20205_2_0.xml and "
-                                   "{id}_20209_2_0.zip, or ecg/{id}.xml and cmr/{id}/sa.nii.gz")
+                                   "{id}_20209_2_0.zip, or ecg/{id} as .xml, .dcm or .hea and cmr/{id}/ with NIfTI or DICOM files")
     return [found[k] for k in sorted(found)]
 
 # %% ../nbs/24_ingest.ipynb #4201703e
@@ -221,7 +222,7 @@ def checksum(source: Source) -> str:
                 while block := stream.read(2**20): seen.update(block)
     return seen.hexdigest()
 
-# %% ../nbs/24_ingest.ipynb #d2e7adbd
+# %% ../nbs/24_ingest.ipynb #cf7f0504
 @dataclass(repr=False)
 class Task:
     "One patient to be read."
@@ -240,7 +241,7 @@ AGAIN = "Repair or replace the file and run ingest again: only this patient will
 def only(task: Task, what: str) -> Path | None:
     "The one file of a kind. Raises `PtaclError` where there is none, or more than one."
     paths = getattr(task.source, what)
-    if not paths: raise PtaclError(f"no {what} file. Fetch it, or leave the patient out")
+    if not paths: raise PtaclError(f"no {what} file. Fetch it, give it the same id as the other file, or leave the patient out")
     if len(paths) > 1: raise PtaclError(f"{len(paths)} {what} files. Keep the right one")
     return paths[0]
 
@@ -323,7 +324,7 @@ def on_cluster(calls, cluster): # address of a scheduler, or a distributed.Clien
     finally:
         if own: client.close()
 
-# %% ../nbs/24_ingest.ipynb #bd425786
+# %% ../nbs/24_ingest.ipynb #6383badd
 def pack(cohort: Cohort, files: dict, quarantine: pd.DataFrame, shares, seed, **attributes): # files: pseudonym -> part with recordings
     "Parts into the store, in one commit."
     at = {name: i for i, name in enumerate(cohort._table["id"])}
@@ -351,12 +352,16 @@ class Ingested:
     new: int                 # of them, read in this run
     quarantine: pd.DataFrame # patient, what, reason, remedy
     removed: int = 0         # who were in the cohort before
+    key: str = ""            # name of the key file, where names were replaced
     def __repr__(self):
-        lines = [f"{name_of(self.path)}: {self.patients} patients, {self.new} of them read now; {len(self.quarantine)} in quarantine"
+        lines = [f"{name_of(self.path)}: {self.patients} patients, {self.new} of them new or renewed; {len(self.quarantine)} in quarantine"
                  + f"; {self.removed} removed" * bool(self.removed)]
-        return "\n".join(lines + [f"  {k:5d}  {what}: {reason}" for (what, reason), k in counts_of(self.quarantine).items()])
+        lines += [f"  {k:5d}  {what}: {reason}" for (what, reason), k in counts_of(self.quarantine).items()]
+        if len(self.quarantine): lines.append("  who they are and what to do: ptacl ingest … --quarantine FILE; which files: --names FILE")
+        if self.key: lines.append(f"  the key of the pseudonyms is {self.key}: keep it safe, and apart from the cohort")
+        return "\n".join(lines)
 
-# %% ../nbs/24_ingest.ipynb #36662d27
+# %% ../nbs/24_ingest.ipynb #f0d48ae9
 def read_withdrawn(withdrawn) -> set: # of ids
     "A list of ids, or a file with one on each line, as biobanks send them. Raises `PtaclError` where it cannot be read."
     if not isinstance(withdrawn, str | os.PathLike): return {str(i) for i in withdrawn or ()}
@@ -364,6 +369,18 @@ def read_withdrawn(withdrawn) -> set: # of ids
     except (OSError, UnicodeDecodeError) as e:
         raise PtaclError(f"the list of withdrawn participants cannot be read ({type(e).__name__}): check the path") from None
     return {line.strip().strip('"') for line in lines} - {""}
+
+def visit_name(person: str, visit: int) -> str: # pseudonym -> as the cohort lists the visit
+    "A repeat visit carries its number."
+    return person if visit == 2 else f"{person}-{visit}"
+
+def key_mark(secret: bytes) -> str:
+    "By which a cohort knows its key again; empty without a key."
+    return blake2b(b"ptacl cohort", key=secret, digest_size=8).hexdigest() if secret else ""
+
+def check_key(cohort: Cohort, mark: str):
+    "Raises `PtaclError` where a cohort was made with another key."
+    if mark and cohort.attributes.get("key", mark) != mark: raise PtaclError(f"{name_of(cohort.path)} was made with another key: give that (key=)")
 
 def plan(folder, table, key, out, withdrawn=()) -> tuple: # tasks, check of the key or None, a function that tells who leaves the cohort
     "Who is there, under which pseudonym. Raises `PtaclError`."
@@ -376,11 +393,11 @@ def plan(folder, table, key, out, withdrawn=()) -> tuple: # tasks, check of the 
     for s in sources:
         if s.id in gone: continue
         person, told = pseudonym(s.id, secret), values.get((s.id, s.visit))
-        tasks.append(Task(person if s.visit == 2 else f"{person}-{s.visit}", person, s, told, stamp(s, told, secret), mark))
+        tasks.append(Task(visit_name(person, s.visit), person, s, told, stamp(s, told, secret), mark))
     gone, here, listed = ({pseudonym(i, secret) for i in ids} for ids in (gone, {s.id for s in sources}, listed))
     def leaves(participant: str, folder: str) -> bool:
         return participant in gone or participant not in listed and (participant in here or folder == mark)
-    return sorted(tasks, key=lambda t: t.name), secret and blake2b(b"ptacl cohort", key=secret, digest_size=8).hexdigest(), leaves
+    return sorted(tasks, key=lambda t: t.name), key_mark(secret), leaves
 
 def open_or_create(out: Path, staging: Path, frames: int) -> Cohort:
     "The store of this or of an earlier run."
@@ -414,7 +431,7 @@ def locked(staging: Path):
     finally:
         with suppress(OSError): staging.rmdir() # where nothing is left to go on with
 
-# %% ../nbs/24_ingest.ipynb #9213b7b0
+# %% ../nbs/24_ingest.ipynb #92277999
 def ingest(
     folder,              # of raw files, see `find_patients`
     out,                 # the cohort; made, gone on with, or added to
@@ -433,7 +450,7 @@ def ingest(
     tasks, check, leaves = plan(folder, table, key, out, withdrawn)
     with locked(staging):
         cohort = open_or_create(out, staging, frames)
-        if check and cohort.attributes.get("key", check) != check: raise PtaclError(f"{out.name} was made with another key: give that one (key=)")
+        check_key(cohort, check)
         todo = choose(cohort, tasks)
         wanted = {part_name(t): t for t in todo}
         for file in staging.iterdir(): # of those who have changed since, of halves, and of runs before the last
@@ -441,7 +458,9 @@ def ingest(
         left = [t for t in todo if not (staging/part_name(t)).exists()]
         with tqdm(total=len(todo), initial=len(todo) - len(left), desc="ingest", unit="patient", smoothing=0.05, mininterval=0.5) as bar:
             run_tasks(left, staging, frames, workers, cluster, bar)
-        return finish(cohort, tasks, todo, leaves, staging, shares, seed, {"key": check} if check else {})
+        done = finish(cohort, tasks, todo, leaves, staging, shares, seed, {"key": check} if check else {})
+    if check: done.key = mask_ids(name_of(key)) if key else KEY
+    return done
 
 # %% ../nbs/24_ingest.ipynb #a73b7e80
 def choose(cohort: Cohort, tasks: list) -> list: # of tasks
@@ -473,7 +492,23 @@ def finish(cohort, tasks, todo, leaves, staging, shares, seed, attributes) -> In
         if file.name != "lock": file.unlink()
     return Ingested(cohort.path, len(cohort), len(files), quarantine[["patient", "what", "reason", "remedy"]], len(removed))
 
-# %% ../nbs/24_ingest.ipynb #e446eadd
+# %% ../nbs/24_ingest.ipynb #576368d9
+def write_names(
+    folder,   # of raw files
+    file,     # CSV with the columns id, visit, patient
+    out,      # the cohort
+    key=None, # as in `ingest`
+) -> Path:
+    "Which id has which pseudonym. Raises `PtaclError` inside the cohort, and where the key is another."
+    file, secret = Path(file).absolute(), read_key(key, out)
+    if Path(out).resolve() in file.resolve().parents: raise PtaclError(f"{file.name} would lie inside the store: keep it with the key")
+    check_key(Cohort.open(out), key_mark(secret))
+    rows = [(s.id, s.visit, visit_name(pseudonym(s.id, secret), s.visit)) for s in find_patients(folder)]
+    file.unlink(missing_ok=True)
+    make_once(file, pd.DataFrame(rows, columns=["id", "visit", "patient"]).to_csv(index=False).encode())
+    return file
+
+# %% ../nbs/24_ingest.ipynb #f11b7a36
 def virtual_part(signal: np.ndarray, film: np.ndarray, labels, spacing: float) -> tuple | str: # (12, 5000) mV, (F, [Z,] H, W)
     "One virtual patient as the cohort keeps it: counts, bytes, r_peaks, verdict; or why a fault has made the record unusable."
     try: clean = preprocess_ecg(signal, FS, stats=(0, 1))
@@ -509,7 +544,7 @@ def virtual_rows(patients: VirtualPatients, part: slice, run, lost: list) -> tup
     films = np.stack([d[1] for d in done]) if done else np.empty((0, patients.cine.shape[1], SIZE, SIZE), np.uint8)
     return np.array([d[0] for d in done], np.int16).reshape(-1, 12, SAMPLES), films, rows
 
-# %% ../nbs/24_ingest.ipynb #63394b7a
+# %% ../nbs/24_ingest.ipynb #a6270de7
 UNITS = {"hr_ecg": "beats/min", "hr_cmr": "beats/min", "pq": "ms", "qrs": "ms", "qt": "ms"} # what only virtual patients have
 
 def fill_virtual(path, batches: Iterable, ceilings, workers: int, shares: dict, seed: int, about: dict):
@@ -550,7 +585,7 @@ def write_virtual(
         (Path(tmp)/"new").rename(path)
     return Cohort.open(path, write=True)
 
-# %% ../nbs/24_ingest.ipynb #e04eb83d
+# %% ../nbs/24_ingest.ipynb #cc304714
 def plain_loop(folder, out):
     "What one would write in five minutes: file after file, no names, no checks, stops at the first error."
     Path(out).mkdir()
@@ -584,7 +619,7 @@ def timed(way: str, folder: str, out: str, workers: str) -> dict: # seconds, MB
         else: ingest(folder, out, workers=int(workers))
     return {"seconds": round(time.perf_counter() - start, 2), "MB": round(memory.most / 2**20)}
 
-# %% ../nbs/24_ingest.ipynb #4abc7103
+# %% ../nbs/24_ingest.ipynb #93d9b7b7
 def benchmark(
     formats=("nifti",), # of `ptacl.writers.write_patients`
     n: int = 32,        # patients
