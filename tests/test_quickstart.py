@@ -225,7 +225,7 @@ def refused(*args):
 
 @pytest.mark.parametrize("args, says", [
     (["-p", "n_trian", "32"], "no parameter n_trian: it takes preset, n_train"), (["-p", "n_train", "many"], "n_train = many is no whole number"),
-    (["-p", "n_train", "32.5"], "32.5 is no whole number"), (["-p", "n_train", "True"], "no whole number"), (["-p", "n_train", ""], "no whole number"),
+    (["-p", "n_train", "32.5"], "32.5 is no whole"), (["-p", "n_train", "True"], "no whole number"), (["-p", "n_train", ""], "no whole number"),
     (["-p", "sigma", "soft"], "sigma = soft is no number"), (["-p", "temperatures", "0.1"], "is no list"), (["-p", "seed", "[1]"], "no whole number"),
     (["-p", "temperatures", "__import__('os').getcwd()"], "is no list"), (["-p", "n_train"], "-p NAME VALUE"), (["n_train", "32"], "-p NAME VALUE"),
     (["--n_train", "32"], "-p NAME VALUE"), (["-p", "n_train", "32", "-p"], "-p NAME VALUE")])
