@@ -11,6 +11,7 @@ copyright = f"2026, {author}. For research, not for clinical use"
 html_title, html_theme = f"{project} {release}", "furo"
 html_static_path, html_css_files = ["static"], ["ptacl.css"]
 html_show_sphinx, html_copy_source = False, False
+html_show_search_summary = False  # would be fetched, which a page opened as a file may not
 
 extensions = ["myst_nb"]
 nb_execution_mode = "off"  # the notebooks come executed
