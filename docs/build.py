@@ -17,7 +17,7 @@ from nbformat.v4 import new_markdown_cell
 from sphinx.cmd.build import build_main
 
 sys.path.insert(0, str(Path(__file__).parent))
-from reference import commands_page, definitions, linker, module_page, with_labels  # noqa: E402
+from reference import commands_page, definitions, linker, module_page, with_labels
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, PAGES = ROOT / "nbs", ROOT / "docs" / "pages"
@@ -68,8 +68,8 @@ def table_of_contents(folder: Path) -> str:
     heads = list(SECTION.finditer(text))
     parts = [text[:heads[0].start()]]
     for head, end in zip(heads, [*(h.start() for h in heads[1:]), len(text)]):
-        found = [f for pattern in head[2].split() for f in sorted(folder.glob(pattern))]
-        pages = [f.relative_to(folder) for f in dict.fromkeys(found) if f.relative_to(folder) not in seen]
+        found = dict.fromkeys(f.relative_to(folder) for pattern in head[2].split() for f in sorted(folder.glob(pattern)))
+        pages = [p for p in found if p not in seen and f"!{p.as_posix()}" not in head[2].split()]
         seen |= set(pages)
         if not pages: continue
         rows = [(p, *opening(folder / p)) for p in pages]
@@ -85,13 +85,14 @@ def toctree(caption: str, pages: list) -> str:
 
 def reference(folder: Path, chapters: list):
     "The pages of all modules, and of the command."
-    (folder / "reference").mkdir()
-    modules = {definitions(file)[0]: file for file in chapters}
-    pages = {name: module_page(file) for name, file in modules.items() if name != "cli"} | {"commands": commands_page()}
-    for name, page in pages.items(): (folder / "reference" / f"{name}.md").write_text(page, encoding="utf-8")
-    items = [f"- [ptacl.{name}]({name}.md): {opening(file)[1]}" for name, file in modules.items() if name != "cli"]
+    folder.mkdir()
+    modules = {definitions(file)[0]: file for file in chapters if definitions(file)[0] != "cli"}
+    for name, file in modules.items(): (folder / f"{name}.md").write_text(module_page(file), encoding="utf-8")
+    (folder / "commands.md").write_text(commands_page(), encoding="utf-8")
+    items = [f"- [ptacl.{name}]({name}.md): {opening(file)[1]}" for name, file in modules.items()]
     head = "# Reference\n\nThe modules in the order of their chapters, and [the ptacl command](commands.md).\n"
-    (folder / "reference" / "index.md").write_text("\n".join([head, *items, "", toctree("Reference", ["commands", *(n for n in pages if n != "commands")])]), encoding="utf-8")
+    text = "\n".join([head, *items, "", toctree("Reference", ["commands", *modules])])
+    (folder / "index.md").write_text(text, encoding="utf-8")
 
 
 def stage(folder: Path):
@@ -122,7 +123,7 @@ def stage(folder: Path):
         words = text.read_text(encoding="utf-8")
         if text.suffix == ".md": words = MOVED.sub("](", linked(words))
         (folder / text.name).write_text(words, encoding="utf-8")
-    reference(folder, chapters)
+    reference(folder / "reference", chapters)
     (folder / "index.md").write_text(table_of_contents(folder), encoding="utf-8")
 
 

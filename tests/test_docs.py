@@ -1,5 +1,6 @@
 "The book: every notebook and every public name has its place, links lead somewhere, and no page asks another host for anything."
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ FETCHED = re.compile(r"""<(?:script|img|iframe|source|video|link)\b[^>]*\s(?:src
                      r"""|url\(\s*['"]?(?:https?:)?//[^)]+|@import\s+['"](?:https?:)?//\S+""")
 # where a reader may be sent; who adds a link looks at it once, and adds its pattern here
 KNOWN = re.compile(r"""https://(arxiv\.org/abs/\d{4}\.\d{5}|doi\.org/10\.\d{4,}/\S+|github\.com/(pradyunsg/furo|nf-core/\w+)
-                       |nbdev\.fast\.ai|docs\.astral\.sh/uv/|semver\.org|zarr-specs\.readthedocs\.io|pradyunsg\.me""" + ")$", re.VERBOSE)
+                       |nbdev\.fast\.ai|docs\.astral\.sh/uv|semver\.org|zarr-specs\.readthedocs\.io|pradyunsg\.me)/$""", re.VERBOSE)
 LOOKED_AT = ("index", "start", "own_cohort", "differences", "40_losses", "63_scoreboard", "experiments/quickstart", "reference/cohort")
 
 
@@ -105,9 +106,9 @@ def test_solutions_of_exercises_are_left_out(tmp_path):
 # --- links and pictures --------------------------------------------------------------------------------------------------
 
 def test_links_out_are_known(site):
-    links = {(m[1].rstrip("/"), f.stem) for f in site.rglob("*.html") for m in re.finditer(r'<a\b[^>]*\shref="(https?:[^"]+)"', f.read_text(encoding="utf-8"))}
-    unknown = sorted({link for link in links if not KNOWN.match(link[0]) and not KNOWN.match(link[0] + "/")})
-    assert not unknown
+    links = {(m[1], f.stem) for f in site.rglob("*.html")
+             for m in re.finditer(r'<a\b[^>]*\shref="(https?:[^"]+)"', f.read_text(encoding="utf-8"))}
+    assert not sorted(link for link in links if not KNOWN.match(link[0].rstrip("/") + "/"))
 
 
 def test_links_of_the_readme_lead_to_files():
@@ -128,6 +129,48 @@ def test_nothing_is_fetched_from_another_host(site):
     ("url(https://fonts.example/x.woff)", True), ('<a href="https://arxiv.org">', False), ('<script src="_static/x.js">', False)])
 def test_what_counts_as_fetched(text, fetched):
     assert bool(FETCHED.search(text)) == fetched
+
+
+def test_every_figure_has_a_caption():
+    bare = []
+    for file in (f for f in notebooks() if f.parent == NBS):
+        cells = nbformat.read(file, 4).cells
+        for i, cell in enumerate(cells):
+            below = next((c for c in cells[i + 1:] if not drawn(c)), None)
+            if drawn(cell) and (below is None or below.cell_type != "markdown" or below.source.startswith("#")): bare.append(f"{file.name} cell {i}")
+    assert not bare, "a text cell below the figure says what is to be seen, and in which units"
+
+
+def drawn(cell) -> bool:
+    return any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+
+
+# --- commands ------------------------------------------------------------------------------------------------------------
+
+def commands(text: str) -> list:
+    "The `ptacl …` lines of a text's code blocks, as lists of words."
+    blocks = re.findall(r"```\n(.+?)```", text, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").split("\n")
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("ptacl ")]
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/pages/own_cohort.md", "CONTRIBUTING.md"])
+def test_commands_in_the_texts_exist(file):
+    from typer.main import get_command
+
+    from ptacl.cli import app, named
+    from ptacl.experiments import check_parameters, find_experiment
+    known = get_command(app).commands
+    for _, name, *words in commands((ROOT / file).read_text(encoding="utf-8")):
+        options = {o for p in known[name].params for o in p.opts}
+        assert {w for w in words if w.startswith("--")} <= options
+        given = [words[i:i + 3] for i, w in enumerate(words) if w == "-p"]
+        if name == "run": check_parameters(find_experiment(words[0]), named(sum(given, [])))
+
+
+def test_commands_are_found_in_a_text():
+    found = commands("```\nptacl run x -p a 1 \\\n   -p b 2  # so\n```\nptacl no\n```\nmake demo\nptacl audit .\n```")
+    assert found == [["ptacl", "run", "x", "-p", "a", "1", "-p", "b", "2"], ["ptacl", "audit", "."]]
 
 
 # --- in a browser --------------------------------------------------------------------------------------------------------
