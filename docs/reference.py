@@ -80,7 +80,7 @@ def find(module, name: str):
 def entry(module, name: str, section) -> str:
     "One name of the reference, as Markdown."
     thing = find(module, name)
-    shown = str(DocmentText(thing, docstring=False))
+    shown = re.sub(r"\b\d{5,}\b", lambda n: f"{int(n[0]):_}", str(DocmentText(thing, docstring=False)))  # counts as the kit writes them
     if isinstance(thing, type): shown = "class " + shown.removeprefix("def ")
     doc = re.sub(r"\n +", "\n", (thing.__doc__ or "").strip())
     if doc.startswith(f"{name}("): doc = ""  # what `dataclass` writes where nobody else did

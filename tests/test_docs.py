@@ -8,6 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from ptacl.audit import audit, summary
+
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
 sys.path.insert(0, str(ROOT / "docs"))
@@ -101,6 +103,11 @@ def test_solutions_of_exercises_are_left_out(tmp_path):
     file = tmp_path / "x.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), file)
     assert tidy(file).cells[0].source == "def f():\n    ...\nf()"
+
+
+def test_the_site_names_no_participant(site):
+    findings = audit(site, history=False)
+    assert not len(findings), "\n" + summary(findings)
 
 
 # --- links and pictures --------------------------------------------------------------------------------------------------
