@@ -24,12 +24,14 @@ NBS, PAGES = ROOT / "nbs", ROOT / "docs" / "pages"
 TEXTS = ("CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "LICENSE")  # outside nbs/, and yet on the site
 MOVED = re.compile(rf"\]\((?:(?:\.\./)*(?:nbs|docs/pages)/|(?:\.\./)+(?={'|'.join(map(re.escape, TEXTS))}))")  # what lies side by side there
 DIRECTIVES = re.compile(r"^#\|.*\n?", re.MULTILINE)
+YOURS = r"\1# YOUR CODE HERE\n\1raise NotImplementedError()"
 SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION.*?### END SOLUTION *$", re.MULTILINE | re.DOTALL)
+ASIDE = {"contents", "guide", "wrong"}  # tags of cells for JupyterLab, for the teacher, and for testing the checks
 SECTION = re.compile(r"^## (.+)\n+<!-- pages: (.+) -->\n", re.MULTILINE)
 
 
 def tidy(file: Path):
-    "A notebook as a reader wants it: without hidden cells, directives, solutions of exercises and the traces of its execution."
+    "A notebook as a reader wants it: without hidden cells and those set aside, directives, solutions and traces of its execution."
     nb = nbformat.read(file, 4)
     nb.metadata.pop("execution", None)
     nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
@@ -37,8 +39,8 @@ def tidy(file: Path):
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             hidden = re.search(r"^#\|\s*hide\b", cell.source, re.MULTILINE)
-            cell.source = "" if hidden else SOLUTION.sub(r"\1...", DIRECTIVES.sub("", cell.source)).strip()
-    nb.cells = [cell for cell in nb.cells if cell.source and "contents" not in cell.metadata.get("tags", ())]
+            cell.source = "" if hidden else SOLUTION.sub(YOURS, DIRECTIVES.sub("", cell.source)).strip()
+    nb.cells = [cell for cell in nb.cells if cell.source and not ASIDE & set(cell.metadata.get("tags", ()))]
     return nb
 
 

@@ -99,8 +99,8 @@ def constants(found: dict) -> str:
 def module_page(file: Path) -> str:
     "The page of a chapter's module: classes with their methods and functions, in the order of the chapter."
     module, found = definitions(file)
-    names = [n for n, (_, what) in found.items() if what is None]
-    names.sort(key=lambda n: names.index(n.split(".")[0]) if n.split(".")[0] in names else -1)
+    place = {name: i for i, name in enumerate(n for n, (_, what) in found.items() if what is None)}
+    names = sorted(place, key=lambda n: (place.get(n.split(".")[0], -1), place[n]))
     first = next(c.source for c in nbformat.read(file, 4).cells if c.cell_type == "markdown")
     title, what = re.match(r"# (.+)\n+> (.+)", first).groups()
     head = f"# ptacl.{module}\n\n{what}\n\nThe chapter that defines it: [{title}](../{file.name})."

@@ -20,6 +20,7 @@ FETCHED = re.compile(r"""<(?:script|img|iframe|source|video|link)\b[^>]*\s(?:src
 KNOWN = re.compile(r"""https://(arxiv\.org/abs/\d{4}\.\d{5}|doi\.org/10\.\d{4,}/\S+|github\.com/(pradyunsg/furo|nf-core/\w+)
                        |nbdev\.fast\.ai|docs\.astral\.sh/uv|semver\.org|zarr-specs\.readthedocs\.io|pradyunsg\.me)/$""", re.VERBOSE)
 LOOKED_AT = ("index", "start", "own_cohort", "differences", "40_losses", "63_scoreboard", "experiments/quickstart", "reference/cohort")
+pytestmark = pytest.mark.xdist_group("site")  # built once
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,8 @@ def test_every_public_name_is_in_the_reference(site):
 
 def test_the_reference_shows_comments_and_links_to_the_section(site):
     page = (site / "reference" / "losses.html").read_text(encoding="utf-8")
+    order = [m[1] for m in re.finditer(r"<h[23]>([\w.]+)<", (site / "reference" / "cohort.html").read_text(encoding="utf-8"))]
+    assert order.index("Cohort") < order.index("Cohort.verify") < order.index("small_array")  # methods stand with their class
     assert "width as a fraction of the beat" in page and "Target weights P of eq. 2" in page
     assert re.search(r'href="\.\./40_losses\.html#id\d+|href="\.\./40_losses\.html#\w', page)
     commands = text_of(site / "reference" / "commands.html")
@@ -100,9 +103,10 @@ def test_pages_show_code_and_pictures_but_no_directives(site):
 def test_solutions_of_exercises_are_left_out(tmp_path):
     from build import tidy
     cell = nbformat.v4.new_code_cell("def f():\n    ### BEGIN SOLUTION\n    return 1\n    ### END SOLUTION\nf()")
+    aside = [nbformat.v4.new_markdown_cell("for the teacher", metadata={"tags": [tag]}) for tag in ("guide", "wrong")]
     file = tmp_path / "x.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), file)
-    assert tidy(file).cells[0].source == "def f():\n    ...\nf()"
+    nbformat.write(nbformat.v4.new_notebook(cells=[*aside, cell]), file)
+    assert [c.source for c in tidy(file).cells] == ["def f():\n    # YOUR CODE HERE\n    raise NotImplementedError()\nf()"]
 
 
 def test_the_site_names_no_participant(site):
