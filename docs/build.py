@@ -112,9 +112,9 @@ def stage(folder: Path):
         nb, page = tidy(file), folder / file.relative_to(NBS)
         if file == NBS / "index.ipynb":  # the README; the site has an opening page of its own
             page = folder / "start.ipynb"
-            nb.cells[0].source = nb.cells[0].source.replace("# ptacl", "# Start", 1)
+            nb.cells[0].source = nb.cells[0].source.replace("# ptacl", "# First steps", 1)
         for cell in (c for c in nb.cells if c.cell_type == "markdown"):
-            cell.source = MOVED.sub("](", linked(cell.source)).replace("](index.ipynb)", "](index.md)")
+            cell.source = MOVED.sub("](", linked(cell.source)).replace("](index.ipynb)", "](index.md)")  # the chapters
         if file in chapters:
             module = definitions(file)[0]
             where = "commands" if module == "cli" else module
@@ -123,7 +123,7 @@ def stage(folder: Path):
         nbformat.write(with_labels(nb, file.stem), page)
     for text in (*map(ROOT.joinpath, TEXTS), *PAGES.glob("*.md")):
         words = text.read_text(encoding="utf-8")
-        if text.suffix == ".md": words = MOVED.sub("](", linked(words))
+        if text.suffix == ".md": words = MOVED.sub("](", linked(words)).replace("](index.ipynb)", "](start.ipynb)")
         (folder / text.name).write_text(words, encoding="utf-8")
     reference(folder / "reference", chapters)
     (folder / "index.md").write_text(table_of_contents(folder), encoding="utf-8")
