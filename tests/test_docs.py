@@ -55,7 +55,8 @@ def test_the_arrows_lead_through_all_pages(site):
         assert page not in seen
     left = {f for f in site.rglob("*.html") if not f.name.startswith(("search", "genindex"))} - set(seen)
     assert not left, f"no arrow leads to {sorted(f.name for f in left)}"
-    assert [f.stem[:2] for f in seen if f.stem[:2].isdigit()] == sorted(f.stem[:2] for f in NBS.glob("[0-9]*.ipynb"))
+    chapters = [f.stem for f in seen if f.parent == site and f.stem[0].isdigit() and f.stem != "96_findings"]  # stands with the experiments
+    assert chapters == sorted(chapters)
 
 
 def test_sections_appear_with_their_pages_and_not_before(tmp_path):
