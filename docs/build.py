@@ -1,6 +1,8 @@
 """The site and the README, from the executed notebooks: python docs/build.py [site|readme]
 
 `site` writes _docs/index.html, `readme` writes README.md from nbs/index.ipynb. No notebook is run.
+
+The order of the book stands in docs/pages/index.md: each of its sections names the pages that belong to it.
 """
 import os
 import re
@@ -14,14 +16,22 @@ from nbconvert import MarkdownExporter
 from nbformat.v4 import new_markdown_cell
 from sphinx.cmd.build import build_main
 
+sys.path.insert(0, str(Path(__file__).parent))
+from reference import commands_page, definitions, linker, module_page, with_labels
+
 ROOT = Path(__file__).resolve().parents[1]
-NBS = ROOT / "nbs"
+NBS, PAGES = ROOT / "nbs", ROOT / "docs" / "pages"
 TEXTS = ("CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "LICENSE")  # outside nbs/, and yet on the site
+MOVED = re.compile(rf"\]\((?:(?:\.\./)*(?:nbs|docs/pages)/|(?:\.\./)+(?={'|'.join(map(re.escape, TEXTS))}))")  # what lies side by side there
 DIRECTIVES = re.compile(r"^#\|.*\n?", re.MULTILINE)
+YOURS = r"\1# YOUR CODE HERE\n\1raise NotImplementedError()"
+SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION.*?### END SOLUTION *$", re.MULTILINE | re.DOTALL)
+ASIDE = {"contents", "guide", "wrong"}  # tags of cells for JupyterLab, for the teacher, and for testing the checks
+SECTION = re.compile(r"^## (.+)\n+<!-- pages: (.+) -->\n", re.MULTILINE)
 
 
 def tidy(file: Path):
-    "A notebook as a reader wants it: without hidden cells, directives and the traces of its execution."
+    "A notebook as a reader wants it: without hidden cells and those set aside, directives, solutions and traces of its execution."
     nb = nbformat.read(file, 4)
     nb.metadata.pop("execution", None)
     nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
@@ -29,8 +39,8 @@ def tidy(file: Path):
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             hidden = re.search(r"^#\|\s*hide\b", cell.source, re.MULTILINE)
-            cell.source = "" if hidden else DIRECTIVES.sub("", cell.source).strip()
-    nb.cells = [cell for cell in nb.cells if cell.source]
+            cell.source = "" if hidden else SOLUTION.sub(YOURS, DIRECTIVES.sub("", cell.source)).strip()
+    nb.cells = [cell for cell in nb.cells if cell.source and not ASIDE & set(cell.metadata.get("tags", ()))]
     return nb
 
 
@@ -41,12 +51,54 @@ def readme() -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
+def is_chapter(file: Path) -> bool:
+    "Whether a notebook is a chapter: it has a module."
+    return file.parent == NBS and definitions(file)[0] is not None
+
+
+def opening(page: Path) -> tuple:
+    "Title and the sentence `> From … to …` of a page, empty where it has none."
+    if page.suffix == ".ipynb": text = "\n".join(c.source for c in nbformat.read(page, 4).cells if c.cell_type == "markdown")
+    else: text = page.read_text(encoding="utf-8")
+    said = re.search(r"^> (From .+)$", text, re.MULTILINE)
+    return re.search(r"^# (.+)$", text, re.MULTILINE)[1], said[1] if said else ""
+
+
+def table_of_contents(folder: Path) -> str:
+    "The opening page with the pages of each section below its text, and the navigation. A section without pages is left out."
+    text, trees, seen = (folder / "index.md").read_text(encoding="utf-8"), [], set()
+    heads = list(SECTION.finditer(text))
+    parts = [text[:heads[0].start()]]
+    for head, end in zip(heads, [*(h.start() for h in heads[1:]), len(text)]):
+        found = dict.fromkeys(f.relative_to(folder) for pattern in head[2].split() for f in sorted(folder.glob(pattern)))
+        pages = [p for p in found if p not in seen and f"!{p.as_posix()}" not in head[2].split()]
+        seen |= set(pages)
+        if not pages: continue
+        rows = [(p, *opening(folder / p)) for p in pages]
+        items = [f"- [{title}]({p.as_posix()})" + (f": {said[0].lower()}{said[1:]}" if said else "") for p, title, said in rows]
+        parts.append("\n".join([f"## {head[1]}\n", text[head.end():end].strip(), "", *items, ""]))
+        trees.append(toctree(head[1], [p.with_suffix("").as_posix() for p in pages]))
+    return "\n".join([*parts, *trees])
+
+
 def toctree(caption: str, pages: list) -> str:
-    return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```"])
+    return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```", ""])
+
+
+def reference(folder: Path, chapters: list):
+    "The pages of all modules, and of the command."
+    folder.mkdir()
+    modules = {definitions(file)[0]: file for file in chapters if definitions(file)[0] != "cli"}
+    for name, file in modules.items(): (folder / f"{name}.md").write_text(module_page(file), encoding="utf-8")
+    (folder / "commands.md").write_text(commands_page(), encoding="utf-8")
+    items = [f"- [ptacl.{name}]({name}.md): {opening(file)[1]}" for name, file in modules.items()]
+    head = "# Reference\n\nThe modules in the order of their chapters, and [the ptacl command](commands.md).\n"
+    text = "\n".join([head, *items, "", toctree("Reference", ["commands", *modules])])
+    (folder / "index.md").write_text(text, encoding="utf-8")
 
 
 def stage(folder: Path):
-    "Everything that Sphinx reads: the notebooks, their pictures and the texts of the top folder."
+    "Everything that Sphinx reads: the notebooks, their pictures, the pages of docs/, the reference and the texts of the top folder."
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "_static").mkdir(parents=True)
     files = sorted(f for f in NBS.rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in f.relative_to(NBS).parts))
@@ -54,21 +106,27 @@ def stage(folder: Path):
         target = folder / picture.relative_to(NBS)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(picture, target)
-    groups = {}
-    for file in files:
-        page = file.relative_to(NBS)
-        if page.name == "index.ipynb": continue
-        groups.setdefault(page.parent.name or "chapters", []).append(page.with_suffix("").as_posix())
+    chapters = list(filter(is_chapter, files))
+    linked = linker(chapters)
     for file in files:
         nb, page = tidy(file), folder / file.relative_to(NBS)
-        if file == NBS / "index.ipynb":
-            trees = [toctree(name.capitalize(), pages) for name, pages in groups.items()]
-            nb.cells.append(new_markdown_cell("\n\n".join([*trees, toctree("The project", ["CONTRIBUTING", "CHANGELOG"])])))
-        for cell in nb.cells:
-            if cell.cell_type == "markdown": cell.source = re.sub(rf"\]\(\.\./({'|'.join(TEXTS)})\)", r"](\1)", cell.source)
+        if file == NBS / "index.ipynb":  # the README; the site has an opening page of its own
+            page = folder / "start.ipynb"
+            nb.cells[0].source = nb.cells[0].source.replace("# ptacl", "# First steps", 1)
+        for cell in (c for c in nb.cells if c.cell_type == "markdown"):
+            cell.source = MOVED.sub("](", linked(cell.source)).replace("](index.ipynb)", "](index.md)")  # the chapters
+        if file in chapters:
+            module = definitions(file)[0]
+            where = "commands" if module == "cli" else module
+            nb.cells.insert(1, new_markdown_cell(f"Module [`ptacl.{module}`](reference/{where}.md)"))
         page.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(nb, page)
-    for name in TEXTS: shutil.copy(ROOT / name, folder)
+        nbformat.write(with_labels(nb, file.stem), page)
+    for text in (*map(ROOT.joinpath, TEXTS), *PAGES.glob("*.md")):
+        words = text.read_text(encoding="utf-8")
+        if text.suffix == ".md": words = MOVED.sub("](", linked(words)).replace("](index.ipynb)", "](start.ipynb)")
+        (folder / text.name).write_text(words, encoding="utf-8")
+    reference(folder / "reference", chapters)
+    (folder / "index.md").write_text(table_of_contents(folder), encoding="utf-8")
 
 
 def mathjax() -> Path:

@@ -11,8 +11,10 @@ copyright = f"2026, {author}. For research, not for clinical use"
 html_title, html_theme = f"{project} {release}", "furo"
 html_static_path, html_css_files = ["static"], ["ptacl.css"]
 html_show_sphinx, html_copy_source = False, False
+html_show_search_summary = False  # would be fetched, which a page opened as a file may not
 
 extensions = ["myst_nb"]
+highlight_language = "none"  # of blocks that name none: commands and folders
 nb_execution_mode = "off"  # the notebooks come executed
 nb_ipywidgets_js = {}
 myst_enable_extensions = ["dollarmath", "amsmath"]

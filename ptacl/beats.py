@@ -82,7 +82,7 @@ def beat_weights(
     beats = whole.sum(1)
     return W.sum(1) / beats.clamp(min=1)[:, None, None], beats
 
-# %% ../nbs/21_beats.ipynb #0df54607
+# %% ../nbs/21_beats.ipynb #256d7bbe
 def segment_beats(
     tokens: Tensor,            # (B, n, D) over time, or (B, leads, n, D), which is averaged over leads
     r_peaks: Tensor,           # (B, R) seconds from the start of the record, NaN-padded

@@ -1,35 +1,131 @@
-"The site: every notebook has its page, and no page asks another host for anything."
+"The book: every notebook and every public name has its place, links lead somewhere, and no page asks another host for anything."
 import re
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
+from ptacl.audit import audit, summary
+
 ROOT = Path(__file__).resolve().parents[1]
+NBS = ROOT / "nbs"
 sys.path.insert(0, str(ROOT / "docs"))
 # what a browser fetches on its own: not the links that a reader may follow
 FETCHED = re.compile(r"""<(?:script|img|iframe|source|video|link)\b[^>]*\s(?:src|href)="(?:https?:)?//[^"]+"""
                      r"""|url\(\s*['"]?(?:https?:)?//[^)]+|@import\s+['"](?:https?:)?//\S+""")
+# where a reader may be sent; who adds a link looks at it once, and adds its pattern here
+KNOWN = re.compile(r"""https://(arxiv\.org/abs/\d{4}\.\d{5}|doi\.org/10\.\d{4,}/\S+|github\.com/(pradyunsg/furo|nf-core/\w+)
+                       |nbdev\.fast\.ai|docs\.astral\.sh/uv|semver\.org|zarr-specs\.readthedocs\.io|pradyunsg\.me)/$""", re.VERBOSE)
+LOOKED_AT = ("index", "start", "own_cohort", "differences", "40_losses", "63_scoreboard", "experiments/quickstart", "reference/cohort")
+pytestmark = pytest.mark.xdist_group("site")  # built once
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     from build import site
     top = tmp_path_factory.mktemp("site")
-    site(top / "html", top / "work")
+    site(top / "html", top / "work", strict=True)  # a link to nowhere is a warning, and so an error
     return top / "html"
 
 
+def text_of(page: Path) -> str:
+    return re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8"))
+
+
+def notebooks():
+    return [f for f in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in f.parts]
+
+
+# --- everything has its place --------------------------------------------------------------------------------------------
+
 def test_every_notebook_has_a_page(site):
-    missing = [f.name for f in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in f.parts
-               and not (site / f.relative_to(ROOT / "nbs")).with_suffix(".html").exists()]
-    assert not missing
+    pages = {f: site / f.relative_to(NBS) for f in notebooks()} | {NBS / "index.ipynb": site / "start.ipynb"}
+    assert not [f.name for f, page in pages.items() if not page.with_suffix(".html").exists()]
+
+
+def test_the_arrows_lead_through_all_pages(site):
+    page, seen = site / "index.html", []
+    while page:
+        seen.append(page)
+        after = re.search(r'<a class="next-page" href="([^"#]+)', page.read_text(encoding="utf-8"))
+        page = after and (page.parent / after[1]).resolve()
+        assert page not in seen
+    left = {f for f in site.rglob("*.html") if not f.name.startswith(("search", "genindex"))} - set(seen)
+    assert not left, f"no arrow leads to {sorted(f.name for f in left)}"
+    chapters = [f.stem for f in seen if f.parent == site and f.stem[0].isdigit() and f.stem != "96_findings"]  # stands with the experiments
+    assert chapters == sorted(chapters)
+
+
+def test_sections_appear_with_their_pages_and_not_before(tmp_path):
+    from build import table_of_contents
+    shutil.copy(ROOT / "docs" / "pages" / "index.md", tmp_path)
+    (tmp_path / "start.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Start")])))
+    assert "The workshop" not in table_of_contents(tmp_path)
+    (tmp_path / "workshop").mkdir()
+    shutil.copy(tmp_path / "start.ipynb", tmp_path / "workshop" / "1_views.ipynb")
+    contents = table_of_contents(tmp_path)
+    assert "- [Start](workshop/1_views.ipynb)" in contents and ":caption: The workshop\n\nworkshop/1_views" in contents
+
+
+def test_every_public_name_is_in_the_reference(site):
+    from importlib import import_module
+    for page in (site / "reference").glob("*.html"):
+        if page.stem in ("index", "commands"): continue
+        text = text_of(page)
+        missing = [n for n in import_module(f"ptacl.{page.stem}").__all__ if not re.search(rf"\b{n}\b", text)]
+        assert not missing, f"{page.stem}: {missing}"
+    modules = {f.stem for f in (ROOT / "ptacl").glob("*.py")} - {"__init__", "_modidx", "cli"}
+    assert modules == {f.stem for f in (site / "reference").glob("*.html")} - {"index", "commands"}
+
+
+def test_the_reference_shows_comments_and_links_to_the_section(site):
+    page = (site / "reference" / "losses.html").read_text(encoding="utf-8")
+    order = [m[1] for m in re.finditer(r"<h[23]>([\w.]+)<", (site / "reference" / "cohort.html").read_text(encoding="utf-8"))]
+    assert order.index("Cohort") < order.index("Cohort.verify") < order.index("small_array")  # methods stand with their class
+    assert "width as a fraction of the beat" in page and "Target weights P of eq. 2" in page
+    assert re.search(r'href="\.\./40_losses\.html#id\d+|href="\.\./40_losses\.html#\w', page)
+    commands = text_of(site / "reference" / "commands.html")
+    assert "ptacl ingest [OPTIONS]" in commands and "--quarantine" in commands
+
+
+def test_names_in_the_text_link_to_the_reference(site):
+    assert 'href="reference/readers.html#' in (site / "own_cohort.html").read_text(encoding="utf-8")
 
 
 def test_pages_show_code_and_pictures_but_no_directives(site):
     page = (site / "40_losses.html").read_text(encoding="utf-8")
     assert "alignment_matrix" in page and "<img" in page
-    assert "#|" not in re.sub(r"<[^>]+>", "", page)
+    assert "#|" not in text_of(site / "40_losses.html")
+
+
+def test_solutions_of_exercises_are_left_out(tmp_path):
+    from build import tidy
+    cell = nbformat.v4.new_code_cell("def f():\n    ### BEGIN SOLUTION\n    return 1\n    ### END SOLUTION\nf()")
+    aside = [nbformat.v4.new_markdown_cell("for the teacher", metadata={"tags": [tag]}) for tag in ("guide", "wrong")]
+    file = tmp_path / "x.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[*aside, cell]), file)
+    assert [c.source for c in tidy(file).cells] == ["def f():\n    # YOUR CODE HERE\n    raise NotImplementedError()\nf()"]
+
+
+def test_the_site_names_no_participant(site):
+    findings = audit(site, history=False)
+    assert not len(findings), "\n" + summary(findings)
+
+
+# --- links and pictures --------------------------------------------------------------------------------------------------
+
+def test_links_out_are_known(site):
+    links = {(m[1], f.stem) for f in site.rglob("*.html")
+             for m in re.finditer(r'<a\b[^>]*\shref="(https?:[^"]+)"', f.read_text(encoding="utf-8"))}
+    assert not sorted(link for link in links if not KNOWN.match(link[0].rstrip("/") + "/"))
+
+
+def test_links_of_the_readme_lead_to_files():
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert links and not [link for link in links if not (ROOT / link).exists()]
 
 
 def test_nothing_is_fetched_from_another_host(site):
@@ -45,3 +141,112 @@ def test_nothing_is_fetched_from_another_host(site):
     ("url(https://fonts.example/x.woff)", True), ('<a href="https://arxiv.org">', False), ('<script src="_static/x.js">', False)])
 def test_what_counts_as_fetched(text, fetched):
     assert bool(FETCHED.search(text)) == fetched
+
+
+def test_every_figure_has_a_caption():
+    bare = []
+    for file in (f for f in notebooks() if f.parent == NBS):
+        cells = nbformat.read(file, 4).cells
+        for i, cell in enumerate(cells):
+            below = next((c for c in cells[i + 1:] if not drawn(c)), None)
+            if drawn(cell) and (below is None or below.cell_type != "markdown" or below.source.startswith("#")): bare.append(f"{file.name} cell {i}")
+    assert not bare, "a text cell below the figure says what is to be seen, and in which units"
+
+
+def drawn(cell) -> bool:
+    return any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+
+
+# --- commands ------------------------------------------------------------------------------------------------------------
+
+def commands(text: str) -> list:
+    "The `ptacl …` lines of a text's code blocks, as lists of words."
+    blocks = re.findall(r"```\n(.+?)```", text, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").split("\n")
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("ptacl ")]
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/pages/own_cohort.md", "CONTRIBUTING.md"])
+def test_commands_in_the_texts_exist(file):
+    from typer.main import get_command
+
+    from ptacl.cli import app, named
+    from ptacl.experiments import check_parameters, find_experiment
+    known = get_command(app).commands
+    for _, name, *words in commands((ROOT / file).read_text(encoding="utf-8")):
+        options = {o for p in known[name].params for o in p.opts}
+        assert {w for w in words if w.startswith("--")} <= options
+        given = [words[i:i + 3] for i, w in enumerate(words) if w == "-p"]
+        if name == "run": check_parameters(find_experiment(words[0]), named(sum(given, [])))
+
+
+def test_commands_are_found_in_a_text():
+    found = commands("```\nptacl run x -p a 1 \\\n   -p b 2  # so\n```\nptacl no\n```\nmake demo\nptacl audit .\n```")
+    assert found == [["ptacl", "run", "x", "-p", "a", "1", "-p", "b", "2"], ["ptacl", "audit", "."]]
+
+
+# --- in a browser --------------------------------------------------------------------------------------------------------
+
+SHAPE = """() => {
+  const width = document.documentElement.clientWidth, inside = e => e.getBoundingClientRect().right <= width + 1;
+  const scrolls = e => e && (['auto', 'scroll', 'hidden'].includes(getComputedStyle(e).overflowX) && inside(e) || scrolls(e.parentElement));
+  const wide = [...document.querySelectorAll('article *')].filter(e => e.offsetWidth && !inside(e) && !scrolls(e.parentElement));
+  return {page: document.documentElement.scrollWidth - width, wide: wide.slice(0, 3).map(e => e.outerHTML.slice(0, 80)),
+          broken: [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)} }"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium: pytest.skip("there is no Chromium: install the Debian package `chromium`, or Chrome")
+    from playwright.sync_api import sync_playwright
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield browser
+        browser.close()
+
+
+def visit(browser, width):
+    "A page of that width, and the lists of what it asked for beside files, and of its errors."
+    page, asked, errors = browser.new_page(viewport={"width": width, "height": 900}), [], []
+    page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else asked.append(r.url))
+    page.on("pageerror", lambda e: errors.append(str(e)))
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    return page, asked, errors
+
+
+def fits(site, browser, width, names):
+    page, asked, errors = visit(browser, width)
+    wrong = {}
+    for name in names:
+        page.goto((site / f"{name}.html").as_uri())
+        shape = page.evaluate(SHAPE)
+        if shape["page"] > 0 or shape["wide"] or shape["broken"]: wrong[name] = shape
+    page.close()
+    assert not wrong and not asked and not errors
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_pages_fit_desktop_and_phone(site, browser, width):
+    fits(site, browser, width, LOOKED_AT)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("width", [1440, 768, 390])
+def test_all_pages_fit(site, browser, width):
+    fits(site, browser, width, [f.relative_to(site).with_suffix("").as_posix() for f in site.rglob("*.html")])
+
+
+def test_search_works_from_a_file(site, browser):
+    page, asked, errors = visit(browser, 1440)
+    page.goto((site / "index.html").as_uri())
+    page.fill("input.sidebar-search", "wavelet")
+    page.press("input.sidebar-search", "Enter")
+    page.wait_for_selector("ul.search li a")
+    found = page.eval_on_selector_all("ul.search li a", "links => links.map(a => a.textContent)")
+    assert "The ECG, cleaned" in found
+    page.click("ul.search li a")
+    page.wait_for_selector("article h1")
+    page.close()
+    assert not asked and not errors
