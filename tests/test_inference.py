@@ -127,7 +127,7 @@ def test_projected_is_what_the_global_loss_compares(model, signals):
 
 def test_workers_and_batches_change_nothing(files, run):
     one = pd.read_parquet(run([files], exact=True).path)
-    for more in ({"size": 1}, {"size": 3, "workers": 2}):
+    for more in ({"size": 1}, {"size": 3, "workers": 2}):  # the second takes seconds: each worker loads torch
         pd.testing.assert_frame_equal(pd.read_parquet(run([files], exact=True, **more).path), one, atol=1e-5)
 
 
@@ -226,20 +226,17 @@ def test_results_come_in_order_and_memory_does_not_grow():
     assert k == 299
 
 
-def die_at(victims, item):
-    "A reader that a broken file kills."
-    if item in victims: os.kill(os.getpid(), signal.SIGKILL)
-    return item
-
-
 def test_a_reader_that_dies_costs_its_file_alone():
-    got = list(in_order(partial(die_at, {5, 17}), range(24), workers=2, ahead=6))
+    def read(item): # sent to the workers as it stands here
+        if item in (5, 17): os.kill(os.getpid(), signal.SIGKILL)
+        return item
+    got = list(in_order(read, range(24), workers=2, ahead=6))
     assert [g for g in got if not isinstance(g, Exception)] == [k for k in range(24) if k not in (5, 17)]
     assert all(isinstance(got[k], PtaclError) and "reader died" in str(got[k]) for k in (5, 17))
 
 
 def test_stopping_in_the_middle_leaves_nothing(files, run, tmp_path, monkeypatch):
-    def stop(*_): raise KeyboardInterrupt
+    def stop(*_, **__): raise KeyboardInterrupt
     run([files]); before = (tmp_path / "emb.parquet").read_bytes()
     monkeypatch.setattr(inference, "read_one", stop)
     with pytest.raises(KeyboardInterrupt): run([files])
