@@ -163,7 +163,7 @@ def report(folder: Annotated[Path, typer.Argument(help="folder of runs, at any d
     except PtaclError as e: fail(e)
     said(done)
 
-# %% ../nbs/91_cli.ipynb #5f8b1c7f
+# %% ../nbs/91_cli.ipynb #49e0a3f4
 def features_of(folder: Path, projected: bool = False, device: str | None = None):
     "The ECG part of any model that the kit has trained. Raises `PtaclError` where there is none."
     from ptacl.finetune import load_tuned
@@ -176,6 +176,12 @@ def features_of(folder: Path, projected: bool = False, device: str | None = None
         if model is None: raise
     return on_device(ECGFeatures(model, projected), device)
 
+def done(written):
+    "Say what came out; status 1 where nothing did."
+    typer.echo(written)
+    raise typer.Exit(int(written.rows == 0))
+
+# %% ../nbs/91_cli.ipynb #b787e678
 FILES = Annotated[list[Path], typer.Argument(help="ECG files of any readable format, or folders of them")]
 MODEL = Annotated[Path, typer.Option(help="folder of a trained model")]
 OUT = Annotated[Path, typer.Option(help="table to write: .parquet or .csv; the refused go to NAME.refused.csv beside it")]
@@ -183,11 +189,6 @@ WORKERS = Annotated[int, typer.Option(help="processes that read; -1: one for eac
 KEY = Annotated[Path | None, typer.Option(help="file with the key of the pseudonyms, as in ingest")]
 ALLOW = Annotated[list[str] | None, typer.Option(help="a fault of the recording that does not matter: flat, clipped, beatless")]
 DEVICE = Annotated[str | None, typer.Option(help="cuda or cpu; a GPU where there is one")]
-
-def done(written):
-    "Say what came out; status 1 where nothing did."
-    typer.echo(written)
-    raise typer.Exit(int(written.rows == 0))
 
 @app.command()
 def embed(files: FILES, model: MODEL, out: OUT, projected: Annotated[bool, typer.Option(help="the embedding that is compared with cines")] = False,
@@ -210,7 +211,7 @@ def predict(files: FILES, model: MODEL, probe: Annotated[Path, typer.Option(help
     except PtaclError as e: fail(e)
     done(written)
 
-# %% ../nbs/91_cli.ipynb #54207bbc
+# %% ../nbs/91_cli.ipynb #a008faff
 @app.command()
 def probe(model: MODEL, cohort: Annotated[Path, typer.Option(help="cohort with phenotypes and the splits train and val")],
           out: Annotated[Path, typer.Option(help="file to write: .safetensors")],

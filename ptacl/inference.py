@@ -9,7 +9,7 @@ __all__ = ['AROUND', 'LIKENESS', 'BEATS', 'FAULTS', 'POOL', 'ROWS', 'WRITERS', '
            'transform', 'embed', 'Probe', 'fit_probe', 'half_widths', 'predictions', 'fingerprint', 'save_probe',
            'load_probe', 'probe_cohort', 'predict', 'write_onnx', 'run_onnx', 'write_program', 'run_program', 'export']
 
-# %% ../nbs/75_inference.ipynb #ba746eb5
+# %% ../nbs/75_inference.ipynb #d64102d7
 import json
 import logging
 import math
@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
-from itertools import chain
 from pathlib import Path
 import joblib
 import numpy as np
@@ -99,7 +98,7 @@ def likeness(
     others = w.sum(0) - w
     return float(np.mean((w * others).sum(1) / np.maximum(np.linalg.norm(w, axis=1) * np.linalg.norm(others, axis=1), 1e-12)))
 
-# %% ../nbs/75_inference.ipynb #2064372c
+# %% ../nbs/75_inference.ipynb #821198c1
 FAULTS = ("flat", "clipped", "beatless") # what can be let pass
 
 def faults_of(counts: np.ndarray, r_peaks: np.ndarray, verdict: str) -> dict: # fault -> what is said about it
@@ -114,7 +113,8 @@ def judge(path, allow=()) -> np.ndarray: # faults that pass -> (12, 5000) int16 
     "A recording that is fit to be read. Raises `PtaclError` on any other."
     counts, r_peaks, verdict, _ = prepare_ecg(path)
     bad = {fault: what for fault, what in faults_of(counts, r_peaks, verdict).items() if fault not in allow}
-    if bad: raise PtaclError(f"{Path(path).name}: {'; '.join(bad.values())}. Record it again, or allow {', '.join(bad)} if that does not matter")
+    if bad: raise PtaclError(f"{mask_ids(Path(path).name)}: {'; '.join(bad.values())}. "
+                             f"Record it again, or allow {', '.join(bad)} if that does not matter")
     return counts
 
 def read_one(task: Task, allow=()) -> np.ndarray | dict: # counts, or a row for the table of those that were refused
@@ -234,7 +234,7 @@ def table_file(path: Path, like: pd.DataFrame): # -> a function that appends a D
     except OSError as e: raise PtaclError(f"{path.name} cannot be written ({e.strerror or e}): make room, or choose another place") from e
     finally: new.unlink(missing_ok=True)
 
-# %% ../nbs/75_inference.ipynb #e67636f4
+# %% ../nbs/75_inference.ipynb #ab010df3
 @dataclass(repr=False)
 class Written:
     "What came of a run over files."
@@ -243,14 +243,15 @@ class Written:
     refused: pd.DataFrame # recording, reason, remedy
 
     def __repr__(self):
-        lines = [f"{self.path.name}: {self.rows} recordings; {len(self.refused)} refused" + f", see {refused_file(self.path).name}" * bool(len(self.refused))]
+        lines = [f"{self.path.name}: {self.rows} recordings; {len(self.refused)} refused"]
+        if len(self.refused): lines[0] += f", see {refused_file(self.path).name}"
         return "\n".join(lines + [f"  {k:5d}  {why}" for (_, why), k in counts_of(self.refused.assign(what="ECG")).items()])
 
 def refused_file(out: Path) -> Path:
     "Where the refused are listed."
     return out.with_name(f"{out.stem}.refused.csv")
 
-# %% ../nbs/75_inference.ipynb #40e61c81
+# %% ../nbs/75_inference.ipynb #6aecb3f1
 def transform(
     paths,               # files and folders
     module: ECGFeatures, # on its device
@@ -270,13 +271,17 @@ def transform(
         for task, got in zip(tasks, in_order(partial(read_one, allow=allow), tasks, workers, 2 * size)):
             bar.update()
             if isinstance(got, np.ndarray): yield task.name, got
-            else: refused.append(refusal(task, got) if isinstance(got, Exception) else got); bar.set_postfix(refused=len(refused), refresh=False)
+            else:
+                refused.append(refusal(task, got) if isinstance(got, Exception) else got)
+                bar.set_postfix(refused=len(refused), refresh=False)
     like = table(features(module, np.zeros((1, len(LEADS), SAMPLES), np.int16)))
-    with tqdm(total=len(tasks), desc=out.stem, unit="ECG", delay=2, mininterval=0.5) as bar, table_file(out, like) as append:
+    progress = tqdm(total=len(tasks), desc=out.stem, unit="ECG", delay=2, mininterval=0.5)
+    with progress as bar, table_file(out, like) as append:
         for part in chunked(readable(bar), size):
             names, counts = zip(*part); rows += len(part)
             append(table(features(module, np.stack(counts), exact)).set_axis(list(names)))
-    refused = pd.DataFrame(refused, columns=["recording", "reason", "remedy"]); refused.to_csv(refused_file(out), index=False)
+    refused = pd.DataFrame(refused, columns=["recording", "reason", "remedy"])
+    refused.to_csv(refused_file(out), index=False)
     return Written(out, rows, refused)
 
 def embed(paths, module: ECGFeatures, out, **options) -> Written: # options of `transform`
@@ -310,31 +315,32 @@ def fit_probe(
     residuals = np.sort(np.abs(y_val.to_numpy(float) - (np.asarray(x_val, float) @ weight + offset)), axis=0)
     return Probe(list(y), weight, offset, residuals, {"train": len(x), "val": len(x_val), "kit": __version__} | about)
 
-# %% ../nbs/75_inference.ipynb #2c8a01e3
+# %% ../nbs/75_inference.ipynb #5b1730c5
 def half_widths(probe: Probe, level: float = 0.9) -> np.ndarray: # (P,)
     "Of the intervals at that level. Raises `PtaclError` where it takes more patients than there were."
     if not 0 < level < 1: raise PtaclError(f"a level lies between 0 and 1, got {level:g}")
     n = np.isfinite(probe.residuals).sum(0); rank = np.ceil((n + 1) * level - 1e-9).astype(int)
-    few = [f"{name} ({k})" for name, k, r in zip(probe.names, n, rank) if r > k]
-    if few: raise PtaclError(f"too few val patients for intervals of {level:.0%}: {', '.join(few)}, and {math.ceil(level / (1 - level) - 1e-9)} are needed. "
+    few, needed = [f"{name} ({k})" for name, k, r in zip(probe.names, n, rank) if r > k], math.ceil(level / (1 - level) - 1e-9)
+    if few: raise PtaclError(f"too few val patients for intervals of {level:.0%}: {', '.join(few)}, and {needed} are needed. "
                              "Lower the level, or fit the probe on a larger cohort")
     return probe.residuals[rank - 1, range(len(n))]
 
 def predictions(probe: Probe, x, level: float = 0.9) -> pd.DataFrame: # (B, D) -> columns LVEDV, LVEDV_low, LVEDV_high, …
     "Phenotypes in their own units, each with its interval. Raises `PtaclError` on features of another width."
     x = np.asarray(x, float); q = half_widths(probe, level)
-    if x.shape[1] != len(probe.weight): raise PtaclError(f"{x.shape[1]} features: this probe takes {len(probe.weight)}. Use the model it was fitted on")
-    y = x @ probe.weight + probe.offset
-    columns = {f"{name}{end}": y[:, k] + sign * q[k] for k, name in enumerate(probe.names) for end, sign in (("", 0), ("_low", -1), ("_high", 1))}
-    return pd.DataFrame(columns)
+    if x.shape[1] != len(probe.weight):
+        raise PtaclError(f"{x.shape[1]} features: this probe takes {len(probe.weight)}. Use the model it was fitted on")
+    y, ends = x @ probe.weight + probe.offset, {"": 0, "_low": -1, "_high": 1}
+    return pd.DataFrame({f"{name}{end}": y[:, k] + sign * q[k] for k, name in enumerate(probe.names) for end, sign in ends.items()})
 
-# %% ../nbs/75_inference.ipynb #e58dd750
+# %% ../nbs/75_inference.ipynb #a64a27e5
 PROBE = 1 # format of the file; a newer one is refused
 
 def fingerprint(module: nn.Module) -> str:
     "Of the weights."
     seen = blake2b(digest_size=12)
-    for name, w in module.state_dict().items(): seen.update(name.encode()); seen.update(w.detach().cpu().contiguous().numpy().tobytes())
+    for name, w in module.state_dict().items():
+        seen.update(name.encode()); seen.update(w.cpu().contiguous().numpy().tobytes())
     return seen.hexdigest()
 
 def save_probe(probe: Probe, path) -> Path:
@@ -343,7 +349,9 @@ def save_probe(probe: Probe, path) -> Path:
     if not path.parent.is_dir(): raise PtaclError(f"there is no folder for {path.name}: make it first")
     head = {"ptacl probe": json.dumps({"format": PROBE, "names": probe.names, "about": probe.about})}
     arrays = {"weight": probe.weight, "offset": probe.offset, "residuals": probe.residuals}
-    try: safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, new, head); return new.replace(path)
+    try:
+        safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, new, head)
+        return new.replace(path)
     except (OSError, SafetensorError) as e: raise PtaclError(f"{path.name} cannot be written: make room, or choose another place") from e
     finally: new.unlink(missing_ok=True)
 
@@ -361,7 +369,7 @@ def load_probe(path, module: ECGFeatures | None = None) -> Probe: # module: what
         raise PtaclError(f"{path.name} was fitted on another model: give that one, or fit a probe on this one by ptacl probe")
     return probe
 
-# %% ../nbs/75_inference.ipynb #322c94af
+# %% ../nbs/75_inference.ipynb #b06eb6ca
 def probe_cohort(
     module: ECGFeatures,
     cohort: Cohort,
@@ -369,12 +377,15 @@ def probe_cohort(
 ) -> Probe:
     "A probe from the train and val patients of a cohort whose recordings are good. Raises `PtaclError` on splits that are empty."
     names = list(phenotypes or PHENOTYPES)
-    if odd := [n for n in names if n not in PHENOTYPES]: raise PtaclError(f"unknown phenotype {', '.join(odd)}: choose from {', '.join(PHENOTYPES)}")
+    if odd := [n for n in names if n not in PHENOTYPES]:
+        raise PtaclError(f"unknown phenotype {', '.join(odd)}: choose from {', '.join(PHENOTYPES)}")
     good, parts = np.asarray(cohort.table.quality == "good"), []
     for split in ("train", "val"):
         rows = [i for i in cohort.split(split) if good[i]]
-        if len(rows) < 2: raise PtaclError(f"{len(rows)} good recordings in the split {split}, at least 2 are needed: give the cohort splits by set_splits, or take a larger one")
-        parts += [infer(lambda batch: module(batch["ecg"]), module, Stream(cohort, rows, normalize=None)).numpy(), cohort.phenotypes.iloc[rows][names]]
+        if len(rows) < 2: raise PtaclError(f"{len(rows)} good recordings in the split {split}, at least 2 are needed: "
+                                           "give the cohort splits by set_splits, or take a larger one")
+        x = infer(lambda batch: module(batch["ecg"]), module, Stream(cohort, rows, normalize=None))
+        parts += [x.numpy(), cohort.phenotypes.iloc[rows][names]]
     return fit_probe(*parts, model=fingerprint(module), preset=module.encoder.preset.name)
 
 def predict(paths, module: ECGFeatures, probe: Probe, out, level: float = 0.9, **options) -> Written: # options of `transform`
@@ -382,7 +393,7 @@ def predict(paths, module: ECGFeatures, probe: Probe, out, level: float = 0.9, *
     half_widths(probe, level)
     return transform(paths, module, lambda x: predictions(probe, x, level), out, **options)
 
-# %% ../nbs/75_inference.ipynb #70532a81
+# %% ../nbs/75_inference.ipynb #cb16e1c6
 TOLERANCE = 1e-4 # largest difference of an exported module from the original
 
 def write_onnx(module: ECGFeatures, ecg: Tensor, path: Path):
@@ -393,8 +404,8 @@ def write_onnx(module: ECGFeatures, ecg: Tensor, path: Path):
     try: program = torch.onnx.export(module, (ecg,), dynamo=True, verbose=False, input_names=["ecg"], output_names=["embedding"],
                                      dynamic_shapes={"ecg": {0: torch.export.Dim("batch")}})
     finally: log.setLevel(level)
-    about = {"preset": module.encoder.preset.name, "model": fingerprint(module), "kit": __version__, "ecg": f"mV, {FS} Hz, denoised; {', '.join(LEADS)}"}
-    program.model.metadata_props.update(about)
+    about = {"preset": module.encoder.preset.name, "model": fingerprint(module), "kit": __version__}
+    program.model.metadata_props.update(about | {"ecg": f"mV, {FS} Hz, denoised; {', '.join(LEADS)}"})
     program.save(path)
 
 def run_onnx(path: Path): # -> a function (B, 12, 5000) -> (B, D)
@@ -403,7 +414,7 @@ def run_onnx(path: Path): # -> a function (B, 12, 5000) -> (B, D)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda ecg: torch.from_numpy(session.run(None, {"ecg": ecg.numpy()})[0])
 
-# %% ../nbs/75_inference.ipynb #e08d6d55
+# %% ../nbs/75_inference.ipynb #75651747
 def write_program(module: ECGFeatures, ecg: Tensor, path: Path):
     "The module as a program of torch.export."
     torch.export.save(torch.export.export(module, (ecg,), dynamic_shapes={"ecg": {0: torch.export.Dim("batch")}}), path)
@@ -428,7 +439,8 @@ def export(
             warnings.simplefilter("ignore")
             write(module, torch.randn(2, len(LEADS), SAMPLES), new); run = load(new)
             worst = max((run(ecg) - module(ecg)).abs().max().item() for ecg in (torch.randn(n, len(LEADS), SAMPLES) for n in (1, 3)))
-        if not worst < TOLERANCE: raise PtaclError(f"{out.name} differs from the model by {worst:.1e}, more than {TOLERANCE:g}: try {' or '.join(set(FORMATS) - {out.suffix})}")
+        if not worst < TOLERANCE: raise PtaclError(f"{out.name} differs from the model by {worst:.1e}, more than {TOLERANCE:g}: "
+                                                   f"try {' or '.join(set(FORMATS) - {out.suffix})}")
         new.replace(out)
     except OSError as e: raise PtaclError(f"{out.name} cannot be written ({e.strerror or e}): make room, or choose another place") from e
     finally: new.unlink(missing_ok=True)

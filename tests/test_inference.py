@@ -210,7 +210,8 @@ def test_noise_is_unlike_itself(seed, beats):
 
 def test_a_run_over_nothing_but_rubbish_says_so(tmp_path, saved):
     (tmp_path / "x.xml").write_bytes(b"<x>")
-    out = shell.invoke(app, ["embed", str(tmp_path / "x.xml"), str(tmp_path / "gone.xml"), "--model", str(saved), "--out", str(tmp_path / "e.parquet"), "--workers", "1"])
+    files, out = [str(tmp_path / name) for name in ("x.xml", "gone.xml")], str(tmp_path / "e.parquet")
+    out = shell.invoke(app, ["embed", *files, "--model", str(saved), "--out", out, "--workers", "1"])
     assert out.exit_code == 1 and "0 recordings; 2 refused" in out.output and "Traceback" not in out.output
     assert len(pd.read_parquet(tmp_path / "e.parquet")) == 0 and len(pd.read_csv(tmp_path / "e.refused.csv")) == 2
 
@@ -453,7 +454,8 @@ def test_cohorts_that_give_no_probe(saved, cohort, tmp_path):
     assert "0 good recordings in the split val" in attempt(nobody.path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fitted = shell.invoke(app, ["probe", "--model", str(saved), "--cohort", str(gone.path), "--out", str(tmp_path / "p.safetensors"), "--phenotypes", "LVEF"])
+        out = str(tmp_path / "p.safetensors")
+        fitted = shell.invoke(app, ["probe", "--model", str(saved), "--cohort", str(gone.path), "--out", out, "--phenotypes", "LVEF"])
     assert fitted.exit_code == 0 and load_probe(tmp_path / "p.safetensors").names == ["LVEF"]
 
 

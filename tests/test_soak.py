@@ -103,7 +103,8 @@ class Soak:
         header, data = self.whole[0], self.whole[0].with_suffix(".dat")
         for name, text in (("cut", data.read_bytes()[:rng.randrange(100_000)]), ("noise", rng.randbytes(data.stat().st_size))):
             (raw / f"{name}.hea").write_text(header.read_text().replace(header.stem, name)); (raw / f"{name}.dat").write_bytes(text)
-        (raw / "empty.xml").write_bytes(b""); (raw / "bytes.dcm").write_bytes(rng.randbytes(3000)); (raw / "half.xml").write_bytes(b"<CardiologyXML><St")
+        texts = {"empty.xml": b"", "bytes.dcm": rng.randbytes(3000), "half.xml": b"<CardiologyXML><St"}
+        for name, text in texts.items(): (raw / name).write_bytes(text)
         return raw
 
     def infer(self, model, k):
@@ -152,7 +153,8 @@ def soak(minutes: float, log: Path):
 def growth(rows: list) -> dict:
     "Median of the last fifth less that of the first fifth, after a fifth to warm up, of each measure."
     rows = rows[len(rows) // 5:]; n = max(2, len(rows) // 5)
-    return {what: float(np.median([r[what] for r in rows[-n:]]) - np.median([r[what] for r in rows[:n]])) for what in rows[0] if what not in ("round", "seconds")}
+    def middle(part, what): return float(np.median([r[what] for r in part]))
+    return {what: middle(rows[-n:], what) - middle(rows[:n], what) for what in rows[0] if what not in ("round", "seconds")}
 
 
 def test_growth_is_seen_where_there_is_some():
