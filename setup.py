@@ -20,7 +20,7 @@ setup(
     packages=find_packages(include=["ptacl", "ptacl.*"]),
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "export")},
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": ["ptacl=ptacl._modidx:d"]},
     zip_safe=False,
 )

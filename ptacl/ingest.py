@@ -252,16 +252,16 @@ def without_name(text: str, task: Task) -> str:
     text = text[len(first) + 2:] if first else text
     return re.sub(rf"(?<![A-Za-z0-9]){re.escape(task.source.id)}(?![A-Za-z0-9])", task.name, text)
 
-# %% ../nbs/24_ingest.ipynb #e181aa38
-def reason_of(error: Exception, what: str, task: Task) -> dict: # a row of the quarantine
-    "An error without any name of a file or a person."
+# %% ../nbs/24_ingest.ipynb #3e3ec6ad
+def reason_of(error: Exception, what: str, task: Task, again: str = AGAIN) -> dict: # a row of the quarantine
+    "An error without any name of a file or a person; `again` is the advice where the error has none."
     if isinstance(error, OSError):
-        text = f"cannot be read ({error.strerror or type(error).__name__}). Check the link or the disk, and run ingest again"
+        text = f"cannot be read ({error.strerror or type(error).__name__}). Check the link or the disk, and run again"
     elif not isinstance(error, PtaclError): text = f"unexpected {type(error).__name__}. This is a fault of the kit: please report it"
     elif what == "files": text = str(error)
     else: text = without_name(str(error), task)
     reason, _, remedy = mask_ids(text).partition(". ")
-    return {"patient": task.name, "what": what, "reason": reason.rstrip("."), "remedy": remedy or AGAIN, "stamp": task.stamp, "kit": __version__}
+    return {"patient": task.name, "what": what, "reason": reason.rstrip("."), "remedy": remedy or again, "stamp": task.stamp, "kit": __version__}
 
 def prepare(task: Task, frames: int) -> tuple: # row of the table or of the quarantine; ecg, cine, or None
     "Read one patient. Never raises."

@@ -6,7 +6,7 @@
 __all__ = ['PRETRAININGS', 'METHODS', 'RIVALS', 'Method', 'methods_table', 'with_standard_targets', 'run_phase', 'train_method',
            'load_method']
 
-# %% ../nbs/85_methods.ipynb #8e599009
+# %% ../nbs/85_methods.ipynb #ff85e937
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -25,7 +25,7 @@ from .errors import PtaclError
 from .finetune import Tuned, tune_step
 from .mae import MAE
 from .mmcl import MMCL, mmcl_step, start_mmcl
-from .model import from_pretrained, save_pretrained, start_joint
+from .model import from_pretrained, save_pretrained, start_joint, why_no_model
 from .presets import PHENOTYPES, Preset
 from .simclr import SimCLR, simclr_step
 from .training import Pairs, fit, joint_step, mae_cmr_step, mae_ecg_step
@@ -127,7 +127,7 @@ def train_method(
     p = replace(preset, **m.changes)
     return run_phase(name, partial(m.build, p, *parts), m.step, data, p, p.epochs_joint, p.lr_joint, seed, folder)
 
-# %% ../nbs/85_methods.ipynb #87adcf0c
+# %% ../nbs/85_methods.ipynb #5cd34f6a
 RIVALS = {"MMCL": MMCL, "CMAE": CMAE, "DualPhase": DualPhase}  # what `from_pretrained` does not know
 
 def load_method(folder, device="cpu") -> nn.Module: # folder/NAME/model of `train_method`
@@ -140,5 +140,5 @@ def load_method(folder, device="cpu") -> nn.Module: # folder/NAME/model of `trai
         model = RIVALS[config.pop("kind")](Preset(**config.pop("preset")), **config)
         load_model(model, str(folder / "model.safetensors"), device=str(device))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as e:
-        raise PtaclError(f"{folder.parent.name} holds no model of a method ({type(e).__name__}): train it again") from e
+        raise PtaclError(f"{folder.parent.name} holds no model of a method: {why_no_model(folder, e)}") from e
     return model.to(device).eval()

@@ -1,0 +1,474 @@
+"""Inference from ECG files alone: what comes out of which file, what is refused, coverage, export, processes that die, the shell."""
+import json
+import os
+import re
+import shutil
+import signal
+import warnings
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import safetensors.numpy
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from makers import ID, dicom_ecg, muse, record, strip
+from typer.testing import CliRunner
+
+from ptacl import inference
+from ptacl.cli import app
+from ptacl.cohort import MV, SAMPLES, Cohort
+from ptacl.encoders import CMREncoder, ECGEncoder
+from ptacl.errors import PtaclError
+from ptacl.finetune import Tuned
+from ptacl.inference import (ECGFeatures, Probe, embed, export, features, fit_probe, half_widths, in_order, judge, likeness, load_probe,
+    on_device, predict, predictions, probe_cohort, read_one, recordings, refused_file, run_onnx, run_program, save_probe, tasks_of)
+from ptacl.ingest import ingest, pseudonym, read_key, write_virtual
+from ptacl.mae import MAE
+from ptacl.model import PTACL, save_pretrained
+from ptacl.presets import LEADS, PHENOTYPES, paper_regression, workshop
+from ptacl.virtual import simulate
+from ptacl.writers import write_patients
+
+tiny = replace(workshop, width=16, heads=2, ecg_layers=1, cmr_layers=1, cmr_patch=(2, 42, 42), frozen_layers=0, proj_dim=8)
+shell = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return PTACL(tiny).eval()
+
+
+@pytest.fixture(scope="module")
+def module(model): return ECGFeatures(model)
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory): return save_pretrained(model, tmp_path_factory.mktemp("run") / "model")
+
+
+@pytest.fixture(scope="module")
+def signals(): return simulate(6, seed=3, cine=False).ecg.numpy()
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return write_virtual(simulate(48, 5, frames=2), tmp_path_factory.mktemp("cohort") / "cohort", workers=1, shares={"train": .6, "val": .4})
+
+
+@pytest.fixture(scope="module")
+def probe(module, cohort):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # few patients for sixteen features
+        return probe_cohort(module, cohort)
+
+
+def formats(folder, signals):
+    "One recording in every format, under names that tell nothing."
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "a.xml").write_bytes(strip(signals[0]))
+    (folder / "b.xml").write_bytes(muse(signals[1]))
+    (folder / "c.dcm").write_bytes(dicom_ecg(signals[2]))
+    record(folder, LEADS, signals[3], name="d")
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path, signals): return formats(tmp_path / "ecgs", signals)
+
+
+@pytest.fixture
+def run(module, tmp_path): return lambda paths, out="emb.parquet", **more: embed(paths, module, tmp_path / out, **{"workers": 1} | more)
+
+
+def left_over(folder): return [f.name for f in Path(folder).iterdir() if f.name.startswith(".")]
+
+
+# what comes out
+
+def test_every_format_in_one_run_gives_what_the_model_says(files, run, module, signals):
+    done = run([files])
+    table = pd.read_parquet(done.path)
+    assert list(table.index) == ["a", "b", "c", "d"] and table.index.name == "recording" and len(done.refused) == 0
+    assert table.shape == (4, tiny.width) and (table.dtypes == np.float32).all()
+    assert refused_file(done.path).read_text().strip() == "recording,reason,remedy"
+    for name, path in zip("abcd", ("a.xml", "b.xml", "c.dcm", "d.hea")):
+        np.testing.assert_allclose(table.loc[name], features(module, judge(files / path)[None])[0], atol=2e-2)  # bf16, another batch
+
+
+def test_a_file_gives_what_it_gives_after_ingest(module, tmp_path):
+    vp = simulate(2, seed=9, frames=4, size=88)
+    vp.phenotypes.index = vp.covariates.index = [str(10**6 + k) for k in (11, 12)]
+    write_patients(vp, tmp_path / "raw", "ukb")
+    done = ingest(tmp_path / "raw", tmp_path / "cohort", frames=4, workers=1, key=tmp_path / "key")
+    got = embed([tmp_path / "raw"], module, tmp_path / "emb.parquet", workers=1, key=tmp_path / "key", exact=True)
+    cohort, table = Cohort.open(done.path), pd.read_parquet(got.path)
+    assert set(table.index) == set(cohort.table.index)                     # the same pseudonyms
+    with torch.no_grad(): expected = module(cohort.batch(None, None)["ecg"])
+    np.testing.assert_allclose(table.loc[cohort.table.index], expected, atol=1e-5)
+    out = b"".join(f.read_bytes() for f in tmp_path.glob("emb*"))
+    assert not any(i.encode() in out for i in vp.phenotypes.index)
+
+
+def test_projected_is_what_the_global_loss_compares(model, signals):
+    from ptacl.ecg import normalize, preprocess
+    clean = preprocess(signals, 500, stats=(0, 1))
+    with torch.no_grad():
+        ours = ECGFeatures(model, projected=True)(torch.from_numpy(clean))
+        theirs = model.proj_ecg(model.ecg_features({"ecg": torch.from_numpy(normalize(clean))}))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_workers_and_batches_change_nothing(files, run):
+    one = pd.read_parquet(run([files], exact=True).path)
+    for more in ({"size": 1}, {"size": 3, "workers": 2}):  # the second takes seconds: each worker loads torch
+        pd.testing.assert_frame_equal(pd.read_parquet(run([files], exact=True, **more).path), one, atol=1e-5)
+
+
+def test_csv_and_many_row_groups(run, tmp_path, data_samples, monkeypatch):
+    monkeypatch.setattr(inference, "ROWS", 5)
+    whole = pd.read_parquet(run([data_samples], size=2).path)
+    table = pd.read_csv(run([data_samples], "emb.csv").path, index_col="recording")
+    np.testing.assert_allclose(table, whole, atol=2e-2); assert list(table.index) == list(whole.index)
+
+
+# names
+
+def test_no_number_of_a_person_leaves(run, signals, tmp_path):
+    raw = tmp_path / "raw"; raw.mkdir()
+    for name in (f"{ID}_20205_2_0.xml", f"{ID}_20205_3_0.xml", f"{ID}.xml"): (raw / name).write_bytes(strip(signals[0]))
+    (raw / f"x{ID}_broken.xml").write_bytes(strip(signals[0])[:3000])
+    done = run([raw], key=tmp_path / "key")
+    person = pseudonym(ID, read_key(tmp_path / "key", ""))
+    assert sorted(pd.read_parquet(done.path).index) == sorted([person, f"{person}-3", f"{person}~2"])
+    text = f"{done} {done.refused.to_csv()}".encode() + b"".join(f.read_bytes() for f in tmp_path.glob("emb*"))
+    assert ID.encode() not in text and len(done.refused) == 1
+
+
+def test_names_that_are_nobodys_stay_and_need_no_key(tmp_path):
+    names = [t.name for t in tasks_of([Path("HR00001.hea"), Path("x/HR00001.hea"), Path("sim-00001_20205_3_0.xml")], tmp_path / "key")]
+    assert names == ["HR00001", "HR00001~2", "sim-00001-3"] and not (tmp_path / "key").exists()
+
+
+def test_folders_are_searched_and_films_left_alone(tmp_path):
+    for f in ("a/1.xml", "a/b/2.hea", "a/b/2.dat", "3.dcm", "cmr/x/im1.dcm", f"{ID}_20209_2_0/1.dcm", ".hidden/4.xml", "._5.xml", "table.csv"):
+        (tmp_path / f).parent.mkdir(parents=True, exist_ok=True); (tmp_path / f).touch()
+    assert {f.name for f in recordings([tmp_path])} == {"1.xml", "2.hea", "3.dcm"}
+    assert [f.name for f in recordings([tmp_path / "a/b/2.dat", tmp_path / "a/b/2.hea"])] == ["2.hea"]
+
+
+# refused
+
+FAULTS = {
+    "flat": lambda x, rng: np.where((np.arange(12) == 4)[:, None] & (np.arange(5000) > 2000), 0.1, x),
+    "clipped": lambda x, rng: np.clip(x, -0.35, 0.35),
+    "beatless": lambda x, rng: rng.normal(0, 0.3, x.shape),
+    "too short": lambda x, rng: x[:, :3000],
+    "silent": lambda x, rng: x * (np.arange(12) != 7)[:, None],
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_should_not_be_read_is_refused_with_reason_and_remedy(fault, run, signals, tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "bad.xml").write_bytes(strip(FAULTS[fault](signals[0], np.random.default_rng(0))))
+    (tmp_path / "raw" / "good.xml").write_bytes(strip(signals[1]))
+    done = run([tmp_path / "raw"])
+    assert list(pd.read_parquet(done.path).index) == ["good"]
+    listed = pd.read_csv(refused_file(done.path))
+    assert list(listed.recording) == ["bad"] and listed.reason[0] and listed.remedy[0]
+    word = {"beatless": "no heartbeat", "too short": "ten are needed", "silent": "missing"}.get(fault, fault)
+    assert word in f"{listed.reason[0]} {listed.remedy[0]}"
+    if fault in inference.FAULTS: assert run([tmp_path / "raw"], "all.parquet", allow=[fault]).rows == 2
+
+
+@pytest.mark.parametrize("rhythm", ["sinus", "af", "pvc", "lbbb", "rbbb"])
+def test_hearts_out_of_step_are_read(rhythm, tmp_path):
+    vp = simulate(6, seed=4, cine=False, rhythm=rhythm)
+    for k, x in enumerate(vp.ecg.numpy()): (tmp_path / f"{k}.xml").write_bytes(strip(x))
+    got = [read_one(t) for t in tasks_of(recordings([tmp_path]))]
+    assert all(isinstance(g, np.ndarray) for g in got), [g for g in got if isinstance(g, dict)]
+
+
+def test_real_hearts_are_read(shared_real):
+    got = [read_one(t) for t in tasks_of(recordings([shared_real / "ecg_wfdb"]))]
+    assert len(got) == 5 and all(isinstance(g, np.ndarray) for g in got)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 40))
+def test_noise_is_unlike_itself(seed, beats):
+    rng = np.random.default_rng(seed)
+    assert likeness(rng.normal(size=(12, 5000)), rng.uniform(0, 10, beats)) < inference.LIKENESS
+    assert -1 <= likeness(np.zeros((12, 5000)), rng.uniform(0, 10, beats)) <= 0
+
+
+def test_a_run_over_nothing_but_rubbish_says_so(tmp_path, saved):
+    (tmp_path / "x.xml").write_bytes(b"<x>")
+    files, out = [str(tmp_path / name) for name in ("x.xml", "gone.xml")], str(tmp_path / "e.parquet")
+    out = shell.invoke(app, ["embed", *files, "--model", str(saved), "--out", out, "--workers", "1"])
+    assert out.exit_code == 1 and "0 recordings; 2 refused" in out.output and "Traceback" not in out.output
+    assert len(pd.read_parquet(tmp_path / "e.parquet")) == 0 and len(pd.read_csv(tmp_path / "e.refused.csv")) == 2
+
+
+# streaming
+
+def test_results_come_in_order_and_memory_does_not_grow():
+    drawn = []
+    def items():
+        for k in range(300): drawn.append(k); yield k
+    for k, got in enumerate(in_order(partial(pow, 2), items(), workers=2, ahead=16)):
+        assert got == 2**k and len(drawn) <= k + 17
+    assert k == 299
+
+
+def test_a_reader_that_dies_costs_its_file_alone():
+    def read(item): # sent to the workers as it stands here
+        if item in (5, 17): os.kill(os.getpid(), signal.SIGKILL)
+        return item
+    got = list(in_order(read, range(24), workers=2, ahead=6))
+    assert [g for g in got if not isinstance(g, Exception)] == [k for k in range(24) if k not in (5, 17)]
+    assert all(isinstance(got[k], PtaclError) and "reader died" in str(got[k]) for k in (5, 17))
+
+
+def test_stopping_in_the_middle_leaves_nothing(files, run, tmp_path, monkeypatch):
+    def stop(*_, **__): raise KeyboardInterrupt
+    run([files]); before = (tmp_path / "emb.parquet").read_bytes()
+    monkeypatch.setattr(inference, "read_one", stop)
+    with pytest.raises(KeyboardInterrupt): run([files])
+    assert (tmp_path / "emb.parquet").read_bytes() == before and not left_over(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_said_and_leaves_nothing(files, run, tmp_path, monkeypatch):
+    class Full(inference.WRITERS[".csv"]):
+        def __init__(self, path, schema): Path(path).touch(); super().__init__("/dev/full", schema)
+    monkeypatch.setitem(inference.WRITERS, ".csv", Full)
+    with pytest.raises(PtaclError, match="cannot be written .*make room"): run([files], "emb.csv")
+    assert not left_over(tmp_path) and not (tmp_path / "emb.csv").exists()
+
+
+@pytest.mark.long
+def test_thousands_of_recordings_in_the_memory_of_a_hundred(module, tmp_path, data_samples):
+    "Links to the dozen, so that each is read: 3,000 recordings take no more memory than 100."
+    for k in range(3000): os.symlink(recordings([data_samples])[k % 12].resolve(), tmp_path / f"r{k:05d}.xml")
+    links, used = recordings([tmp_path]), {}
+    for n in (100, 3000):
+        done = embed(links[:n], module, tmp_path / "e.parquet", workers=1)
+        used[n] = psutil.Process().memory_info().rss
+        assert (done.rows, len(done.refused)) == (n, 0)
+    assert used[3000] < used[100] + 40 * 2**20
+
+
+# intervals
+
+@given(st.integers(0, 10**6), st.integers(9, 60), st.sampled_from([0.5, 0.8, 0.9]))
+def test_half_widths_are_order_statistics(seed, n, level):
+    r = np.sort(np.abs(np.random.default_rng(seed).normal(size=(n, 3))), axis=0)
+    q = half_widths(Probe(["a", "b", "c"], np.zeros((2, 3)), np.zeros(3), r, {}), level)
+    assert ((r <= q).sum(0) >= (n + 1) * level - 1e-9).all() and ((r < q).sum(0) < (n + 1) * level).all()
+
+
+def test_coverage_on_virtual_patients_that_were_held_out():
+    "Mean over many calibrations of 100: at least the level, and at most one part in 101 more."
+    rng, inside, level = np.random.default_rng(0), [], 0.8
+    sim = simulate(6000, seed=8, ecg=False, cine=False).phenotypes
+    x = ((sim - sim.mean()) / sim.std()).to_numpy() @ rng.normal(size=(10, 16)) + 6 * rng.normal(size=(6000, 16))
+    for k in range(40):
+        i = rng.permutation(6000)
+        fit, val, test = i[:300], i[300:400], i[400:1400]
+        probe = fit_probe(x[fit], sim.iloc[fit], x[val], sim.iloc[val])
+        p, y = predictions(probe, x[test], level), sim.iloc[test]
+        inside.append([np.mean((y[n].to_numpy() >= p[f"{n}_low"]) & (y[n].to_numpy() <= p[f"{n}_high"])) for n in sim])
+    mean = np.mean(inside)
+    assert level - 0.01 < mean < level + 1 / 101 + 0.01
+
+
+def test_gaps_do_not_shift_the_others():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(80, 3)), pd.DataFrame(rng.normal(size=(80, 2)), columns=["LVEDV", "LVM"])
+    holed = y.assign(LVM=y.LVM.where(np.arange(80) % 3 > 0))
+    a, b = fit_probe(x[:50], y[:50], x[50:], y[50:]), fit_probe(x[:50], holed[:50], x[50:], holed[50:])
+    np.testing.assert_allclose(a.weight[:, 0], b.weight[:, 0]); assert half_widths(a)[0] == half_widths(b)[0]
+    assert np.isfinite(b.residuals[:, 1]).sum() == holed.LVM[50:].notna().sum()
+
+
+def test_a_probe_comes_back_and_predicts(probe, module, files, tmp_path):
+    again = load_probe(save_probe(probe, tmp_path / "p.safetensors"), module)
+    x = np.random.default_rng(0).normal(size=(5, tiny.width))
+    pd.testing.assert_frame_equal(predictions(again, x, 0.8), predictions(probe, x, 0.8))
+    table = pd.read_parquet(predict([files], module, again, tmp_path / "p.parquet", 0.8, workers=1).path)
+    assert list(table)[:3] == ["LVEDV", "LVEDV_low", "LVEDV_high"] and len(table.columns) == 3 * len(PHENOTYPES)
+    assert all((table[f"{n}_low"] < table[n]).all() and (table[n] < table[f"{n}_high"]).all() for n in PHENOTYPES)
+
+
+def test_a_probe_is_tied_to_its_weights(probe, tmp_path):
+    path = save_probe(probe, tmp_path / "p.safetensors")
+    torch.manual_seed(1)
+    with pytest.raises(PtaclError, match="fitted on another model: give that one"): load_probe(path, ECGFeatures(PTACL(tiny)))
+
+
+@pytest.mark.parametrize("spoil, why", [
+    (lambda f: f.write_bytes(f.read_bytes()[:200]), "is no probe"),
+    (lambda f: f.write_bytes(b""), "is no probe"),
+    (lambda f: torch.save({"weight": torch.ones(2)}, f), "is no probe"),
+    (lambda f: f.unlink(), "is no probe"),
+    (lambda f: safetensors.numpy.save_file({"weight": np.ones(2)}, f), "is no probe"),
+    (lambda f: safetensors.numpy.save_file({"weight": np.ones(2)}, f, {"ptacl probe": json.dumps({"format": 99})}), "has format 99.*update ptacl"),
+])
+def test_what_is_no_probe_is_refused(probe, tmp_path, spoil, why):
+    path = save_probe(probe, tmp_path / "p.safetensors")
+    spoil(path)
+    with pytest.raises(PtaclError, match=why): load_probe(path)
+
+
+# export
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "encoder.pt2"])
+def test_exported_encoders_say_the_same_of_real_and_of_any_number(name, module, data_samples, tmp_path):
+    assert export(module, tmp_path / name) < 1e-4
+    run = {".onnx": run_onnx, ".pt2": run_program}[Path(name).suffix](tmp_path / name)
+    ecg = torch.from_numpy(np.stack([judge(f) for f in recordings([data_samples])[:5]])).float() * MV
+    with torch.no_grad():
+        for n in (1, 2, 5): torch.testing.assert_close(run(ecg[:n]), module(ecg[:n]), atol=1e-4, rtol=0)
+    assert not left_over(tmp_path)
+
+
+def test_an_onnx_file_is_one_file_and_says_what_it_takes(model, tmp_path):
+    import onnxruntime
+    export(ECGFeatures(model, projected=True), tmp_path / "z.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "z.onnx")
+    about, (takes,), (gives,) = session.get_modelmeta().custom_metadata_map, session.get_inputs(), session.get_outputs()
+    assert takes.shape == ["batch", 12, SAMPLES] and gives.shape == ["batch", tiny.proj_dim]
+    assert "mV" in about["ecg"] and about["preset"] == tiny.name and [f.name for f in tmp_path.iterdir()] == ["z.onnx"]
+
+
+def test_an_export_that_differs_is_refused(module, tmp_path, monkeypatch):
+    monkeypatch.setitem(inference.FORMATS, ".pt2", (inference.write_program, lambda path: lambda x: module(x) + 1e-3))
+    with pytest.raises(PtaclError, match="differs from the model by 1.0e-03"): export(module, tmp_path / "e.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.long
+def test_export_at_the_papers_size(tmp_path):
+    torch.manual_seed(0)
+    for name in ("e.onnx", "e.pt2"): assert export(ECGFeatures(MAE(ECGEncoder(paper_regression))), tmp_path / name) < 1e-4
+
+
+def test_onnx_without_its_packages_says_what_to_install(module, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(PtaclError, match=r"ONNX needs the package onnxruntime: pip install .ptacl\[export\]"): export(module, tmp_path / "e.onnx")
+
+
+# sentences
+
+def spoilt(saved, folder, change):
+    "A copy of a model with other settings in its config.json."
+    copy = Path(shutil.copytree(saved, folder / "model"))
+    config = json.loads((copy / "config.json").read_text())
+    change(config); (copy / "config.json").write_text(json.dumps(config))
+    return copy
+
+
+def holds_newer(path):
+    about = path / "zarr.json"; about.write_text(about.read_text().replace('"format": 1', '"format": 7'))
+
+
+@pytest.mark.parametrize("change, why", [
+    (lambda c: c["preset"].update(width=32), "weights are not those of the preset in its config.json. Put the config.json back"),
+    (lambda c: c["preset"].update(ecg_crop=2500), "weights are not those of the preset"),
+    (lambda c: c["preset"].update(beats=3), "update ptacl"),
+    (lambda c: c.update(kind="PTACL-2"), "'PTACL-2'.*update ptacl"),
+    (lambda c: c["preset"].update(heads=3), "no multiple of heads"),
+])
+def test_a_preset_that_is_not_the_checkpoints(change, why, saved, tmp_path, data_samples):
+    out = shell.invoke(app, ["embed", str(data_samples), "--model", str(spoilt(saved, tmp_path, change)), "--out", str(tmp_path / "e.parquet")])
+    assert out.exit_code == 1 and re.search(why, out.output) and "model holds no model" in out.output and not (tmp_path / "e.parquet").exists()
+
+
+def test_a_run_is_not_its_model(saved):
+    out = shell.invoke(app, ["export", "--model", str(saved.parent), "--out", "e.pt2"])
+    assert out.exit_code == 1 and f"Give {saved.parent.name}/model" in out.output
+
+
+@pytest.mark.parametrize("shape", [(2, 8, SAMPLES), (2, 12, 2500), (12, SAMPLES)])
+def test_other_leads_or_samples(module, shape):
+    with pytest.raises(PtaclError, match="twelve leads of ten seconds at 500 Hz"): module(torch.zeros(shape))
+
+
+def test_missing_leads_in_a_file(run, signals, tmp_path):
+    (tmp_path / "x.xml").write_bytes(strip(signals[0][:8], LEADS[:8]))
+    done = run([tmp_path / "x.xml"])
+    assert done.rows == 0 and "V3, V4, V5, V6 missing" in done.refused.reason[0] and "all 12 leads" in done.refused.remedy[0]
+
+
+@pytest.mark.parametrize("shape", [(2, 25, 84, 84), (2, 26, 80, 80)])
+def test_other_frames(model, shape):
+    view = {"ecg": torch.zeros(2, 12, tiny.ecg_crop), "start": torch.zeros(2), "cine": torch.zeros(shape)}
+    with pytest.raises(PtaclError, match="this preset takes"): model.features(view)
+
+
+@pytest.mark.parametrize("other", [MAE(CMREncoder(tiny)), CMREncoder(tiny), Tuned(CMREncoder(tiny), ["LVEF"])])
+def test_models_without_an_ecg(other):
+    with pytest.raises(PtaclError, match="no encoder of ECG strips"): ECGFeatures(other)
+
+
+def test_what_other_models_can_do(signals):
+    from ptacl.cmae import CMAE
+    with pytest.raises(PtaclError, match="no encoder of ECG strips"): ECGFeatures(CMAE(replace(tiny, decoder_width=16)))
+    with pytest.raises(PtaclError, match="no projection"): ECGFeatures(MAE(ECGEncoder(tiny)), projected=True)
+    assert ECGFeatures(Tuned(ECGEncoder(tiny), ["LVEF"]))(torch.from_numpy(signals)).shape == (6, tiny.width)
+
+
+def test_no_such_device(module):
+    if torch.cuda.is_available(): pytest.skip("there is a GPU here")
+    for device in ("cuda", "warp"):
+        with pytest.raises(PtaclError, match=f"no {device} that torch"): on_device(module, device)
+
+
+def test_a_model_that_went_astray(run, files):
+    module = ECGFeatures(PTACL(tiny))
+    with torch.no_grad(): module.encoder.norm.weight.fill_(torch.nan)
+    with pytest.raises(PtaclError, match="not finite: its training went astray"): features(module, np.zeros((1, 12, SAMPLES), np.int16))
+
+
+def test_cohorts_that_give_no_probe(saved, cohort, tmp_path):
+    def attempt(path, *more):
+        out = shell.invoke(app, ["probe", "--model", str(saved), "--cohort", str(path), "--out", str(tmp_path / "p.safetensors"), *more])
+        assert out.exit_code == 1 and "Traceback" not in out.output and not (tmp_path / "p.safetensors").exists()
+        return out.output
+    newer = Path(shutil.copytree(cohort.path, tmp_path / "newer")); holds_newer(newer)
+    assert "newer has format 7, this kit reads up to 1: update ptacl" in attempt(newer)
+    gone = Cohort.open(shutil.copytree(cohort.path, tmp_path / "gone"), write=True)
+    table = {k: v.copy() for k, v in gone._table.items()}; table["phenotypes"][:, list(PHENOTYPES).index("LVM")] = np.nan
+    gone.commit(table)
+    assert "no patient of train has LVM: complete the table and ingest again" in attempt(gone.path)
+    assert "unknown phenotype LVW: choose from LVEDV" in attempt(cohort.path, "--phenotypes", "LVEF,LVW")
+    nobody = Cohort.open(shutil.copytree(cohort.path, tmp_path / "nobody"), write=True)
+    nobody.set_splits({"train": 1.0}, keep=False)
+    assert "0 good recordings in the split val" in attempt(nobody.path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        out = str(tmp_path / "p.safetensors")
+        fitted = shell.invoke(app, ["probe", "--model", str(saved), "--cohort", str(gone.path), "--out", out, "--phenotypes", "LVEF"])
+    assert fitted.exit_code == 0 and load_probe(tmp_path / "p.safetensors").names == ["LVEF"]
+
+
+def test_the_shell_from_end_to_end(saved, cohort, files, tmp_path):
+    p, out = str(tmp_path / "p.safetensors"), str(tmp_path / "pred.csv")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert shell.invoke(app, ["probe", "--model", str(saved), "--cohort", str(cohort.path), "--out", p]).exit_code == 0
+    done = shell.invoke(app, ["predict", str(files), "--model", str(saved), "--probe", p, "--out", out, "--level", "0.8", "--workers", "1"])
+    assert done.exit_code == 0 and "4 recordings; 0 refused" in done.output and len(pd.read_csv(out)) == 4
+    few = shell.invoke(app, ["predict", str(files), "--model", str(saved), "--probe", p, "--out", out, "--level", "0.99", "--workers", "1"])
+    assert few.exit_code == 1 and "99 are needed" in few.output
+    for wrong, why in ((["--allow", "hum"], "hum cannot be allowed: choose from flat"), (["--out", "x.xlsx"], "ends in .parquet or .csv"),
+                       (["--out", str(tmp_path / "none" / "x.csv")], "no folder for x.csv"), (["--level", "1.5"], "between 0 and 1")):
+        bad = shell.invoke(app, ["predict", str(files), "--model", str(saved), "--probe", p, "--out", out, "--workers", "1", *wrong])
+        assert bad.exit_code == 1 and why in bad.output

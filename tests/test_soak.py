@@ -1,0 +1,185 @@
+"""An hour of train, evaluate, embed in one process, with faults all along: memory, open files and temporary files must not grow.
+
+`pytest -m long tests/test_soak.py` takes the hour; PTACL_SOAK_MINUTES=3 takes three minutes. The log of all rounds is written to
+the file named by PTACL_SOAK_LOG, where there is one. By itself: python tests/test_soak.py MINUTES LOG.json
+"""
+import gc
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+MINUTES = float(os.environ.get("PTACL_SOAK_MINUTES", 60))
+MEMORY = 24 * 2**20  # bytes by which a process may grow from its first rounds to its last ones; a page of heap here and there
+
+
+class Cut(Exception):
+    "What a training is interrupted by."
+
+
+def cut_after(n, step):
+    "A step that fails at its n-th call."
+    left = iter(range(n))
+    def cut(model, batch):
+        if next(left, None) is None: raise Cut
+        return step(model, batch)
+    return cut
+
+
+def refused(f, *a, **kw):
+    "Something that must end in the kit's own error."
+    from ptacl.errors import PtaclError
+    try: f(*a, **kw)
+    except PtaclError: return
+    raise AssertionError(f"{f.__name__} took what it should refuse")
+
+
+class Soak:
+    "What is made once, and one round of everything."
+    def __init__(self, folder: Path):
+        import torch
+        from ptacl.ingest import write_virtual
+        from ptacl.presets import workshop
+        from ptacl.virtual import simulate
+        from ptacl.writers import write_patients
+        torch.set_num_threads(1)
+        self.folder, self.tiny = folder, replace(workshop, width=32, heads=2, ecg_layers=1, cmr_layers=1, decoder_width=32, proj_dim=16, batch_size=8,
+                                                 ecg_crop=1000, cmr_patch=(2, 28, 28), frozen_layers=0)
+        patients = simulate(48, 0, frames=6)
+        self.cohort = write_virtual(patients, folder / "cohort", workers=1, shares={"train": .5, "val": .25, "test": .25})
+        write_patients(simulate(6, 1, frames=2, size=84), folder / "raw", "wfdb")
+        self.whole = [f for f in sorted((folder / "raw").rglob("*")) if f.suffix == ".hea"]
+
+    def train(self, k):
+        "Both autoencoders and the joint model for an epoch or two; some rounds are cut off and resumed, some find a damaged state."
+        import torch
+        from ptacl.encoders import CMREncoder, ECGEncoder
+        from ptacl.errors import PtaclError
+        from ptacl.mae import MAE
+        from ptacl.model import PTACL, start_joint
+        from ptacl.training import Pairs, fit, joint_step, mae_cmr_step, mae_ecg_step
+        torch.manual_seed(k); data, p = Pairs(**self.cohort.load("train", workers=2)), self.tiny
+        maes = [MAE(E(p)) for E in (ECGEncoder, CMREncoder)]
+        for mae, step in zip(maes, (mae_ecg_step, mae_cmr_step)): fit(mae, step, data, p, 1, 1e-3)
+        model, run = start_joint(p, *(m.encoder for m in maes)), self.folder / "run"
+        try: fit(model, cut_after(4, joint_step) if k % 3 == 1 else joint_step, data, p, 2, 1e-3, run, seed=k)
+        except Cut: model = PTACL(p); fit(model, joint_step, data, p, 2, 1e-3, run, seed=k, resume=True)
+        if k % 3 == 2:
+            state = run / "state.pt"; state.write_bytes(state.read_bytes()[:random.Random(k).randrange(4000)])
+            with suppress(PtaclError): fit(model, joint_step, data, p, 2, 1e-3, run, seed=k, resume=True)
+        diverged = PTACL(p)
+        with torch.no_grad(): diverged.proj_ecg[1].weight.fill_(torch.nan)
+        if k % 3 == 0:
+            with suppress(PtaclError): fit(diverged, joint_step, data, p, 1, 1e-3)
+        return model
+
+    def evaluate(self, model):
+        "Both tables and the maps."
+        from ptacl.alignment import alignment_map, alignment_scores
+        from ptacl.cohort import Stream
+        from ptacl.regression import linear_probe
+        from ptacl.retrieval import phenotype_retrieval
+        from ptacl.training import infer
+        rows = {s: self.cohort.split(s) for s in ("train", "test")}
+        x = {s: infer(model.ecg_features, model, Stream(self.cohort, r)) for s, r in rows.items()}
+        y = {s: self.cohort.phenotypes.iloc[r] for s, r in rows.items()}
+        linear_probe(x["train"], y["train"], x["test"], y["test"], n_boot=20)
+        phenotype_retrieval(*infer(model.embeddings, model, Stream(self.cohort, rows["test"])), y["test"], ks=(1, 3))
+        alignment_scores(infer(lambda b: alignment_map(model, b), model, Stream(self.cohort, rows["test"])))
+
+    def spoil(self, k):
+        "Files as they should not be."
+        rng, raw = random.Random(k), self.folder / "bad"
+        raw.mkdir(exist_ok=True)
+        header, data = self.whole[0], self.whole[0].with_suffix(".dat")
+        for name, text in (("cut", data.read_bytes()[:rng.randrange(100_000)]), ("noise", rng.randbytes(data.stat().st_size))):
+            (raw / f"{name}.hea").write_text(header.read_text().replace(header.stem, name)); (raw / f"{name}.dat").write_bytes(text)
+        texts = {"empty.xml": b"", "bytes.dcm": rng.randbytes(3000), "half.xml": b"<CardiologyXML><St"}
+        for name, text in texts.items(): (raw / name).write_bytes(text)
+        return raw
+
+    def infer(self, model, k):
+        "Embed and predict good and bad files; sometimes in processes, one of which is killed; damaged probes, and one of another model."
+        from ptacl.inference import ECGFeatures, embed, in_order, load_probe, predict, probe_cohort, save_probe
+        from ptacl.model import PTACL, from_pretrained
+        module, out = ECGFeatures(from_pretrained(self.folder / "run" / "model")), self.folder / "out"
+        out.mkdir(exist_ok=True); paths = [*self.whole, self.spoil(k)]
+        probe = load_probe(save_probe(probe_cohort(module, self.cohort), out / "p.safetensors"), module)
+        done = embed(paths, module, out / "e.parquet", workers=2 if k % 25 == 0 else 1)
+        assert (done.rows, len(done.refused)) == (6, 5), done
+        assert predict(paths, module, probe, out / "p.csv", 0.5, workers=1).rows == 6
+        refused(load_probe, out / "p.safetensors", ECGFeatures(PTACL(self.tiny)))
+        refused(embed, paths, module, out / "none" / "e.parquet", workers=1)
+        (out / "p.safetensors").write_bytes((out / "p.safetensors").read_bytes()[:100]); refused(load_probe, out / "p.safetensors")
+        def read(item):
+            if item == 3: os.kill(os.getpid(), signal.SIGKILL)
+            return item
+        if k % 25 == 0: assert sum(isinstance(x, Exception) for x in in_order(read, range(6), 2, 4)) == 1
+
+    def round(self, k):
+        "Everything once."
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = self.train(k); self.evaluate(model); self.infer(model, k)
+
+    def measure(self) -> dict:
+        "What must not grow."
+        gc.collect(); me = psutil.Process()
+        return {"memory": me.memory_full_info().uss, "files": me.num_fds(), "threads": me.num_threads(), "sockets": len(me.net_connections()),
+                "temporary": sum(len(files) + len(folders) for _, folders, files in os.walk(tempfile.gettempdir())),
+                "kept": sum(f.is_file() for f in self.folder.rglob("*"))}
+
+
+def soak(minutes: float, log: Path):
+    "Rounds until the time is over, at least eight; a line of measures for each, in the file."
+    with tempfile.TemporaryDirectory() as tmp:
+        work, rows, start = Soak(Path(tmp)), [], time.monotonic()
+        while time.monotonic() - start < 60 * minutes or len(rows) < 8:
+            k = len(rows)
+            work.round(k)
+            rows.append({"round": k, "seconds": round(time.monotonic() - start, 1)} | work.measure())
+            log.write_text(json.dumps(rows, indent=0))
+
+
+def growth(rows: list) -> dict:
+    "Median of the last fifth less that of the first fifth, after a fifth to warm up, of each measure."
+    rows = rows[len(rows) // 5:]; n = max(2, len(rows) // 5)
+    def middle(part, what): return float(np.median([r[what] for r in part]))
+    return {what: middle(rows[-n:], what) - middle(rows[:n], what) for what in rows[0] if what not in ("round", "seconds")}
+
+
+def test_growth_is_seen_where_there_is_some():
+    still = [{"round": k, "seconds": k, "memory": 10**9 + (k % 3) * 10**6, "files": 20} for k in range(50)]
+    assert abs(growth(still)["memory"]) < MEMORY and growth(still)["files"] == 0
+    leaking = [r | {"memory": r["memory"] + k * 2**20, "files": 20 + k // 10} for k, r in enumerate(still)]
+    assert growth(leaking)["memory"] > MEMORY and growth(leaking)["files"] > 0
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not hasattr(psutil.Process, "num_fds"), reason="open files are counted on Linux and macOS")
+def test_soak(tmp_path):
+    log = Path(os.environ.get("PTACL_SOAK_LOG") or tmp_path / "soak.json")
+    (tmp_path / "tmp").mkdir()
+    env = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
+    run = subprocess.run([sys.executable, __file__, str(MINUTES), str(log)], env=env, capture_output=True, text=True, timeout=60 * MINUTES * 2 + 1800)
+    assert run.returncode == 0, run.stderr[-3000:]
+    rows = json.loads(log.read_text()); more = growth(rows)
+    print(f"{len(rows)} rounds in {rows[-1]['seconds'] / 60:.0f} min; growth: {more}")
+    assert more["memory"] < MEMORY, more
+    assert max(more[what] for what in ("files", "threads", "sockets", "temporary", "kept")) <= 0, more
+    assert not list((tmp_path / "tmp").iterdir()), "temporary files are left behind"
+
+
+if __name__ == "__main__": soak(float(sys.argv[1]), Path(sys.argv[2]))
