@@ -9,7 +9,7 @@ __all__ = ['AROUND', 'LIKENESS', 'BEATS', 'FAULTS', 'POOL', 'ROWS', 'WRITERS', '
            'transform', 'embed', 'Probe', 'fit_probe', 'half_widths', 'predictions', 'fingerprint', 'save_probe',
            'load_probe', 'probe_cohort', 'predict', 'write_onnx', 'run_onnx', 'write_program', 'run_program', 'export']
 
-# %% ../nbs/75_inference.ipynb #d64102d7
+# %% ../nbs/75_inference.ipynb #456b5116
 import json
 import logging
 import math
@@ -37,11 +37,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 from . import __version__
-from .cohort import FS, MV, SAMPLES, Cohort, Stream
+from .cohort import MV, Cohort, Stream
 from .encoders import ECGEncoder
 from .errors import PtaclError
 from .ingest import BULK, Source, Task, counts_of, prepare_ecg, pseudonym, read_key, reason_of
-from .presets import LEADS, PHENOTYPES
+from .presets import FS, LEADS, PHENOTYPES, SAMPLES
 from .readers import mask_ids
 from .regression import ols_predict
 from .training import infer, precision

@@ -361,7 +361,7 @@ class Ingested:
         if self.key: lines.append(f"  the key of the pseudonyms is {self.key}: keep it safe, and apart from the cohort")
         return "\n".join(lines)
 
-# %% ../nbs/24_ingest.ipynb #f0d48ae9
+# %% ../nbs/24_ingest.ipynb #398ff57a
 def read_withdrawn(withdrawn) -> set: # of ids
     "A list of ids, or a file with one on each line, as biobanks send them. Raises `PtaclError` where it cannot be read."
     if not isinstance(withdrawn, str | os.PathLike): return {str(i) for i in withdrawn or ()}
@@ -382,6 +382,7 @@ def check_key(cohort: Cohort, mark: str):
     "Raises `PtaclError` where a cohort was made with another key."
     if mark and cohort.attributes.get("key", mark) != mark: raise PtaclError(f"{name_of(cohort.path)} was made with another key: give that (key=)")
 
+# %% ../nbs/24_ingest.ipynb #ddeea95f
 def plan(folder, table, key, out, withdrawn=()) -> tuple: # tasks, check of the key or None, a function that tells who leaves the cohort
     "Who is there, under which pseudonym. Raises `PtaclError`."
     sources, gone = find_patients(folder), read_withdrawn(withdrawn)
@@ -411,7 +412,7 @@ def open_or_create(out: Path, staging: Path, frames: int) -> Cohort:
     cohort.tidy()
     return cohort
 
-# %% ../nbs/24_ingest.ipynb #9599d891
+# %% ../nbs/24_ingest.ipynb #e8f83594
 @contextmanager
 def locked(staging: Path):
     "Nobody else writes into this staging folder. Raises `PtaclError` where somebody does."
@@ -431,7 +432,7 @@ def locked(staging: Path):
     finally:
         with suppress(OSError): staging.rmdir() # where nothing is left to go on with
 
-# %% ../nbs/24_ingest.ipynb #92277999
+# %% ../nbs/24_ingest.ipynb #47d50dcc
 def ingest(
     folder,              # of raw files, see `find_patients`
     out,                 # the cohort; made, gone on with, or added to
@@ -462,7 +463,7 @@ def ingest(
     if check: done.key = mask_ids(name_of(key)) if key else KEY
     return done
 
-# %% ../nbs/24_ingest.ipynb #a73b7e80
+# %% ../nbs/24_ingest.ipynb #4ac859ab
 def choose(cohort: Cohort, tasks: list) -> list: # of tasks
     "Who is to be read: those who are new, have changed, or whose change was interrupted."
     mixed = set(cohort.attributes.get("changing", []))
@@ -492,7 +493,7 @@ def finish(cohort, tasks, todo, leaves, staging, shares, seed, attributes) -> In
         if file.name != "lock": file.unlink()
     return Ingested(cohort.path, len(cohort), len(files), quarantine[["patient", "what", "reason", "remedy"]], len(removed))
 
-# %% ../nbs/24_ingest.ipynb #576368d9
+# %% ../nbs/24_ingest.ipynb #e8cbabc1
 def write_names(
     folder,   # of raw files
     file,     # CSV with the columns id, visit, patient
@@ -508,7 +509,7 @@ def write_names(
     make_once(file, pd.DataFrame(rows, columns=["id", "visit", "patient"]).to_csv(index=False).encode())
     return file
 
-# %% ../nbs/24_ingest.ipynb #f11b7a36
+# %% ../nbs/24_ingest.ipynb #4ece63ed
 def virtual_part(signal: np.ndarray, film: np.ndarray, labels, spacing: float) -> tuple | str: # (12, 5000) mV, (F, [Z,] H, W)
     "One virtual patient as the cohort keeps it: counts, bytes, r_peaks, verdict; or why a fault has made the record unusable."
     try: clean = preprocess_ecg(signal, FS, stats=(0, 1))
@@ -544,7 +545,7 @@ def virtual_rows(patients: VirtualPatients, part: slice, run, lost: list) -> tup
     films = np.stack([d[1] for d in done]) if done else np.empty((0, patients.cine.shape[1], SIZE, SIZE), np.uint8)
     return np.array([d[0] for d in done], np.int16).reshape(-1, 12, SAMPLES), films, rows
 
-# %% ../nbs/24_ingest.ipynb #a6270de7
+# %% ../nbs/24_ingest.ipynb #6bbd5026
 UNITS = {"hr_ecg": "beats/min", "hr_cmr": "beats/min", "pq": "ms", "qrs": "ms", "qt": "ms"} # what only virtual patients have
 
 def fill_virtual(path, batches: Iterable, ceilings, workers: int, shares: dict, seed: int, about: dict):
@@ -585,7 +586,7 @@ def write_virtual(
         (Path(tmp)/"new").rename(path)
     return Cohort.open(path, write=True)
 
-# %% ../nbs/24_ingest.ipynb #cc304714
+# %% ../nbs/24_ingest.ipynb #ffd610f0
 def plain_loop(folder, out):
     "What one would write in five minutes: file after file, no names, no checks, stops at the first error."
     Path(out).mkdir()
@@ -619,7 +620,7 @@ def timed(way: str, folder: str, out: str, workers: str) -> dict: # seconds, MB
         else: ingest(folder, out, workers=int(workers))
     return {"seconds": round(time.perf_counter() - start, 2), "MB": round(memory.most / 2**20)}
 
-# %% ../nbs/24_ingest.ipynb #93d9b7b7
+# %% ../nbs/24_ingest.ipynb #0044e8ec
 def benchmark(
     formats=("nifti",), # of `ptacl.writers.write_patients`
     n: int = 32,        # patients
