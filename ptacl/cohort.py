@@ -478,7 +478,7 @@ def __getitem__(self: Cohort, i) -> Patient | dict:
     cine = Cine(frames, (*facts.get("spacing", [10.0])[:1], 1.8, 1.8), np.arange(len(frames)) / len(frames), meta=facts.get("cine", {}))
     return Patient(self._table["id"][row[0]], ecg, cine, self.phenotypes.iloc[row[0]], self.covariates.iloc[row[0]])
 
-# %% ../nbs/14_cohort.ipynb #e81285c9
+# %% ../nbs/14_cohort.ipynb #b9817547
 @patch
 def load(self: Cohort,
     indices=None,                     # slice, row numbers, the name of a split, or None for all
@@ -502,9 +502,9 @@ def load(self: Cohort,
         return part.stop - part.start
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(rows), desc="loading", unit="patient", delay=5) as bar:
         for done in pool.map(fill, [slice(i, min(i + SHARD, len(rows))) for i in range(0, len(rows), SHARD)]): bar.update(done)
-    return {"ecg": ecg, "r_peaks": torch.from_numpy(self.r_peaks[rows]).to(device), "cine": cine}
+    return {"ecg": ecg, "r_peaks": torch.from_numpy(self.r_peaks[rows]).to(device), "cine": cine, "names": list(self.table.index[rows])}
 
-# %% ../nbs/14_cohort.ipynb #dc8037ce
+# %% ../nbs/14_cohort.ipynb #7e9fa460
 def as_is(batch): # what a DataLoader collates with where batches come whole
     "The batch."
     return batch
@@ -520,6 +520,9 @@ class Stream(Dataset):
         self.rows = cohort.split(indices) if isinstance(indices, str) else cohort._indices(indices)
 
     def __len__(self): return len(self.rows)
+
+    @property
+    def names(self) -> list: return list(self.cohort.table.index[self.rows]) # pseudonyms
 
     def __getitems__(self, i) -> dict: # a batch
         return self.cohort.batch(self.rows[np.asarray(i)], self.normalize) | {"index": torch.as_tensor(i)}

@@ -96,14 +96,14 @@ def tune_step(model: Tuned, batch: dict) -> dict: # the batch carries `targets` 
     targets = (batch["targets"] - model.mean) / model.sd
     return {"loss": masked_error(model(training_view(model.encoder, batch)), targets)}
 
-# %% ../nbs/62_finetune.ipynb #9866b68a
+# %% ../nbs/62_finetune.ipynb #d3e2bd4c
 def with_targets(data: Pairs, targets: pd.DataFrame) -> Pairs: # the same pairs, whose batches carry `targets`
     "Pairs that know what was measured. Raises `PtaclError` on another number of patients, or a target without two different values."
     y = as_numbers(targets)
     if len(y) != len(data): raise PtaclError(f"{len(data)} patients, but {len(y)} rows of targets")
     flat = [name for name, v in zip(targets, y.T) if len(np.unique(v[np.isfinite(v)])) < 2]
     if flat: raise PtaclError(f"{', '.join(flat)}: no two training patients differ in it. Leave the column out")
-    return Pairs(data.ecg, data.r_peaks, data.cine, data.extra | {"targets": torch.tensor(y, dtype=torch.float32)})
+    return data.with_extra(targets=torch.tensor(y, dtype=torch.float32))
 
 def finetune(
     encoder: ECGEncoder | CMREncoder, # pre-trained; copied
