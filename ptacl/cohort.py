@@ -27,7 +27,7 @@ from tqdm import tqdm
 from zarr.codecs import Crc32cCodec
 from zarr.storage import FsspecStore, LocalStore
 from . import __version__
-from .errors import PtaclError
+from .errors import PtaclError, check_device
 from .presets import LEADS, PHENOTYPES
 from .readers import ECG, Cine
 from .tables import COVARIATES
@@ -488,6 +488,7 @@ def load(self: Cohort,
     workers: int = 8,                 # threads that read
 ) -> dict:                            # as `batch`, without index
     "Patients in memory, as `ptacl.training.Pairs` takes them: Pairs(**cohort.load(\"train\", \"cuda\"))."
+    check_device(device)
     rows = self.split(indices) if isinstance(indices, str) else self._indices(indices)
     F, on_cpu = self._records["cine"].shape[1:], torch.device(device).type == "cpu"
     ecg, cine = torch.empty(len(rows), 12, SAMPLES, dtype=dtype, device=device), torch.empty(len(rows), *F, dtype=torch.uint8, device=device)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .augment import CMRAugment, augment_ecg, centre_crop
 from .cmr import resample_frames
 from .encoders import CMREncoder, ECGEncoder
-from .errors import PtaclError
+from .errors import PtaclError, check_device
 from .presets import Preset
 from .regression import as_numbers
 from .training import Pairs, fit, full_precision, infer
@@ -144,6 +144,7 @@ def attention_map(model: Tuned, batch: dict) -> Tensor: # (B, 12, n) leads × ti
 # %% ../nbs/62_finetune.ipynb #925a8774
 def load_tuned(folder, device="cpu") -> Tuned:
     "A fine-tuned model from the folder that `fit` wrote. Raises `PtaclError` where there is none."
+    check_device(device)
     folder, kinds = Path(folder), {"Tuned-ECG": ECGEncoder, "Tuned-CMR": CMREncoder}
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -21,7 +21,7 @@ from .cmae import CMAE, Autoencoder, autoencoder_step, beat_preset, cmae_step
 from .dualphase import DualPhase, TwoPhases, dualphase_step, phenotype_step
 from .eccl import eccl_step, start_eccl
 from .encoders import CMREncoder, ECGEncoder
-from .errors import PtaclError
+from .errors import PtaclError, check_device
 from .finetune import Tuned, tune_step
 from .mae import MAE
 from .mmcl import MMCL, mmcl_step, start_mmcl
@@ -133,7 +133,7 @@ RIVALS = {"MMCL": MMCL, "CMAE": CMAE, "DualPhase": DualPhase}  # what `from_pret
 
 def load_method(folder, device="cpu") -> nn.Module: # folder/NAME/model of `train_method`
     "The model of any method, in evaluation mode. Raises `PtaclError` where the folder does not hold one."
-    folder = Path(folder)
+    folder = Path(folder); check_device(device)
     try: config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError): config = {}
     if config.get("kind") not in RIVALS: return from_pretrained(folder, device)

@@ -6,7 +6,7 @@
 __all__ = ['centre_view', 'projection', 'deviations', 'PTACL', 'in_chunks', 'joint_loss', 'start_joint', 'save_pretrained',
            'from_pretrained']
 
-# %% ../nbs/41_ptacl.ipynb #d19c5825
+# %% ../nbs/41_ptacl.ipynb #3bd3ac63
 import json
 import tempfile
 from dataclasses import asdict
@@ -20,7 +20,7 @@ from .augment import centre_crop
 from .beats import segment_beats
 from .cmr import resample_frames
 from .encoders import CMREncoder, ECGEncoder
-from .errors import PtaclError
+from .errors import PtaclError, check_device
 from .losses import BatchNorm, cosine_local_loss, global_contrastive_loss, local_contrastive_loss, ptacl_loss
 from .mae import MAE
 from .presets import Preset
@@ -153,10 +153,10 @@ def save_pretrained(model: PTACL | MAE, folder) -> Path:
             if old.exists(): old.rename(folder)
             raise
 
-# %% ../nbs/41_ptacl.ipynb #29634c1e
+# %% ../nbs/41_ptacl.ipynb #ead22fff
 def from_pretrained(folder, device="cpu") -> PTACL | MAE:
     "The model that `save_pretrained` wrote, in evaluation mode. Raises `PtaclError` where the folder does not hold one."
-    folder = Path(folder)
+    folder = Path(folder); check_device(device)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model = _build(config["kind"], Preset(**config["preset"]))

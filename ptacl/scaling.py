@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAID', 'worker', 'command', 'stop', 'stream', 'why', 'fit_in_processes', 'surroundings']
 
-# %% ../nbs/51_scaling.ipynb #b6f1e481
+# %% ../nbs/51_scaling.ipynb #b024db2e
 import codecs
 import os
 import queue
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 import torch
@@ -23,11 +24,12 @@ from .errors import PtaclError
 from .presets import Preset
 from .training import fit
 
-# %% ../nbs/51_scaling.ipynb #9a02a922
+# %% ../nbs/51_scaling.ipynb #293babb7
 SAID = "ptacl: "  # before the sentence of a process that ends by PtaclError
 
 def worker(call: str): # path of the arguments
     "What each process does: the arguments' training. Its PtaclError becomes one line and exit status 1."
+    warnings.formatwarning = lambda message, category, *_, **__: f"{category.__name__}: {message}\n"   # without the path of a file
     try: fit(**torch.load(call, weights_only=False, mmap=True))   # written by `fit_in_processes` a moment ago
     except PtaclError as e: print(f"\n{SAID}{e}", flush=True); sys.exit(1)
     if dist.is_initialized(): dist.destroy_process_group()

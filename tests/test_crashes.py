@@ -19,9 +19,12 @@ import ptacl.training
 from ptacl.encoders import ECGEncoder
 from ptacl.errors import PtaclError
 from ptacl.experiments import run_experiment
+from ptacl.finetune import load_tuned
+from ptacl.methods import load_method
 from ptacl.model import PTACL, from_pretrained, joint_loss, save_pretrained, start_joint
 from ptacl.presets import paper_regression
 from ptacl.training import fit
+from ptacl.virtual import simulate
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 EPOCHS = 5
@@ -230,3 +233,10 @@ def test_a_killed_kernel_is_a_failed_run(tmp_path, capfd):
     failed = json.loads((tmp_path / "out" / "failed.json").read_text(encoding="utf-8"))
     assert failed["error"].startswith("dies: its process was killed") and not (tmp_path / "out" / "result.json").exists()
     assert "so far" in (tmp_path / "out" / "dies.ipynb").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("use", [lambda folder: simulate(1, 0, "cuda"), lambda folder: from_pretrained(folder, "cuda:1"),
+                                 lambda folder: load_tuned(folder, "cuda"), lambda folder: load_method(folder, torch.device("cuda", 0))])
+def test_a_gpu_that_is_not_there_is_one_sentence(use, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(PtaclError, match=r"device cuda(:\d)? was asked for, but torch .* finds no GPUs: check .* or take the CPU"): use(tmp_path)
