@@ -319,7 +319,7 @@ def tidy(folder: Path):
     for f in folder.glob(".state.*"): f.unlink(missing_ok=True)
     for f in folder.glob(".model.*"): shutil.rmtree(f, ignore_errors=True)
 
-# %% ../nbs/50_training.ipynb #f10774d0
+# %% ../nbs/50_training.ipynb #f7ce49e9
 def begin(model, data, size: int, preset: Preset, steps: int, lr: float, folder, settings: dict, accelerator) -> tuple: # folder: None for a new run
     "What a run begins with: this process's loader, the parts of the state, the history so far."
     loader = share_out(data.batches(size, train=True), accelerator.process_index, accelerator.num_processes)
@@ -330,6 +330,7 @@ def begin(model, data, size: int, preset: Preset, steps: int, lr: float, folder,
     agree(model, len(history))
     return loader, parts, history
 
+# %% ../nbs/50_training.ipynb #f72bcc44
 def fit(
     model: nn.Module,          # MAE or PTACL; trained in place
     step,                      # (model, batch) -> dict with "loss"
@@ -366,7 +367,7 @@ def fit(
     if folder and main: save_pretrained(model.eval(), folder / "model")
     return history
 
-# %% ../nbs/50_training.ipynb #8511bcf5
+# %% ../nbs/50_training.ipynb #0a48c6f1
 def report(row: dict, epochs: int, name: str, accelerator: Accelerator):
     "One line per epoch, to the screen and to the tracker."
     shown = {k: v for k, v in row.items() if k not in ("epoch", "lr", "seconds", "skipped")}
@@ -374,7 +375,7 @@ def report(row: dict, epochs: int, name: str, accelerator: Accelerator):
     if accelerator.is_main_process: tqdm.write(f"{name}  epoch {row['epoch']}/{epochs}  {line}  {row['seconds']:.1f} s")
     accelerator.log(shown | {"lr": row["lr"], "skipped": row["skipped"]}, step=row["epoch"])
 
-# %% ../nbs/50_training.ipynb #1c842438
+# %% ../nbs/50_training.ipynb #68c7eba3
 def own_part(data: Pairs, size: int) -> tuple[DataLoader, bool]: # in batches; whether other processes have other parts
     "The patients that this process looks at, in order; everybody where there are fewer patients than processes."
     loader = data.batches(size)
