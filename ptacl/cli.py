@@ -129,7 +129,7 @@ def audit(
     typer.echo(summary(findings))
     raise typer.Exit(int(len(findings) > 0))
 
-# %% ../nbs/91_cli.ipynb #47775388
+# %% ../nbs/91_cli.ipynb #cf61b030
 def key_numbers(result: dict) -> list: # lines
     "The numbers of a result that are worth a line on the screen."
     from ptacl.alignment import chance_scores
@@ -147,13 +147,15 @@ def run(
     experiment: Annotated[str, typer.Argument(help="name in nbs/experiments, or path of a notebook")],
     context: typer.Context,
     sweep: Annotated[list[str] | None, typer.Option(metavar="NAME=v1,v2,…", help="one run for each value; several: each combination")] = None,
+    processes: Annotated[int, typer.Option(help="that train together on each batch; with GPUs at most one for each")] = 1,
 ):
     "Run an experiment notebook; its report goes to reports/EXPERIMENT, or to the parameter output_dir. -p NAME VALUE sets a parameter."
     from ptacl.experiments import run_experiment
     from ptacl.report import sweep as run_all
     try:
-        if sweep: return said(run_all(experiment, sweep, named(context.args)))
-        folder, result = run_experiment(experiment, named(context.args))
+        parameters = named(context.args) | ({"processes": str(processes)} if processes != 1 else {})
+        if sweep: return said(run_all(experiment, sweep, parameters))
+        folder, result = run_experiment(experiment, parameters)
     except PtaclError as e: fail(e)
     report = folder / Path(experiment).stem
     where = [f"report:   {report}.html", f"notebook: {report}.ipynb", f"numbers:  {folder}/result.json"]

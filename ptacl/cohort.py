@@ -8,7 +8,7 @@ __all__ = ['FORMAT', 'MV', 'SCOPES', 'GROUPS', 'SHARD', 'SPLITS', 'BEATS', 'TEXT
            'digest', 'open_store', 'name_of', 'create_records', 'Cohort', 'small_array', 'shard_parts', 'people_of',
            'Patient', 'as_is', 'Stream', 'assign_splits']
 
-# %% ../nbs/14_cohort.ipynb #032f2ee5
+# %% ../nbs/14_cohort.ipynb #65b24f84
 import io
 import json
 import shutil
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from zarr.codecs import Crc32cCodec
 from zarr.storage import FsspecStore, LocalStore
 from . import __version__
-from .errors import PtaclError
+from .errors import PtaclError, check_device
 from .presets import FS, LEADS, PHENOTYPES, SAMPLES, SIZE, SPACING
 from .readers import ECG, Cine
 from .tables import COVARIATES
@@ -477,7 +477,7 @@ def __getitem__(self: Cohort, i) -> Patient | dict:
     cine = Cine(frames, (*facts.get("spacing", [10.0])[:1], SPACING, SPACING), np.arange(len(frames)) / len(frames), meta=facts.get("cine", {}))
     return Patient(self._table["id"][row[0]], ecg, cine, self.phenotypes.iloc[row[0]], self.covariates.iloc[row[0]])
 
-# %% ../nbs/14_cohort.ipynb #e81285c9
+# %% ../nbs/14_cohort.ipynb #81266e22
 @patch
 def load(self: Cohort,
     indices=None,                     # slice, row numbers, the name of a split, or None for all
@@ -487,6 +487,7 @@ def load(self: Cohort,
     workers: int = 8,                 # threads that read
 ) -> dict:                            # as `batch`, without index
     "Patients in memory, as `ptacl.training.Pairs` takes them: Pairs(**cohort.load(\"train\", \"cuda\"))."
+    check_device(device)
     rows = self.split(indices) if isinstance(indices, str) else self._indices(indices)
     F, on_cpu = self._records["cine"].shape[1:], torch.device(device).type == "cpu"
     ecg, cine = torch.empty(len(rows), 12, SAMPLES, dtype=dtype, device=device), torch.empty(len(rows), *F, dtype=torch.uint8, device=device)
@@ -501,9 +502,9 @@ def load(self: Cohort,
         return part.stop - part.start
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(rows), desc="loading", unit="patient", delay=5) as bar:
         for done in pool.map(fill, [slice(i, min(i + SHARD, len(rows))) for i in range(0, len(rows), SHARD)]): bar.update(done)
-    return {"ecg": ecg, "r_peaks": torch.from_numpy(self.r_peaks[rows]).to(device), "cine": cine}
+    return {"ecg": ecg, "r_peaks": torch.from_numpy(self.r_peaks[rows]).to(device), "cine": cine, "names": list(self.table.index[rows])}
 
-# %% ../nbs/14_cohort.ipynb #dc8037ce
+# %% ../nbs/14_cohort.ipynb #7e9fa460
 def as_is(batch): # what a DataLoader collates with where batches come whole
     "The batch."
     return batch
@@ -519,6 +520,9 @@ class Stream(Dataset):
         self.rows = cohort.split(indices) if isinstance(indices, str) else cohort._indices(indices)
 
     def __len__(self): return len(self.rows)
+
+    @property
+    def names(self) -> list: return list(self.cohort.table.index[self.rows]) # pseudonyms
 
     def __getitems__(self, i) -> dict: # a batch
         return self.cohort.batch(self.rows[np.asarray(i)], self.normalize) | {"index": torch.as_tensor(i)}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .augment import CMRAugment, augment_ecg, centre_crop
 from .cmr import resample_frames
 from .encoders import CMREncoder, ECGEncoder
-from .errors import PtaclError
+from .errors import PtaclError, check_device
 from .presets import Preset
 from .regression import as_numbers
 from .training import Pairs, fit, full_precision, infer
@@ -96,14 +96,14 @@ def tune_step(model: Tuned, batch: dict) -> dict: # the batch carries `targets` 
     targets = (batch["targets"] - model.mean) / model.sd
     return {"loss": masked_error(model(training_view(model.encoder, batch)), targets)}
 
-# %% ../nbs/62_finetune.ipynb #9866b68a
+# %% ../nbs/62_finetune.ipynb #d3e2bd4c
 def with_targets(data: Pairs, targets: pd.DataFrame) -> Pairs: # the same pairs, whose batches carry `targets`
     "Pairs that know what was measured. Raises `PtaclError` on another number of patients, or a target without two different values."
     y = as_numbers(targets)
     if len(y) != len(data): raise PtaclError(f"{len(data)} patients, but {len(y)} rows of targets")
     flat = [name for name, v in zip(targets, y.T) if len(np.unique(v[np.isfinite(v)])) < 2]
     if flat: raise PtaclError(f"{', '.join(flat)}: no two training patients differ in it. Leave the column out")
-    return Pairs(data.ecg, data.r_peaks, data.cine, data.extra | {"targets": torch.tensor(y, dtype=torch.float32)})
+    return data.with_extra(targets=torch.tensor(y, dtype=torch.float32))
 
 def finetune(
     encoder: ECGEncoder | CMREncoder, # pre-trained; copied
@@ -144,6 +144,7 @@ def attention_map(model: Tuned, batch: dict) -> Tensor: # (B, 12, n) leads × ti
 # %% ../nbs/62_finetune.ipynb #925a8774
 def load_tuned(folder, device="cpu") -> Tuned:
     "A fine-tuned model from the folder that `fit` wrote. Raises `PtaclError` where there is none."
+    check_device(device)
     folder, kinds = Path(folder), {"Tuned-ECG": ECGEncoder, "Tuned-CMR": CMREncoder}
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

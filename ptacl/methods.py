@@ -6,7 +6,7 @@
 __all__ = ['PRETRAININGS', 'METHODS', 'RIVALS', 'Method', 'methods_table', 'with_standard_targets', 'run_phase', 'train_method',
            'load_method']
 
-# %% ../nbs/85_methods.ipynb #ff85e937
+# %% ../nbs/85_methods.ipynb #4a3f9f1b
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,14 +21,15 @@ from .cmae import CMAE, Autoencoder, autoencoder_step, beat_preset, cmae_step
 from .dualphase import DualPhase, TwoPhases, dualphase_step, phenotype_step
 from .eccl import eccl_step, start_eccl
 from .encoders import CMREncoder, ECGEncoder
-from .errors import PtaclError
+from .errors import PtaclError, check_device
 from .finetune import Tuned, tune_step
 from .mae import MAE
 from .mmcl import MMCL, mmcl_step, start_mmcl
 from .model import from_pretrained, save_pretrained, start_joint, why_no_model
 from .presets import PHENOTYPES, Preset
+from .scaling import fit_in_processes
 from .simclr import SimCLR, simclr_step
-from .training import Pairs, fit, joint_step, mae_cmr_step, mae_ecg_step
+from .training import Pairs, joint_step, mae_cmr_step, mae_ecg_step
 
 # %% ../nbs/85_methods.ipynb #025e5bb7
 _unlabelled = lambda p: (p.epochs_mae, p.lr_mae)
@@ -90,20 +91,20 @@ def methods_table() -> pd.DataFrame: # index title
             "changes": ", ".join(f"{k} = {v}" for k, v in m.changes.items()), "needs": m.needs} for m in METHODS.values()}
     return pd.DataFrame(rows).T.rename_axis("method")
 
-# %% ../nbs/85_methods.ipynb #3252d8e4
+# %% ../nbs/85_methods.ipynb #82f76aa2
 def with_standard_targets(data: Pairs) -> Pairs:
     "The same pairs, their targets with mean 0 and spread 1; what has no `extra` targets is passed on."
     y = getattr(data, "extra", {}).get("targets")
     if y is None: return data
     y = y - y.nanmean(0)
     y = y / y.square().nanmean(0).sqrt().clamp(min=1e-6)
-    return Pairs(data.ecg, data.r_peaks, data.cine, data.extra | {"targets": y})
+    return data.with_extra(targets=y)
 
-def run_phase(name: str, build, step, data, preset: Preset, epochs: int, lr: float, seed: int = 0, folder=None) -> nn.Module:
+def run_phase(name: str, build, step, data, preset: Preset, epochs: int, lr: float, seed: int = 0, folder=None, processes: int = 1) -> nn.Module:
     "Build a model from the seed and train it, or go on where `folder`/`name` stopped."
     torch.manual_seed(seed)
-    model = build()
-    if step: fit(model, step, data, preset, epochs, lr, folder and Path(folder) / name, seed, resume=folder is not None, name=name)
+    model, own = build(), folder and Path(folder) / name
+    if step: fit_in_processes(processes, model, step, data, preset, epochs, lr, own, seed=seed, resume=folder is not None, name=name)
     elif folder: save_pretrained(model.eval(), Path(folder) / name / "model")
     return model.eval()
 
@@ -127,12 +128,12 @@ def train_method(
     p = replace(preset, **m.changes)
     return run_phase(name, partial(m.build, p, *parts), m.step, data, p, p.epochs_joint, p.lr_joint, seed, folder)
 
-# %% ../nbs/85_methods.ipynb #5cd34f6a
+# %% ../nbs/85_methods.ipynb #24910c31
 RIVALS = {"MMCL": MMCL, "CMAE": CMAE, "DualPhase": DualPhase}  # what `from_pretrained` does not know
 
 def load_method(folder, device="cpu") -> nn.Module: # folder/NAME/model of `train_method`
     "The model of any method, in evaluation mode. Raises `PtaclError` where the folder does not hold one."
-    folder = Path(folder)
+    folder = Path(folder); check_device(device)
     try: config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError): config = {}
     if config.get("kind") not in RIVALS: return from_pretrained(folder, device)

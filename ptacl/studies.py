@@ -9,11 +9,12 @@ __all__ = ['SCORES', 'SCHEMA', 'middle_and_stack', 'resized', 'prepared', 'simul
            'show_summary', 'sentences', 'board_sentences', 'pretrained', 'joint', 'beat_seconds', 'misaligned',
            'check_result', 'save_result']
 
-# %% ../nbs/93_studies.ipynb #ec89242f
+# %% ../nbs/93_studies.ipynb #fd1c8494
 import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -38,7 +39,7 @@ from .retrieval import bootstrap_weights, query_results, retrieval_draws, retrie
 from .training import Pairs, as_bytes, infer, joint_step, pairs_of_virtual
 from .virtual import VirtualPatients, simulate
 
-# %% ../nbs/93_studies.ipynb #a094b506
+# %% ../nbs/93_studies.ipynb #7e44d7db
 def middle_and_stack(vp: VirtualPatients, slices: int = 9, every: int = 5) -> tuple: # a full stack -> (n, F, H, W), (n, F/every, slices, H, W)
     "The middle slice, and a smaller stack with as many slices for each patient."
     there, at = vp.height.isfinite().sum(1).cpu(), torch.arange(len(vp))
@@ -79,7 +80,8 @@ def simulate_pairs(
             if not at: whole[name] = torch.empty(n, *x.shape[1:], dtype=x.dtype)
             whole[name][at:at + len(x)] = x
     parts = [whole.pop(name) for name in ("ecg", "r_peaks", "cine")]
-    return Pairs(*parts, whole), *(pd.concat(x) for x in zip(*people))
+    y, c = (pd.concat(x) for x in zip(*people))
+    return Pairs(*parts, whole, list(y.index)), y, c
 
 # %% ../nbs/93_studies.ipynb #e2305aed
 @dataclass
@@ -282,21 +284,29 @@ def board_sentences(board: pd.DataFrame, score: str) -> list: # a board of `ptac
                    f"difference {g.difference.mean():+.3f}; clearly higher in {up}, clearly lower in {down}.")
     return out
 
-# %% ../nbs/93_studies.ipynb #4e6e5847
-def pretrained(data: Pairs, preset: Preset, seed: int, folder) -> list: # ECG encoder, CMR encoder
+# %% ../nbs/93_studies.ipynb #de9c9d47
+def pretrained(data: Pairs, preset: Preset, seed: int, folder, processes: int = 1) -> list: # ECG encoder, CMR encoder
     "The two masked autoencoders' encoders, trained or found in `folder`."
     parts = []
     for name in METHODS["ptacl"].start:
         build, step, budget = PRETRAININGS[name]
-        parts.append(run_phase(name, lambda build=build: build(preset), step, data, preset, *budget(preset), seed, folder).encoder)
+        parts.append(run_phase(name, lambda build=build: build(preset), step, data, preset, *budget(preset), seed, folder, processes).encoder)
     return parts
 
-def joint(name: str, data: Pairs, preset: Preset, encoders, seed: int, folder, freeze: bool = True) -> PTACL: # encoders: (), or both
+def joint(
+    name: str,                 # of the folder
+    data: Pairs, preset: Preset,
+    encoders,                  # (), or both
+    seed: int, folder,
+    freeze: bool = True,
+    processes: int = 1,        # that train together
+    chunk: int | None = None,  # patients whose activations are in memory at a time
+) -> PTACL:
     "A joint model from these encoders, trained or found in `folder`/`name`."
-    build = lambda: start_joint(preset, *encoders, freeze=freeze)
-    return run_phase(name, build, joint_step, data, preset, preset.epochs_joint, preset.lr_joint, seed, folder)
+    build, step = lambda: start_joint(preset, *encoders, freeze=freeze), partial(joint_step, chunk=chunk)
+    return run_phase(name, build, step, data, preset, preset.epochs_joint, preset.lr_joint, seed, folder, processes)
 
-# %% ../nbs/93_studies.ipynb #5b38205f
+# %% ../nbs/93_studies.ipynb #b8bcecf5
 def beat_seconds(r_peaks: Tensor) -> Tensor: # (n, R) s -> (n,)
     "Median RR interval; 1 s for a patient without one."
     return r_peaks.diff(dim=1).nanmedian(1).values.nan_to_num(1.0)
@@ -311,7 +321,7 @@ def misaligned(
     g = torch.Generator().manual_seed(seed)
     noise, delay = torch.randn(data.r_peaks.shape, generator=g), torch.randn(len(data), generator=g)
     peaks = (data.r_peaks + jitter / 1000 * noise).clamp(min=0).sort(1).values if jitter else data.r_peaks
-    if not shift: return Pairs(data.ecg, peaks, data.cine, data.extra)
+    if not shift: return Pairs(data.ecg, peaks, data.cine, data.extra, data.names)
     frames, cine = data.cine.shape[1], torch.empty_like(data.cine)
     at = delay * shift / 1000 / beat_seconds(data.r_peaks) * frames                   # in frames
     for rows in torch.arange(len(data)).split(64):
@@ -319,7 +329,7 @@ def misaligned(
         left, b = j.floor(), torch.arange(len(rows))[:, None]
         x = [data.cine[rows][b, (left + k).long() % frames].float() for k in (0, 1)]
         cine[rows] = torch.lerp(*x, (j - left)[..., None, None]).round().to(torch.uint8)
-    return Pairs(data.ecg, peaks, cine, data.extra)
+    return Pairs(data.ecg, peaks, cine, data.extra, data.names)
 
 # %% ../nbs/93_studies.ipynb #9b20524d
 SCHEMA = {

@@ -31,7 +31,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from torch import Tensor
 from tqdm import tqdm
 
-from .errors import PtaclError
+from .errors import PtaclError, check_device
 from .heartbeat import (DURATION, ELECTRODES, FS, MAX_BEATS, RHYTHMS, draw_ecg, ecg_noise, ectopic_waves, electrode_off,
     fibrillation, fibrillatory_waves, from_electrodes, leads12, mains_hum, marks_inside, noise_bursts, peaks_inside, premature,
     rhythm_waves, sinus_rhythm, swapped_arms, to_electrodes, waves, with_rhythm)
@@ -1004,7 +1004,7 @@ def simulate(
         if value < least: raise PtaclError(f"{name} must be at least {least}, got {value}")
     asked = faults_asked(frames, rhythm, lead_off, hum, missing, spacing, affected, bursts=bursts, swap=swap,
         gating_shift=gating_shift, gating_jitter=gating_jitter, breathing=breathing)
-    streams = Streams(seed, torch.arange(start, start + n))
+    check_device(device); streams = Streams(seed, torch.arange(start, start + n))
     f, p = draw_faults(streams, asked, affected), population(streams)
     if "rhythm" in asked: p = with_rhythm(p, rhythm, f["struck rhythm"], streams.uniform("block")[:, 0])
     v, hearts = without_signals(streams, p, f, asked, frames, torch.device(device))

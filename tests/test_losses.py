@@ -327,6 +327,8 @@ def test_two_processes_have_the_loss_and_the_gradients_of_one(tmp_path):
     assert [run.returncode for run in runs] == [0, 0, 0], "\n".join(said)
     whole, *parts = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
     assert 0 < whole["loss"] and all(g.abs().max() > 1e-4 for n, g in whole.items() if n.endswith("weight"))
+    mean = (parts[0].pop("loss") + parts[1].pop("loss")) / 2                         # each of its own patients
+    torch.testing.assert_close(mean, whole.pop("loss"), atol=1e-6, rtol=1e-5)
     for part in parts:
         assert part.keys() == whole.keys()
         for name in whole: torch.testing.assert_close(part[name], whole[name], atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")

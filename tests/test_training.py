@@ -8,32 +8,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from steps import KINDS, noise, same, start, tiny
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import ptacl.training
 from ptacl.augment import CMRAugment
-from ptacl.encoders import CMREncoder, ECGEncoder
 from ptacl.errors import PtaclError
 from ptacl.mae import MAE
 from ptacl.model import PTACL, from_pretrained
-from ptacl.presets import workshop
-from ptacl.training import Pairs, fit, infer, joint_step, learning_rate, load_state, mae_cmr_step, mae_ecg_step, make_optimizer
-
-tiny = replace(workshop, width=16, heads=2, ecg_layers=1, cmr_layers=1, frozen_layers=0, decoder_width=16, proj_dim=8, batch_size=4)
-KINDS = {"joint": (lambda: PTACL(tiny), joint_step), "ecg": (lambda: MAE(ECGEncoder(tiny)), mae_ecg_step),
-         "cmr": (lambda: MAE(CMREncoder(tiny)), mae_cmr_step)}
+from ptacl.training import Pairs, fit, infer, joint_step, learning_rate, load_state, make_optimizer
 
 
 @pytest.fixture(scope="module")
-def pairs():
-    g = torch.Generator().manual_seed(0)
-    return Pairs(torch.randn(10, 12, 5000, generator=g), torch.arange(0.3, 10, 0.9).repeat(10, 1),
-                 torch.randint(0, 256, (10, 50, 84, 84), dtype=torch.uint8, generator=g))
-
-
-def start(kind="joint"):
-    torch.manual_seed(3)
-    return KINDS[kind][0]()
+def pairs(): return noise(10)
 
 
 def run(model, pairs, epochs=3, kind="joint", step=None, **kw):
@@ -41,10 +28,6 @@ def run(model, pairs, epochs=3, kind="joint", step=None, **kw):
 
 
 def losses(history): return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 class Interrupted(Exception): pass
@@ -97,12 +80,13 @@ def test_without_resume_a_run_starts_anew(pairs, tmp_path):
 def test_interrupted_while_the_state_is_written(pairs, tmp_path, monkeypatch):
     run(start(), pairs, 1, folder=tmp_path)
     before = (tmp_path / "state.pt").read_bytes()
-    def half(parts, file): open(file, "wb").write(b"half"); raise Interrupted
+    def cut(fd): raise Interrupted                                                   # the file is there, under its passing name
     with monkeypatch.context() as m:
-        m.setattr(ptacl.training.torch, "save", half)
+        m.setattr(ptacl.training.os, "fsync", cut)
         with pytest.raises(Interrupted): run(start(), pairs, 2, folder=tmp_path, resume=True)
     assert (tmp_path / "state.pt").read_bytes() == before
     assert len(run(start(), pairs, 2, folder=tmp_path, resume=True)) == 2
+    assert {f.name for f in tmp_path.iterdir()} == {"state.pt", "state-1.pt", "model"}
 
 
 def test_every_patient_is_seen_once_an_epoch_in_new_order(pairs):
@@ -137,26 +121,61 @@ def test_the_cmr_autoencoder_is_asked_for_the_moved_film_without_noise(pairs, mo
 
 # --- awkward data ----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("bad", ["nan", "inf"])
-def test_a_loss_that_is_not_finite_stops_the_run(bad, pairs, tmp_path):
-    ecg = pairs.ecg.clone(); ecg[:, 3, 2500] = float(bad)
-    broken = Pairs(ecg, pairs.r_peaks, pairs.cine)
+def spoilt(pairs, who, value=math.nan):
+    "Pairs with pseudonyms, of whom some have a value that is no number."
+    ecg = pairs.ecg.clone(); ecg[who, 3] = value
+    return Pairs(ecg, pairs.r_peaks, pairs.cine, names=[f"sim-{i:05d}" for i in range(len(pairs))])
+
+
+@pytest.mark.parametrize("kind", ["joint", "ecg"])   # a cine is of bytes, which are all numbers
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(bad, kind, pairs, capsys):
+    model = start(kind)
+    history = run(model, spoilt(pairs, [4], bad), 3, kind)
+    seen = sum(row["skipped"] for row in history)
+    assert 0 < seen <= 3 and all(math.isfinite(v) for row in history for v in row.values())
+    assert all(v.isfinite().all() for v in model.state_dict().values())             # batch norms, too
+    said = capsys.readouterr().out
+    assert said.count("step skipped") == seen and said.count("the data of sim-00004\n") == seen
+
+
+def test_a_skipped_step_leaves_no_trace(pairs):
+    def never(model, batch): return {"loss": joint_step(model, batch)["loss"] * math.nan}
+    model = start(); before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(PtaclError, match="no step of the epoch"): run(model, pairs, 1, step=never)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_too_many_in_a_row_end_the_run_with_the_batch_saved(pairs, tmp_path):
     run(start(), pairs, 1, folder=tmp_path)
-    before = (tmp_path / "state.pt").read_bytes()
-    with pytest.raises(PtaclError, match=r"name-of-run: the loss is .* in epoch 2\. Lower the learning rate"):
-        run(start(), broken, 3, folder=tmp_path, resume=True, name="name-of-run")
-    assert (tmp_path / "state.pt").read_bytes() == before                           # the last good state is kept
+    before, calls = (tmp_path / "state.pt").read_bytes(), []
+    def later(model, batch):
+        calls.append(batch["index"].tolist())
+        return {"loss": joint_step(model, batch)["loss"] * (1 if len(calls) in (1, 4) else math.nan)}
+    with pytest.raises(PtaclError, match=r"of-run: the loss is nan in 2 steps in a row; the data of its patients .*bad_batch_0\.pt") as e:
+        run(start(), pairs, 9, step=later, folder=tmp_path, resume=True, name="of-run", bad_steps=2)
+    assert len(calls) == 3 and "Lower the learning rate" in str(e.value)             # one good, two bad
+    kept = torch.load(tmp_path / "bad_batch_0.pt", weights_only=True)
+    assert kept["index"].tolist() == calls[-1] and len(kept["patients"]) == 4 and kept["cine"].shape == (4, 50, 84, 84)
+    assert (tmp_path / "state-1.pt").read_bytes() == before or (tmp_path / "state.pt").read_bytes() == before
+
+
+def test_bad_patients_are_named_when_the_run_ends(pairs, tmp_path):
+    small = replace(tiny, batch_size=2)
+    with pytest.raises(PtaclError, match=r"the loss is nan in 3 steps in a row; values that are no numbers in the data of sim-0000\d.* mend") as e:
+        fit(start(), joint_step, spoilt(pairs, range(10)), small, 9, 3e-3, tmp_path)
+    assert "Leave these patients out" in str(e.value) and not (tmp_path / "state.pt").exists()
 
 
 def test_a_learning_rate_that_blows_up_is_said(pairs):
     def explodes(model, batch): return {"loss": joint_step(model, batch)["loss"] * math.inf}
-    with pytest.raises(PtaclError, match="the loss is"): run(start(), pairs, 2, step=explodes)
+    with pytest.raises(PtaclError, match="the loss is"): run(start(), pairs, 2, step=explodes, bad_steps=2)
 
 
-def test_a_last_step_that_spoils_the_weights_is_said(pairs, tmp_path):
+def test_a_gradient_that_is_not_finite_spoils_no_weights(pairs, tmp_path):
     def root(model, batch): return {"loss": joint_step(model, batch)["loss"] + torch.sqrt(0 * sum(p.sum() for p in model.parameters()))}
-    with pytest.raises(PtaclError):                                                 # the loss is finite, its gradient is not
-        fit(start(), root, Pairs(pairs.ecg[:4], pairs.r_peaks[:4], pairs.cine[:4]), tiny, 1, 3e-3, tmp_path)
+    with pytest.raises(PtaclError, match="the gradient is nan"):                    # the loss is finite
+        fit(start(), root, Pairs(pairs.ecg[:4], pairs.r_peaks[:4], pairs.cine[:4]), tiny, 1, 3e-3, tmp_path, bad_steps=1)
     assert not (tmp_path / "model").exists()
 
 
@@ -234,7 +253,8 @@ def test_a_state_of_another_model_is_refused_in_words(pairs, tmp_path):
 def test_a_state_of_other_settings_is_refused(pairs, tmp_path):
     run(start(), pairs, 1, folder=tmp_path)
     other = replace(tiny, tau_local=0.5)
-    with pytest.raises(PtaclError, match="other settings"): fit(PTACL(other), joint_step, pairs, other, 2, 3e-3, tmp_path, resume=True)
+    with pytest.raises(PtaclError, match=r"other settings, tau_local 0\.07 \(now 0\.5\): use"): fit(
+        PTACL(other), joint_step, pairs, other, 2, 3e-3, tmp_path, resume=True)
     with pytest.raises(PtaclError, match="other settings"): run(start(), pairs, 2, seed=1, folder=tmp_path, resume=True)
     fewer = Pairs(pairs.ecg[:8], pairs.r_peaks[:8], pairs.cine[:8])
     with pytest.raises(PtaclError, match="other settings"): run(start(), fewer, 2, folder=tmp_path, resume=True)
@@ -244,7 +264,7 @@ def test_state_and_settings_come_back(pairs, tmp_path):
     history = run(start(), pairs, 2, folder=tmp_path)
     settings = torch.load(tmp_path / "state.pt", weights_only=True)["settings"]
     assert settings == asdict(tiny) | {"seed": 0, "lr": 3e-3, "patients": 10}
-    assert load_state(tmp_path / "state.pt", settings) == history and load_state(tmp_path / "none.pt", settings) == []
+    assert load_state(tmp_path, settings) == history and load_state(tmp_path / "none", settings) == []
 
 
 # --- optimiser -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,51 @@
+"A tiny preset, its models, pairs of noise, and steps that come to harm: importable by the processes that tests of training start."
+import os
+import signal
+import time
+from dataclasses import replace
+
+import torch
+
+from ptacl.encoders import CMREncoder, ECGEncoder
+from ptacl.errors import PtaclError
+from ptacl.mae import MAE
+from ptacl.model import PTACL, joint_loss
+from ptacl.presets import workshop
+from ptacl.training import Pairs, joint_step, mae_cmr_step, mae_ecg_step
+
+tiny = replace(workshop, width=16, heads=2, ecg_layers=1, cmr_layers=1, frozen_layers=0, decoder_width=16, proj_dim=8, batch_size=4)
+KINDS = {"joint": (lambda: PTACL(tiny), joint_step), "ecg": (lambda: MAE(ECGEncoder(tiny)), mae_ecg_step),
+         "cmr": (lambda: MAE(CMREncoder(tiny)), mae_cmr_step)}
+
+
+def start(kind="joint"):
+    torch.manual_seed(3)
+    return KINDS[kind][0]()
+
+
+def noise(n=11, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return Pairs(torch.randn(n, 12, 5000, generator=g), torch.arange(0.3, 10, 0.9).repeat(n, 1),
+                 torch.randint(0, 256, (n, 50, 84, 84), dtype=torch.uint8, generator=g))
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+class Harm:
+    "A step at whose call number `at` process 1 gets a signal."
+    def __init__(self, how=signal.SIGKILL, at=4): self.how, self.at, self.calls = how, at, 0
+
+    def __call__(self, model, batch):
+        self.calls += 1
+        if self.calls == self.at and os.environ.get("RANK") == "1": os.kill(os.getpid(), self.how)
+        return joint_loss(model, batch)
+
+
+def slow(model, batch):
+    time.sleep(0.2)
+    return joint_loss(model, batch)
+
+
+def refuses(model, batch): raise PtaclError("sim-00003 is not welcome here")

@@ -1,0 +1,358 @@
+"Several processes on one batch: the loss, the gradients and the model of one; and what happens where one of them dies."
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import redirect_stdout
+from copy import deepcopy
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+import torch.distributed as dist
+from steps import Harm, noise, refuses, start, tiny
+from torch.multiprocessing import get_context
+
+import ptacl.losses
+from ptacl.errors import PtaclError
+from ptacl.losses import BatchNorm, gather, global_contrastive_loss, local_contrastive_loss, with_others
+from ptacl.model import joint_loss
+from ptacl.experiments import run_experiment
+from ptacl.scaling import fit_in_processes, stream
+from ptacl.training import Pairs, add_gradients, fit, infer, joint_step, share_out
+
+pytestmark = [pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"),
+              pytest.mark.skipif(sys.platform == "win32", reason="no fork")]
+
+
+def member(f, rank, world, folder):
+    "One process of a group; what f returns, or its error, goes to a file."
+    torch.set_num_threads(1)
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    torch.save(f(rank, world), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def together(f, world, folder):
+    "f(rank, world) in each of several processes: a list."
+    folder.mkdir()
+    members = [get_context("fork").Process(target=member, args=(f, rank, world, folder)) for rank in range(world)]
+    for m in members: m.start()
+    for m in members: m.join(120)
+    alive = [m.kill() for m in members if m.is_alive()]
+    assert not alive and [m.exitcode for m in members] == [0] * world
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def learn(model, data, rank, world, size, chunk=None):
+    "Loss and gradients of the first batch, of which this process has a part."
+    batch, model = next(iter(share_out(data.batches(size), rank, world))), deepcopy(model).train()
+    out, share = joint_loss(model, batch, chunk), len(batch["index"]) / size
+    (out["loss"] * share).backward()
+    add_gradients(list(model.parameters()))
+    numbers = {k: ptacl.losses.total(out[k] * share) for k in ("loss", "global", "local", "valid")}
+    buffers = {k: v.clone() for k, v in model.named_buffers()}
+    return numbers | buffers | {k: p.grad.clone() for k, p in model.named_parameters()}
+
+
+def close(a, b, atol=1e-7, rtol=1e-7):
+    assert a.keys() == b.keys()
+    for name in a: torch.testing.assert_close(a[name], b[name], atol=atol, rtol=rtol, msg=lambda m, name=name: f"{name}: {m}")
+
+
+# --- losses and gradients --------------------------------------------------------------------------------------------------
+
+def without_beats(data, whom):
+    r_peaks = data.r_peaks.clone(); r_peaks[whom] = torch.nan
+    return Pairs(data.ecg, r_peaks, data.cine)
+
+
+CASES = {  # patients of the batch, who of them has no beats, chunk
+    "even": (8, [], None), "uneven": (11, [], None), "one more": (9, [2], None),
+    "no beats in process 0": (9, [0, 4, 8, 2, 6], None), "no beats at all": (9, list(range(9)), None),
+    "in chunks": (8, [1], 2), "in chunks, uneven": (11, [0, 2, 4, 6, 8, 10], 2), "one at a time": (9, [], 1)}
+
+@pytest.fixture
+def doubled(monkeypatch):
+    "Everything in double precision: what differs is no rounding."
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    def f(data, model): return Pairs(data.ecg.double(), data.r_peaks.double(), data.cine), model.double()
+    return f
+
+
+def test_in_single_precision_too(tmp_path):
+    data, model = noise(), start()
+    flat = lambda found: torch.cat([found[name].flatten() for name, _ in model.named_parameters()])
+    parts = together(lambda rank, world: learn(model, data, rank, world, 11), 2, tmp_path / "run")
+    whole = learn(model, data, 0, 1, 11)
+    for part in parts:
+        assert part["loss"] == pytest.approx(whole["loss"].item(), rel=1e-5)
+        assert (flat(part) - flat(whole)).norm() < 1e-5 * flat(whole).norm()
+
+
+QUICK = [(2, "uneven"), (2, "in chunks, uneven"), (4, "uneven"), (4, "no beats in process 0")]
+
+@pytest.mark.parametrize("world, case", [pytest.param(w, c, id=f"{w}, {c}", marks=[] if (w, c) in QUICK else pytest.mark.long)
+                                         for w in (2, 4) for c in CASES])
+def test_processes_have_the_loss_and_the_gradients_of_one(world, case, tmp_path, doubled):
+    size, whom, chunk = CASES[case]
+    data, model = doubled(without_beats(noise(), whom), start())
+    parts = together(lambda rank, world: learn(model, data, rank, world, size, chunk), world, tmp_path / "run")
+    whole = learn(model, data, 0, 1, size)
+    assert whole["loss"] > 1 and sum(v.abs().max() > 1e-3 for v in whole.values()) > 20
+    for part in parts: close(part, whole)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 99])
+def test_chunks_have_the_loss_and_the_gradients_of_the_whole(chunk, doubled):
+    data, model = doubled(without_beats(noise(), [3]), start())
+    close(learn(model, data, 0, 1, 11, chunk), learn(model, data, 0, 1, 11))
+
+
+def test_small_batches_are_something_else():
+    "What chunks are for: the sum of the losses of parts is not the loss of the whole."
+    data, model = noise(8), start()
+    whole = learn(model, data, 0, 1, 8)["global"]
+    parts = [joint_loss(model, data.__getitems__(list(range(i, i + 2))))["global"] for i in range(0, 8, 2)]
+    assert abs(torch.stack(parts).mean() - whole) > 0.3
+
+
+def test_in_chunks_autograd_keeps_little_more_than_the_inputs():
+    data, model, kept = noise(8), start(), {}
+    def held(chunk):
+        kept.clear()
+        def pack(x): kept[x.data_ptr()] = x.untyped_storage().nbytes(); return x
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x): loss = joint_loss(model, data.__getitems__(list(range(8))), chunk)["loss"]
+        loss.backward()
+        return sum(kept.values())
+    assert held(1) < 0.2 * held(None)
+
+
+def test_augmentation_is_the_same_when_a_chunk_is_encoded_again(doubled):
+    data, model = doubled(noise(8), start())
+    def learned(chunk):
+        torch.manual_seed(4); model.zero_grad()
+        joint_step(model, data.__getitems__(list(range(8))), chunk)["loss"].backward()
+        return {k: p.grad.clone() for k, p in model.named_parameters()}
+    close(learned(3), learned(None))
+
+
+def test_each_process_compares_its_own_rows_only(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 11, 6, generator=g)
+    def shapes(rank, world):
+        seen, real = [], ptacl.losses.cosine
+        def cosine(x, y): seen.append((len(x), len(y))); return real(x, y)
+        ptacl.losses.cosine = cosine
+        global_contrastive_loss(a[rank::world], b[rank::world], 0.1)
+        return torch.tensor(seen)
+    assert [x.tolist() for x in together(shapes, 4, tmp_path / "run")] == [[[3, 11]] * 2] * 3 + [[[2, 11]] * 2]
+
+
+def test_gather_and_batch_norm_with_uneven_parts(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(7, 3, generator=g), torch.randn(7, 3, generator=g)
+    def part(rank, world):
+        mine = slice(0, 1) if rank == 0 else slice(1, 3) if rank == 1 else slice(3, 7)
+        norm, own = BatchNorm(3), x[mine].clone().requires_grad_()
+        (norm(own) * weight[mine]).sum().backward()
+        everyone, rows = with_others(x[mine])
+        assert rows == mine and torch.equal(everyone, x) and torch.equal(gather(torch.arange(7)[mine]), torch.arange(7))
+        return {"grad": own.grad, "mean": norm.running_mean, "var": norm.running_var}
+    parts = together(part, 3, tmp_path / "run")
+    norm, whole = torch.nn.BatchNorm1d(3), x.clone().requires_grad_()
+    (norm(whole) * weight).sum().backward()
+    torch.testing.assert_close(torch.cat([p["grad"] for p in parts]), whole.grad, atol=1e-5, rtol=1e-5)
+    for p in parts: torch.testing.assert_close((p["mean"], p["var"]), (norm.running_mean, norm.running_var))
+
+
+def test_the_local_mean_is_over_all_valid_patients(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 6, 5, 4, generator=g)
+    valid = torch.tensor([False, True, False, True, False, False])
+    def part(rank, world): return local_contrastive_loss(a[rank::2], b[rank::2], 0.1, 0.1, valid=valid[rank::2]) / 2
+    parts = together(part, 2, tmp_path / "run")
+    torch.testing.assert_close(sum(parts), local_contrastive_loss(a, b, 0.1, 0.1, valid=valid)); assert parts[0] == 0
+
+
+@pytest.mark.parametrize("n", [1, 2, 11])
+def test_inference_counts_nobody_twice(n, tmp_path):
+    data, model = noise(n), start().eval()
+    def outputs(rank, world):
+        z, index = infer(lambda b: (model.embeddings(b)[0], b["index"]), model, data, 3)
+        maps = infer(lambda b: b["ecg"][:, :2, :3], model, data, 4)
+        return {"z": z, "index": index, "maps": maps}
+    parts = together(outputs, 2, tmp_path / "run")
+    whole = outputs(0, 1)
+    assert whole["index"].tolist() == list(range(n))
+    for part in parts: close(part, whole, atol=0.05, rtol=0.02); assert torch.equal(part["index"], whole["index"])
+
+
+# --- fit -------------------------------------------------------------------------------------------------------------------
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture
+def importable(monkeypatch):
+    "The steps of these tests, for processes of their own."
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def launched(folder, step=joint_loss, epochs=3, processes=2, **kw):
+    model = start()
+    return model, fit_in_processes(processes, model, step, noise(), tiny, epochs, 3e-3, folder, **{"silence": 120, "name": "in two"} | kw)
+
+
+def at_work(folder):
+    "Processes of a launch into that folder."
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try: line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError: continue
+        if b"ptacl.scaling" in line and str(folder).encode() in line: found.append(int(pid))
+    return found
+
+
+def gone(folder, seconds=60):
+    "Whether the processes of a launch end, and leave nothing."
+    until = time.monotonic() + seconds
+    while at_work(folder) and time.monotonic() < until: time.sleep(0.2)
+    return not at_work(folder)
+
+
+@pytest.fixture(scope="module")
+def in_two(tmp_path_factory):
+    "A run in two processes: folder, model, history, and what it said."
+    folder, said = tmp_path_factory.mktemp("in two"), io.StringIO()
+    with redirect_stdout(said): return folder, *launched(folder), said
+
+
+def test_the_model_of_two_processes_is_that_of_one(in_two):
+    folder, _, history, said = in_two
+    assert [said.getvalue().count(f"in two  epoch {i}/3") for i in (1, 2, 3)] == [1, 1, 1]     # one of them speaks
+    alone = fit(start(), joint_loss, noise(), tiny, 3, 3e-3)
+    for a, b in zip(history, alone, strict=True):
+        assert all(a[k] == pytest.approx(b[k], rel=0.05) for k in a if k != "seconds")       # bf16, where there is any
+    assert {f.name for f in folder.iterdir()} == {"state.pt", "state-1.pt", "model"} and gone(folder, 0)
+    with pytest.warns(UserWarning, match="cut short"):                                       # one process goes on with it
+        (folder / "state.pt").write_bytes(b"")
+        assert len(fit(start(), joint_loss, noise(), tiny, 3, 3e-3, folder, resume=True)) == 3
+
+
+NOTEBOOK = """
+from steps import *
+from ptacl.experiments import write_result
+from ptacl.scaling import fit_in_processes
+model = start()
+fit_in_processes(2, model, Harm() if harm else joint_loss, noise(), tiny, 3, 3e-3, output_dir + "/run", name="in two", resume=True, silence=120)
+write_result(output_dir, {"sum": sum(p.double().sum().item() for p in model.parameters())})
+"""
+
+def notebook(folder):
+    book, code = nbformat.v4.new_notebook(), nbformat.v4.new_code_cell
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
+    book.cells = [code("harm: bool = False\noutput_dir: str = 'reports'", metadata={"tags": ["parameters"]}), code(NOTEBOOK)]
+    nbformat.write(book, folder / "two.ipynb")
+    return str(folder / "two.ipynb")
+
+
+def test_a_process_that_dies_is_a_notebook_that_fails_and_goes_on_later(tmp_path, importable, capsys, in_two):
+    book, out = notebook(tmp_path), tmp_path / "out"
+    with pytest.raises(PtaclError, match=r"PtaclError: in two: process 1 of 2 was killed, by lack of memory or by hand, and the others were stopped"):
+        run_experiment(book, {"harm": True, "output_dir": str(out)})
+    said = capsys.readouterr().out
+    assert "in two  epoch 1/3" in said and "epoch 2/3" not in said and "in two  epoch 1/3" in (out / "two.ipynb").read_text(encoding="utf-8")
+    assert (out / "failed.json").exists() and not (out / "result.json").exists() and gone(out)
+    _, result = run_experiment(book, {"output_dir": str(out)})
+    assert result["sum"] == sum(p.double().sum().item() for p in in_two[1].parameters())     # bit for bit
+    assert not (out / "failed.json").exists()
+
+
+def test_what_a_process_refuses_is_said_here(tmp_path, importable):
+    with pytest.raises(PtaclError, match=r"^in two: sim-00003 is not welcome here$"): launched(tmp_path, refuses)
+    assert gone(tmp_path)
+
+
+@pytest.mark.long
+def test_a_process_that_hangs_is_stopped(tmp_path, importable):
+    with pytest.raises(PtaclError, match="no sign of life for 20 s"): launched(tmp_path, Harm(signal.SIGSTOP), silence=20)
+    assert gone(tmp_path)
+
+
+LAUNCH = """
+import sys
+from steps import *
+from ptacl.scaling import fit_in_processes
+fit_in_processes(2, start(), slow, noise(), tiny, 999, 1e-3, sys.argv[1])
+"""
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.long
+def test_where_the_caller_is_killed_nobody_trains_on(tmp_path, importable, how):
+    with subprocess.Popen([sys.executable, "-c", LAUNCH, str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as caller:
+        until = time.monotonic() + 120
+        while not (tmp_path / "state.pt").exists() and time.monotonic() < until: time.sleep(0.2)
+        assert len(at_work(tmp_path)) == 3                                               # torchrun and two
+        caller.send_signal(how); caller.wait(60)
+    assert gone(tmp_path)
+
+
+@pytest.mark.parametrize("processes, why", [(0, "at least 1"), (9, "9 processes cannot share a batch of 4")])
+def test_a_number_of_processes_that_cannot_be(processes, why, tmp_path):
+    with pytest.raises(PtaclError, match=why):
+        if processes: share_out(noise().batches(4), 0, processes)
+        else: launched(tmp_path, processes=0)
+
+
+def test_without_a_folder_the_model_could_not_come_back():
+    with pytest.raises(PtaclError, match="need a folder"): launched(None)
+
+
+def test_more_processes_than_gpus(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True); monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(PtaclError, match="3 processes, but 2 GPUs: one for each, so at most 2"): launched(tmp_path, processes=3)
+
+
+def test_what_is_streamed_comes_as_it_is_said(capsys):
+    "Bars return to the start of their line; umlauts may come in halves."
+    code = ("import os, time\n"
+            "for byte in 'a\\rä\\n'.encode(): os.write(1, bytes([byte])); time.sleep(.05)")
+    assert stream([sys.executable, "-c", code], 60) == (0, "a\rä\n") and capsys.readouterr().out == "a\rä\n"
+
+
+# --- meeting ---------------------------------------------------------------------------------------------------------------
+
+MEET = """
+import ptacl.training as t
+from ptacl.errors import PtaclError
+t.TIME_LIMIT = 2
+try: t.meet()
+except PtaclError as e: print(e)
+"""
+
+@pytest.mark.parametrize("taken, why", [(True, "in use by another program: choose another"), (False, "did not find each other at 127.0.0.1:")])
+def test_a_port_in_use_and_a_process_that_nobody_meets(taken, why):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0)); s.listen()
+        port = s.getsockname()[1]
+        if not taken: s.close()
+        env = os.environ | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        done = subprocess.run([sys.executable, "-c", MEET], env=env, capture_output=True, text=True, timeout=120)
+    assert why in done.stdout and str(port) in done.stdout, done.stderr[-2000:]
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    with pytest.raises(PtaclError, match="CUDA_VISIBLE_DEVICES=3 asks for a GPU, but torch .* finds none"):
+        fit(start(), joint_loss, noise(), tiny, 1, 1e-3)
+    for none in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert fit(start(), joint_loss, noise(4), tiny, 1, 1e-3)
