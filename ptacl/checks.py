@@ -8,7 +8,8 @@ __all__ = ['BEATS', 'Hint', 'expect', 'ask', 'passed', 'numbers', 'same', 'judge
            'check_zscore', 'strip', 'check_r_peaks', 'check_phase', 'segments', 'check_segment', 'check_random_mask',
            'check_patchify', 'check_masked_mse', 'embeddings', 'check_cosine', 'check_info_nce', 'check_symmetric',
            'check_own_rank', 'check_alignment_matrix', 'check_circular', 'check_local_loss', 'example_maps', 'offsets',
-           'check_within_one', 'check_phase_error', 'check_delay', 'check_r_squared', 'hits_at', 'check_precision_at_k']
+           'check_within_one', 'check_phase_error', 'check_delay', 'check_r_squared', 'check_probe', 'hits_at',
+           'check_precision_at_k']
 
 # %% ../nbs/96_checks.ipynb #7f795afa
 import numpy as np
@@ -413,7 +414,7 @@ def check_delay(answer): # (B, T, T) -> steps
             "0 is the main diagonal: compare all lags, not only that one": 0})
     passed(answer)
 
-# %% ../nbs/96_checks.ipynb #d0b074f0
+# %% ../nbs/96_checks.ipynb #ec5949e3
 def check_r_squared(answer): # y (n,), pred (n,) -> R²
     "The coefficient of determination."
     g = np.random.default_rng(0)
@@ -426,6 +427,22 @@ def check_r_squared(answer): # y (n,), pred (n,) -> R²
         "the spread was taken around 0: compare with always answering the mean": 1 - squares / (y**2).sum(),
         "the spread of the predictions: divide by that of the truth": 1 - squares / ((pred - pred.mean()) ** 2).sum(),
         "the mean squared error: R² compares it with the variance": squares / 40})
+    passed(answer)
+
+def check_probe(answer): # train_x (n, D), train_y (n,), test_x (m, D) -> (m,)
+    "Least squares with an intercept."
+    g = np.random.default_rng(1)
+    x, new = g.normal(1, 2, (50, 4)), g.normal(2, 1, (20, 4))
+    y = 140 + x @ [8, -5, 3, 1] + g.normal(0, 5, 50)
+    fit = lambda a: np.linalg.lstsq(a, y, rcond=None)[0]
+    one = lambda a: np.c_[a, np.ones(len(a))]
+    right = one(new) @ fit(one(x))
+    judge(ask(answer, x, y, new), right, {
+        "the intercept is missing: a heart of average features does not weigh 0 g; add a column of ones": new @ fit(x),
+        "these are predictions of the training patients: apply the weights to test_x": one(x) @ fit(one(x)),
+        "test patients were standardised with their own mean: use that of the training patients": one(new - new.mean(0) + x.mean(0)) @ fit(one(x)),
+        "these are the weights, not yet predictions: multiply test_x by them": fit(one(x)),
+        "the mean of the training patients is missing: add it back": right - y.mean()})
     passed(answer)
 
 def hits_at(queries, gallery, y, k, tolerance, sign=1, own=True, unit=True): # what typical mistakes make of P@k
