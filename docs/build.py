@@ -30,7 +30,7 @@ def tidy(file: Path):
         if cell.cell_type == "code":
             hidden = re.search(r"^#\|\s*hide\b", cell.source, re.MULTILINE)
             cell.source = "" if hidden else DIRECTIVES.sub("", cell.source).strip()
-    nb.cells = [cell for cell in nb.cells if cell.source]
+    nb.cells = [cell for cell in nb.cells if cell.source and "wrong" not in cell.metadata.get("tags", [])]  # mistakes of the workshop
     return nb
 
 

@@ -46,13 +46,13 @@ def passed(answer):
     "The tick."
     print(f"✓ {getattr(answer, '__name__', 'answer')} is right")
 
-# %% ../nbs/96_checks.ipynb #88f0cc3e
+# %% ../nbs/96_checks.ipynb #e435a64f
 def numbers(x) -> np.ndarray:
     "Tensor, array, tuple or number as float64. Raises `Hint` on anything else."
     try: return np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x, dtype=np.float64)
     except (TypeError, ValueError): raise Hint(f"the answer is a {type(x).__name__}, numbers were expected") from None
 
-def same(a, b, tolerance: float = 1e-3) -> bool:
+def same(a, b, tolerance: float = 1e-4) -> bool:
     "Equal in shape and, but for rounding, in value; NaN equals NaN."
     a, b = numbers(a), numbers(b)
     return a.shape == b.shape and np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)

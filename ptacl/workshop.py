@@ -150,16 +150,17 @@ def version(nb, session: str, student: bool): # -> notebook
         if student: cell.source = SOLUTION.sub(r"\1# YOUR CODE HERE\n\1raise NotImplementedError()", cell.source)
     return nb
 
-# %% ../nbs/95_workshop.ipynb #ec35acd3
+# %% ../nbs/95_workshop.ipynb #ec11abcd
 OFFLINE = r"""{% extends 'reveal/index.html.j2' %}
 {% block html_head_js_jquery %}{% endblock %}
 {% block html_head_js_requirejs %}{% endblock %}
 {% block html_head_js_mermaidjs %}{% endblock %}
 {% block html_head_js_mathjax %}<script>MathJax = {tex: {inlineMath: [['$', '$']]}, options: {enableMenu: false}}</script>
 <script src="assets/tex-svg.js"></script>{% endblock %}
-{% block html_head_css %}<style>.reveal {font-size: 26px} .reveal h1 {font-size: 1.9em} .reveal h2 {font-size: 1.5em}
-.reveal .slides {text-align: left} .jp-RenderedHTMLCommon {font-size: 1em} .reveal section img {margin: 0 auto; max-height: 520px}
-.jp-OutputPrompt, .jp-InputPrompt {display: none}</style>{% endblock %}
+{% block html_head_css %}<style>body {--r-main-font-size: 24px; --r-heading1-size: 1.8em; --r-heading2-size: 1.4em; --r-heading-text-transform: none}
+body .reveal .slides {text-align: left} body .reveal ul {margin-left: 1.2em} body .reveal li {margin-bottom: 0.3em}
+body .reveal .jp-RenderedHTMLCommon, body .reveal pre {font-size: 1em} body .reveal table {font-size: 0.8em}
+body .reveal section img {margin: 0 auto; max-height: 500px} .jp-OutputPrompt, .jp-InputPrompt, .jp-InputArea-prompt {display: none}</style>{% endblock %}
 {% block footer_js %}<script src="assets/dist/reveal.js"></script><script src="assets/plugin/notes/notes.js"></script>
 <script>Reveal.initialize({hash: true, slideNumber: 'c/t', transition: 'none', width: 1060, height: 720, plugins: [RevealNotes]})</script>
 {% endblock %}"""
@@ -304,7 +305,7 @@ def check(
         say(line + (f"; {'failed' if error else 'ran'} in {seconds:.0f} s" if run else ""))
     return problems
 
-# %% ../nbs/95_workshop.ipynb #8d5e04fa
+# %% ../nbs/95_workshop.ipynb #d9324ab9
 QUIET = ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.extension_manager=readonly"]
 
 def numbered(folder) -> Path:
@@ -321,4 +322,5 @@ def start(
     folder = students(numbered(folder))
     print(f"the sessions are in {folder}", flush=True)
     first = sorted(folder.glob("*.ipynb"))[0].name
-    return subprocess.call([sys.executable, "-m", "jupyterlab", f"--notebook-dir={folder}", f"--LabApp.default_url=/lab/tree/{first}", *QUIET, *options])
+    lab = [sys.executable, "-m", "jupyterlab", f"--notebook-dir={folder}", f"--LabApp.default_url=/lab/tree/{first}"]
+    return subprocess.call([*lab, *QUIET, *options])
