@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['small', 'NOTES', 'SOLUTION', 'OFFLINE', 'OPENING', 'QUIET', 'hearts', 'some', 'measures', 'practise', 'sessions',
-           'tagged', 'Exercise', 'exercises', 'notes', 'grading', 'version', 'assets', 'slides', 'minutes', 'heading',
-           'mistakes', 'guide', 'fresh', 'students', 'build', 'said', 'try_answers', 'run_session', 'check', 'numbered',
-           'start']
+           'tagged', 'Exercise', 'exercises', 'notes', 'grading', 'version', 'assets', 'describe', 'slides', 'minutes',
+           'heading', 'mistakes', 'guide', 'fresh', 'students', 'build', 'said', 'try_answers', 'run_session', 'check',
+           'numbered', 'start']
 
 # %% ../nbs/95_workshop.ipynb #fcfb7cc5
 import re
@@ -150,7 +150,7 @@ def version(nb, session: str, student: bool): # -> notebook
         if student: cell.source = SOLUTION.sub(r"\1# YOUR CODE HERE\n\1raise NotImplementedError()", cell.source)
     return nb
 
-# %% ../nbs/95_workshop.ipynb #ec11abcd
+# %% ../nbs/95_workshop.ipynb #d6755fab
 OFFLINE = r"""{% extends 'reveal/index.html.j2' %}
 {% block html_head_js_jquery %}{% endblock %}
 {% block html_head_js_requirejs %}{% endblock %}
@@ -160,7 +160,8 @@ OFFLINE = r"""{% extends 'reveal/index.html.j2' %}
 {% block html_head_css %}<style>body {--r-main-font-size: 24px; --r-heading1-size: 1.8em; --r-heading2-size: 1.4em; --r-heading-text-transform: none}
 body .reveal .slides {text-align: left} body .reveal ul {margin-left: 1.2em} body .reveal li {margin-bottom: 0.3em}
 body .reveal .jp-RenderedHTMLCommon, body .reveal pre {font-size: 1em} body .reveal table {font-size: 0.8em}
-body .reveal section img {margin: 0 auto; max-height: 500px} .jp-OutputPrompt, .jp-InputPrompt, .jp-InputArea-prompt {display: none}</style>{% endblock %}
+body .reveal section img {margin: 0 auto; max-height: 500px}
+.jp-OutputPrompt, .jp-InputPrompt, .jp-InputArea-prompt {display: none}</style>{% endblock %}
 {% block footer_js %}<script src="assets/dist/reveal.js"></script><script src="assets/plugin/notes/notes.js"></script>
 <script>Reveal.initialize({hash: true, slideNumber: 'c/t', transition: 'none', width: 1060, height: 720, plugins: [RevealNotes]})</script>
 {% endblock %}"""
@@ -175,9 +176,17 @@ def assets(folder: Path):
                 (folder / match[1]).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file.locate(), folder / match[1])
 
+def describe(nb):
+    "Give every picture the text below it as its description, for those who cannot see it."
+    for cell, below in zip(nb.cells, nb.cells[1:]):
+        text = re.sub(r"[*`$]", "", below.source) if below.cell_type == "markdown" else "figure"
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}): output.metadata["image/png"] = {"alt": text.strip()}
+
 def slides(nb, title: str) -> str: # HTML
     "A session as slides: cells tagged slide or also, without code; what the guide says as speaker notes."
     nb = deepcopy(nb)
+    describe(nb)
     kinds = {"slide": "slide", "also": "-", "guide": "notes"}
     for cell in nb.cells:
         cell.metadata["slideshow"] = {"slide_type": next((kind for tag, kind in kinds.items() if tagged(cell, tag)), "skip")}
@@ -251,7 +260,7 @@ def build(out) -> Path: # a new or empty folder
     nbformat.write(guide(list(nbs.values())), page); write_html(page); page.unlink()
     return out
 
-# %% ../nbs/95_workshop.ipynb #cc1c5994
+# %% ../nbs/95_workshop.ipynb #3706fb42
 def said(namespace: dict, answer: str, check: str) -> str: # sources; "" where the check passes
     "What a check says to an answer."
     try: exec(answer, namespace); exec(check, namespace)
@@ -268,19 +277,20 @@ def try_answers(nb) -> pd.DataFrame: # exercise, Mistake, Hint, said, problem ("
         for wrong in e.wrong:
             n, hint = notes(wrong), said(namespace, wrong, e.check)
             problem = "" if n["Hint"] in hint else "not caught" if not hint else "caught with another hint"
-            if hint in heard: problem = "the same hint as another mistake"
+            if hint and hint in heard: problem = "the same hint as another mistake"
             heard.add(hint)
             rows.append({"exercise": e.name, "Mistake": n["Mistake"], "Hint": n["Hint"], "said": hint, "problem": problem})
         hint = said(namespace, e.solution, e.check)
         rows.append({"exercise": e.name, "Mistake": "", "Hint": "", "said": hint, "problem": "the solution is refused" if hint else ""})
     return pd.DataFrame(rows, columns=["exercise", "Mistake", "Hint", "said", "problem"])
 
-# %% ../nbs/95_workshop.ipynb #700734ac
+# %% ../nbs/95_workshop.ipynb #eb3a7e08
 def run_session(nb) -> tuple: # seconds, what went wrong
     "Run a session with its solutions in an empty folder."
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as tmp:
-        client = NotebookClient(version(nb, "session", False), timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp}})
+        client = NotebookClient(version(nb, "session", False), timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp}},
+                                extra_arguments=["--IPKernelApp.log_level=40"])
         try: client.execute()
         except CellExecutionError as e: return time.perf_counter() - started, f"{e.ename}: {e.evalue}"
     return time.perf_counter() - started, ""
