@@ -251,7 +251,7 @@ def check_masked_mse(answer): # guess (B, N, p), target, hidden (B, N) -> scalar
         "absolute errors: squared ones were asked": off[hidden].abs().mean()})
     passed(answer)
 
-# %% ../nbs/96_checks.ipynb #c68dbd2a
+# %% ../nbs/96_checks.ipynb #69bcdba3
 def embeddings(*shape, shared: float = 1.0, seed: int = 0) -> tuple: # two tensors of that shape
     "Two sets of embeddings that have something in common, of unequal lengths."
     g = torch.Generator().manual_seed(seed)
@@ -270,6 +270,7 @@ def check_cosine(answer): # (N, D), (M, D) -> (N, M)
         "transposed: row i is the i-th vector of the first set": cosine(b, a)})
     passed(answer)
 
+# %% ../nbs/96_checks.ipynb #9fa5ebda
 def check_info_nce(answer): # (B, D), (B, D), tau -> scalar
     "InfoNCE from ECG to CMR."
     a, b = embeddings(6, 8)
@@ -285,6 +286,7 @@ def check_info_nce(answer): # (B, D), (B, D), tau -> scalar
         "all pairs count: only the diagonal holds the right pairs": -logits.log_softmax(1).mean()})
     passed(answer)
 
+# %% ../nbs/96_checks.ipynb #1dee5f46
 def check_symmetric(answer): # (B, D), (B, D), tau -> scalar
     "InfoNCE in both directions."
     a, b = embeddings(6, 8)
@@ -308,7 +310,7 @@ def check_own_rank(answer): # similarity (N, N), rows ECGs, columns cines -> (N,
         "that is which cine stands at the top, not where the own one stands": s.argmax(1)})
     passed(answer)
 
-# %% ../nbs/96_checks.ipynb #ac758968
+# %% ../nbs/96_checks.ipynb #b3216cfd
 def check_alignment_matrix(answer): # T, sigma -> (T, T)
     "Target weights of the local loss."
     T, sigma = 6, 0.4
@@ -339,7 +341,7 @@ def check_circular(answer): # T, sigma -> (T, T)
         "rows do not sum to 1 any more: normalise after wrapping": wrapped / wrapped.max()})
     passed(answer)
 
-# %% ../nbs/96_checks.ipynb #0490fb73
+# %% ../nbs/96_checks.ipynb #93859f11
 def check_local_loss(answer): # (B, T, D), (B, T, D), sigma, tau -> scalar
     "The local contrastive loss, hard and soft."
     a, b = embeddings(3, 6, 8)
@@ -366,7 +368,7 @@ def check_local_loss(answer): # (B, T, D), (B, T, D), sigma, tau -> scalar
             "the mean over frames: P already weighs them, so add them up": right / 6})
     passed(answer)
 
-# %% ../nbs/96_checks.ipynb #33bf515f
+# %% ../nbs/96_checks.ipynb #e8c52437
 def example_maps(late: int = 0) -> torch.Tensor: # (6, 13, 13)
     "Noisy maps with a ridge, `late` frames behind the diagonal; the last patient has no heartbeat."
     noise = torch.rand(6, 13, 13, generator=torch.Generator().manual_seed(0))
@@ -394,6 +396,7 @@ def check_within_one(answer): # (B, T, T) -> share
         "only frames that are late count: take the absolute difference": share(offsets(maps) <= 1)})
     passed(answer)
 
+# %% ../nbs/96_checks.ipynb #99cfd493
 def check_phase_error(answer): # (B, T, T) -> cycles
     "Mean distance around the cycle."
     maps = example_maps(3)
@@ -414,7 +417,7 @@ def check_delay(answer): # (B, T, T) -> steps
             "0 is the main diagonal: compare all lags, not only that one": 0})
     passed(answer)
 
-# %% ../nbs/96_checks.ipynb #ec5949e3
+# %% ../nbs/96_checks.ipynb #155d5461
 def check_r_squared(answer): # y (n,), pred (n,) -> R²
     "The coefficient of determination."
     g = np.random.default_rng(0)
@@ -429,6 +432,7 @@ def check_r_squared(answer): # y (n,), pred (n,) -> R²
         "the mean squared error: R² compares it with the variance": squares / 40})
     passed(answer)
 
+# %% ../nbs/96_checks.ipynb #3753c250
 def check_probe(answer): # train_x (n, D), train_y (n,), test_x (m, D) -> (m,)
     "Least squares with an intercept."
     g = np.random.default_rng(1)
@@ -445,6 +449,7 @@ def check_probe(answer): # train_x (n, D), train_y (n,), test_x (m, D) -> (m,)
         "the mean of the training patients is missing: add it back": right - y.mean()})
     passed(answer)
 
+# %% ../nbs/96_checks.ipynb #7028212e
 def hits_at(queries, gallery, y, k, tolerance, sign=1, own=True, unit=True): # what typical mistakes make of P@k
     "Hits (n, k) of the first k found."
     s = sign * (cosine(queries, gallery) if unit else queries @ gallery.T)
