@@ -193,7 +193,7 @@ def slides(nb, title: str) -> str: # HTML
     exporter = SlidesExporter(raw_template=OFFLINE, exclude_input=True, reveal_url_prefix="assets", reveal_theme="white", embed_images=True)
     return exporter.from_notebook_node(nb, {"metadata": {"name": title}})[0]
 
-# %% ../nbs/95_workshop.ipynb #6a71295d
+# %% ../nbs/95_workshop.ipynb #35398dcf
 def minutes(nb) -> int:
     "How long a session takes, as its guide says. Raises `PtaclError` where it does not."
     text = "\n".join(c.source for c in nb.cells if tagged(c, "guide"))
@@ -217,7 +217,7 @@ everyone run the first code cell of session 1 before you speak: it loads all lib
 
 Every session has the same shape: goals and a picture (your slides), exercises with checks, a stretch task for the quick, questions whose
 answers unfold, and five minutes of *what would break this in a hospital*, which are best spoken, not read. Learners who are stuck can go on:
-each exercise names the function of the kit that does the same. Press S in the slides for your notes.
+the harder exercises name the function of the kit that does the same. Press S in the slides for your notes.
 
 **Before the day:** run `ptacl workshop check` on the slowest laptop. It runs every session with its solutions, tries every mistake below,
 and says what took how long."""
