@@ -3,6 +3,18 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+
+class WithSessions(build_py):
+    "Takes the sessions of the course along: an installed kit has no nbs folder."
+    def run(self):
+        super().run()
+        if self.editable_mode: return
+        for session in sorted(Path("nbs/workshop").glob("*.ipynb")):
+            self.mkpath(f"{self.build_lib}/ptacl/sessions")
+            self.copy_file(str(session), f"{self.build_lib}/ptacl/sessions/{session.name}")
+
 
 parser = ConfigParser(delimiters=["="])
 parser.read("settings.ini", encoding="utf-8")
@@ -22,5 +34,6 @@ setup(
     install_requires=cfg["requirements"].split(),
     extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "export")},
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": ["ptacl=ptacl._modidx:d"]},
+    cmdclass={"build_py": WithSessions},
     zip_safe=False,
 )

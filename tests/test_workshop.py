@@ -1,0 +1,170 @@
+"The course: as it is built, as it is installed, as it is started, and that its checks catch what they should."
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from html.parser import HTMLParser
+
+import nbformat
+import pytest
+
+from ptacl import checks
+from ptacl.workshop import build, check, exercises, minutes, mistakes, sessions, students, try_answers
+
+TAGS = {"setup", "exercise", "check", "wrong", "guide", "slide", "also", "stretch"}
+SESSIONS = sessions()
+pytestmark = pytest.mark.xdist_group("workshop")
+
+
+def read(file): return nbformat.read(file, 4)
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("course") / "out")
+
+
+# --- the sources ---------------------------------------------------------------------------------------------------------
+
+def test_eight_sessions_fill_three_hours():
+    assert [f.stem[:2] for f in SESSIONS] == [f"{n:02d}" for n in range(1, 9)]
+    assert sum(minutes(read(f)) for f in SESSIONS) == 180
+
+
+@pytest.mark.parametrize("file", SESSIONS, ids=lambda f: f.stem)
+def test_a_session_has_all_its_parts(file):
+    nb = read(file)
+    text = "\n".join(c.source for c in nb.cells if c.cell_type == "markdown")
+    for part in ("After this session you can", "## Stretch", "## Questions", "<details>", "## Five minutes: what would break this in a hospital?"):
+        assert part in text, part
+    assert text.count("<details>") == text.count("</details>") == text.count("<summary>") >= 3
+    assert any("image/png" in o.get("data", {}) for c in nb.cells for o in c.get("outputs", []))
+    assert len(exercises(nb)) >= 3
+    tags = [t for c in nb.cells for t in c.metadata.get("tags", [])]
+    assert set(tags) <= TAGS and tags.count("setup") == 1
+    for cell in nb.cells:
+        begins, ends = cell.source.count("### BEGIN SOLUTION"), cell.source.count("### END SOLUTION")
+        assert begins == ends == int(bool({"exercise", "stretch"} & set(cell.metadata.get("tags", []))))
+
+
+@pytest.mark.parametrize("file", SESSIONS, ids=lambda f: f.stem)
+def test_every_wrong_answer_is_caught_by_its_own_hint(file):
+    tried = try_answers(read(file))
+    assert (tried.Mistake != "").sum() >= 6
+    assert (tried.problem == "").all(), tried[tried.problem != ""].to_dict("records")
+
+
+def test_every_check_is_used_by_a_session():
+    used = {name for f in SESSIONS for e in exercises(read(f)) for name in re.findall(r"check_\w+", e.check)}
+    assert used == {name for name in vars(checks) if name.startswith("check_")}
+
+
+def test_a_check_that_lets_a_mistake_pass_is_found(monkeypatch):
+    monkeypatch.setattr(checks, "check_heart_rate", checks.passed)
+    assert sum("not caught" in p for p in check(["1"], run=False, say=lambda line: None)) == 4
+
+
+# --- what is built -------------------------------------------------------------------------------------------------------
+
+def test_students_get_neither_solutions_nor_hints_of_them(course):
+    for file in SESSIONS:
+        nb = read(course / "student" / file.name)
+        text = json.dumps(nb)
+        assert "SOLUTION" not in text and "Mistake:" not in text and "minutes:**" not in text
+        assert not any(c.get("outputs") for c in nb.cells)
+        assert text.count("raise NotImplementedError()") == sum("### BEGIN SOLUTION" in c.source for c in read(file).cells)
+        assert nbformat.validate(nb) is None
+
+
+def test_a_student_who_has_written_nothing_is_told_so(course):
+    for file in SESSIONS:
+        nb = read(course / "student" / file.name)
+        said = try_answers(nb)
+        assert said.said.str.contains("not written yet").all(), said
+
+
+def test_the_teacher_gets_everything_with_nbgrader_metadata(course):
+    for file in SESSIONS:
+        nb = read(course / "teacher" / file.name)
+        graded = [c.metadata.nbgrader for c in nb.cells if "nbgrader" in c.metadata]
+        assert sum(g.solution for g in graded) == sum(g.grade for g in graded) == len(exercises(nb)) >= 3
+        assert len({g.grade_id for g in graded}) == len(graded)
+        assert "minutes:**" in json.dumps(nb) and any(c.get("outputs") for c in nb.cells)
+
+
+class Loads(HTMLParser):
+    "Everything that a page would fetch."
+    def __init__(self): super().__init__(); self.found = []
+    def handle_starttag(self, tag, attributes):
+        self.found += [v for k, v in attributes if k in ("src", "srcset", "data") or (k == "href" and tag == "link")]
+
+
+def test_slides_and_guide_need_no_other_host(course):
+    for page in (*course.glob("slides/*.html"), course / "guide.html"):
+        text = page.read_text(encoding="utf-8")
+        parser = Loads(); parser.feed(text)
+        for url in filter(None, parser.found):
+            assert url.startswith("data:") or (page.parent / url).is_file(), f"{page.name}: {url[:80]}"
+        assert not re.search(r"@import\s+url\(|import\s+\w+\s+from\s+['\"]http|url\(['\"]?https?:", text), page.name
+    for css in (course / "slides" / "assets").rglob("*.css"):
+        for url in re.findall(r"url\(['\"]?([^'\")]+)", css.read_text(encoding="utf-8")):
+            assert url.startswith("data:") or (css.parent / url.split("?")[0].split("#")[0]).is_file(), url
+
+
+def test_slides_show_goals_and_pictures_and_no_solution(course):
+    for file in SESSIONS:
+        text = (course / "slides" / f"{file.stem}.html").read_text(encoding="utf-8")
+        assert text.count("<section>") >= 6 and "data:image/png" in text and "SOLUTION" not in text
+        assert "After this session you can" in text and "what would break this in a hospital" in text
+        assert 'class="notes"' in text
+
+
+def test_guide_tells_times_mistakes_and_cures(course):
+    text = (course / "guide.html").read_text(encoding="utf-8")
+    assert "3:00" in text
+    for file in SESSIONS: assert mistakes(read(file)).count("\n") >= 7
+    assert text.count("<table") >= 9
+
+
+# --- installed and started -----------------------------------------------------------------------------------------------
+
+def test_an_installed_kit_has_the_sessions(root, tmp_path):
+    source = tmp_path / "source"
+    for folder in ("ptacl", "nbs/workshop"): shutil.copytree(root / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "settings.ini", "pyproject.toml", "MANIFEST.in", "README.md"): shutil.copy(root / name, source)
+    subprocess.run([sys.executable, "setup.py", "-q", "bdist_wheel", "-d", str(tmp_path)], cwd=source, check=True, capture_output=True)
+    zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(tmp_path / "site")
+    done = subprocess.run([sys.executable, "-c", "from ptacl import cli; cli.app(['workshop', 'build', 'out'])"], cwd=tmp_path,
+                          env=os.environ | {"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [f.name for f in sorted((tmp_path / "out" / "student").iterdir())] == [f.name for f in SESSIONS]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="ends JupyterLab by a signal to its group")
+def test_start_opens_jupyterlab_on_a_fresh_copy(tmp_path):
+    students(tmp_path / "course")
+    lab = subprocess.Popen([sys.executable, "-c", "from ptacl import cli; cli.app()", "workshop", "start", "course", "--no-browser", "--port=18923",
+                            "--IdentityProvider.token=here", "--allow-root"], cwd=tmp_path, start_new_session=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        for _ in range(120):
+            try: page = urllib.request.urlopen("http://127.0.0.1:18923/api/contents/?token=here", timeout=5); break
+            except OSError: time.sleep(0.5)
+            assert lab.poll() is None, lab.stdout.read()
+        names = sorted(item["name"] for item in json.load(page)["content"])
+        assert names == [f.name for f in SESSIONS] and (tmp_path / "course-2" / names[0]).is_file()
+    finally:
+        os.killpg(lab.pid, signal.SIGTERM); lab.wait(30)
+
+
+@pytest.mark.long
+def test_all_sessions_run_with_their_solutions():
+    lines = []
+    assert check(say=lines.append) == []
+    assert all(int(re.search(r"ran in (\d+) s", line)[1]) < 180 for line in lines), lines
