@@ -329,7 +329,7 @@ class LinkedView(anywidget.AnyWidget):
         "Hand the reader a file."
         self.send({"download": name, "type": kind}, [content])
 
-# %% ../nbs/73_explorer.ipynb #d2eee23c
+# %% ../nbs/73_explorer.ipynb #e25130af
 def picture(
     numbers: dict,   # name -> (T, T), of `shown_numbers`
     scale: dict,
@@ -341,7 +341,7 @@ def picture(
     n = len(numbers) + (frame is not None)
     fig, axes = plt.subplots(1, n, figsize=(2.7 * n + 0.6, 3.1), layout="constrained", squeeze=False)
     for ax, (name, m) in zip(axes[0], numbers.items()):
-        im = ax.imshow(m, **{k: scale[k] for k in ("cmap", "vmin", "vmax")})
+        im = ax.imshow(m.numpy(), **{k: scale[k] for k in ("cmap", "vmin", "vmax")})
         if m.isfinite().all(): ax.plot(m.argmax(1), np.arange(len(m)), ".", color="white", ms=4, mec="black", mew=0.4)
         ax.set(title=name, xlabel="CMR frame t", ylabel="ECG segment k")
     fig.colorbar(im, ax=axes[0, :len(numbers)], label=scale["label"], shrink=0.75)
@@ -400,7 +400,7 @@ class AlignmentExplorer(W.VBox):
         bundle = super()._repr_mimebundle_(**kw)
         return bundle | {"image/png": base64.b64encode(self.picture("png")).decode()}
 
-# %% ../nbs/73_explorer.ipynb #47863e36
+# %% ../nbs/73_explorer.ipynb #8a3814a9
 @patch
 def controls(self: AlignmentExplorer):
     "Everything that can be set, in four tabs."
@@ -409,7 +409,7 @@ def controls(self: AlignmentExplorer):
     self.difference = W.ToggleButton(description=f"difference to {names[0]}", disabled=len(names) < 2, layout=W.Layout(width="auto"))
     self.group = W.Dropdown(options=GROUPS, description="show", layout=W.Layout(width="260px"))
     self.softmax = W.ToggleButton(description="softmax of rows", tooltip="cosines, or what the local loss compares", layout=W.Layout(width="auto"))
-    self.temperature = W.FloatLogSlider(value=next(iter(self.both.models.values())).preset.tau_local, min=-2, max=0.5, step=0.05, description="temperature", style={"description_width": "80px"})
+    self.temperature = W.FloatLogSlider(value=next(iter(self.both.models.values())).preset.tau_local, min=-2, max=0.5, step=0.05, description="τ", style={"description_width": "20px"})
     self.target = W.ToggleButton(description="target outlined", layout=W.Layout(width="auto"))
     self.circular = W.ToggleButton(description="circular time", tooltip="the last moment is a neighbour of the first", layout=W.Layout(width="auto"))
     slow = {"continuous_update": False, "style": {"description_width": "110px"}}

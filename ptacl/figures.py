@@ -7,17 +7,15 @@ __all__ = ['FONT', 'BARE', 'ROW', 'MARKS', 'HTML_JS', 'FILM_JS', 'CURSOR_JS', 'V
            'map_figure', 'whole_beats', 'shading', 'paper', 'ecg_figure', 'mean_beat', 'cycle_figure', 'plain',
            'standalone']
 
-# %% ../nbs/72_figures.ipynb #d3854dae
+# %% ../nbs/72_figures.ipynb #7612e1bb
 import base64
 import json
 from html import escape
 import matplotlib as mpl
 import numpy as np
 import plotly.graph_objects as go
-import torch
 from plotly.offline import get_plotlyjs
 from torch import Tensor
-from .alignment import colour_scale
 from .presets import LEADS
 
 # %% ../nbs/72_figures.ipynb #ce002406
