@@ -82,11 +82,11 @@ def shading(beats: list, T: int, lo: float, hi: float) -> str: # SVG path
             path += f"M{x0},{lo}L{x1},{lo}L{x1},{hi}L{x0},{hi}Z"
     return path
 
-# %% ../nbs/72_figures.ipynb #6f90102e
-def paper(step: float, thick: int = 5) -> dict: # of the thick lines
-    "Grid lines like those of ECG paper."
-    thin = {"showgrid": True, "dtick": step / thick, "gridcolor": "#f6dcdc", "gridwidth": 0.5}
-    return {"showgrid": True, "dtick": step, "gridcolor": "#eaa9a9", "gridwidth": 1, "minor": thin, "zeroline": False}
+# %% ../nbs/72_figures.ipynb #3a4235f0
+def paper(x0: float, x1: float, y0: float, y1: float, mm: int) -> str: # SVG path
+    "The lines of ECG paper, one every so many mm; as one path, since plotly's own grid would be hundreds of elements."
+    across = [f"M{x:.2f},{y0}V{y1}" for x in np.arange(np.ceil(x0 / (0.04 * mm)), x1 / (0.04 * mm)) * 0.04 * mm]
+    return "".join(across + [f"M{x0},{y:.2f}H{x1}" for y in np.arange(np.ceil(y0 / (0.1 * mm)), y1 / (0.1 * mm)) * 0.1 * mm])
 
 def ecg_figure(
     mv: np.ndarray,   # (12, n) mV, the crop
@@ -105,15 +105,17 @@ def ecg_figure(
     labels = [{"text": f"<b>{name}</b>", "x": 0.004, "xref": "paper", "xanchor": "left", "y": 0.62 - ROW * i, "showarrow": False,
                "bgcolor": "#ffffffb0"}
               for i, name in enumerate(names)]
-    shapes = [{"type": "path", "path": shading(beats, T, lo, hi), "fillcolor": "#26828e", "opacity": 0.13, "line": {"width": 0}, "layer": "below"}]
+    grid = [{"type": "path", "path": paper(t[0], t[-1], lo, hi, mm), "layer": "below", "line": {"color": colour, "width": width}}
+            for mm, colour, width in ((1, "#f6dcdc", 0.5), (5, "#eaa9a9", 1))]
+    shapes = [*grid, {"type": "path", "path": shading(beats, T, lo, hi), "fillcolor": "#26828e", "opacity": 0.13, "line": {"width": 0}, "layer": "below"}]
     shapes += [{"type": "line", "x0": r, "x1": r, "y0": lo, "y1": hi, "line": {"color": "#26828e", "width": 1, "dash": "dot"}}
                for r in sorted({r for beat in beats for r in beat})]
     return go.Figure(lines, go.Layout(
         font=FONT, showlegend=False, dragmode=False, shapes=shapes, annotations=labels, plot_bgcolor="white",
         margin={"l": 4, "r": 4, "t": 4, "b": 34},
-        xaxis=paper(0.2) | {"range": [t[0], t[-1]], "fixedrange": True, "title": {"text": "time (s); 25 mm/s, 10 mm/mV", "standoff": 4},
+        xaxis=BARE | {"range": [t[0], t[-1]], "title": {"text": "time (s); 25 mm/s, 10 mm/mV", "standoff": 4},
                             "tickvals": np.arange(np.ceil(t[0] * 2) / 2, t[-1], 0.5).tolist()},
-        yaxis=paper(0.5) | {"range": [lo, hi], "fixedrange": True, "showticklabels": False}))
+        yaxis=BARE | {"range": [lo, hi], "showticklabels": False, "ticks": ""}))
 
 # %% ../nbs/72_figures.ipynb #c327e248
 def mean_beat(

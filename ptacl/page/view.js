@@ -51,7 +51,12 @@ function linkedView(root, Plotly, on) {
   root.classList.add("px"); root.innerHTML = HTML;
   const $ = s => root.querySelector(s), quiet = { displayModeBar: false, responsive: false, doubleClick: false };
   let v = null, cell = [0, 0], kept = [0, 0], timer = null, frame = 0, queued = null;
-  const draw = (div, fig, width, height) => Plotly.react(div, fig.data, { ...fig.layout, width, height, shapes: [...(fig.layout.shapes || [])] }, quiet);
+  const draw = (div, fig, shapes, width, height) => Plotly.react(div, fig.data, { ...fig.layout, width, height, shapes }, quiet);
+  const shapes = () => { // of all figures, with the cursor
+    const c = cursorShapes(v, ...cell), base = f => f.layout.shapes || [], leads = carried("leads");
+    return { maps: v.maps.map(f => [...base(f), c.cell]), cycle: [...base(v.cycle), ...c.cycle],
+      ecg: v.ecg.map((f, i) => [...(leads ? leadShapes(leads, 6 * i, 6, v.row) : []), ...base(f), c.light]) };
+  };
   const divs = (parent, n, make) => { while (parent.children.length > n) { Plotly.purge(parent.lastChild); parent.lastChild.remove(); }
     while (parent.children.length < n) { const d = document.createElement("div"); parent.append(d); make(d, parent.children.length - 1); } return [...parent.children]; };
   const at = e => [Math.round(e.points[0].y), Math.round(e.points[0].x)];
@@ -62,27 +67,36 @@ function linkedView(root, Plotly, on) {
     const maps = divs($(".px-maps"), n, () => 0), ecg = divs($(".px-ecg"), v.ecg.length, () => 0);
     const column = wide >= 620 ? Math.floor(wide / 2) - 4 : wide, side = $(".px-cycle").clientWidth;
     const tall = f => { const [x, y] = [f.layout.xaxis.range, f.layout.yaxis.range]; return (column - 8) * 0.4 * (y[1] - y[0]) / (x[1] - x[0]) + 38; };
-    await Promise.all([...v.maps.map((f, i) => draw(maps[i], f, one, one + 12)), ...v.ecg.map((f, i) => draw(ecg[i], f, column, tall(f))), draw($(".px-cycle"), v.cycle, side, 210)]);
+    const s = shapes();
+    await Promise.all([...v.maps.map((f, i) => draw(maps[i], f, s.maps[i], one, one + 12)),
+      ...v.ecg.map((f, i) => draw(ecg[i], f, s.ecg[i], column, tall(f))), draw($(".px-cycle"), v.cycle, s.cycle, side, 210)]);
     maps.forEach(d => { if (d.linked) return; d.linked = true;
       d.on("plotly_hover", e => peek(...at(e))); d.on("plotly_unhover", () => timer || select(...kept)); d.on("plotly_click", e => keep(...at(e))); });
     $(".px-scale i").style.background = `linear-gradient(to right, ${v.scale.colours.join(",")})`;
     $(".px-lo").textContent = v.scale.vmin.toFixed(2); $(".px-hi").textContent = v.scale.vmax.toFixed(2); $(".px-scale b").textContent = v.scale.label;
-    select(...cell);
+    frameOf(...cell, 0); words();
   }
   const carried = what => v.carries && [...Array(v.carries[what].length / (v.T * v.T)).keys()].map(i => v.carries[what][(i * v.T + cell[0]) * v.T + cell[1]]);
   function select(k, t, sub = 0) {
     if (!v) return;
+    frameOf(k, t, sub);
+    if (!queued) queued = requestAnimationFrame(cursor);
+  }
+  function frameOf(k, t, sub) {
     cell = [k, t]; frame = Math.min(v.frames - 1, Math.floor(t * v.frames / v.T) + sub);
     drawFilm($("canvas"), v, frame, carried("places"));
     root.dataset.k = k; root.dataset.t = t; root.dataset.frame = frame;
-    if (!queued) queued = requestAnimationFrame(cursor);
   }
   function cursor() {
     queued = null;
-    const [k, t] = cell, c = cursorShapes(v, k, t), base = f => f.layout.shapes || [], leads = carried("leads");
-    $(".px-maps").querySelectorAll(":scope > div").forEach((d, i) => Plotly.relayout(d, { shapes: [...base(v.maps[i]), c.cell] }));
-    $(".px-ecg").querySelectorAll(":scope > div").forEach((d, i) => Plotly.relayout(d, { shapes: [...(leads ? leadShapes(leads, 6 * i, 6, v.row) : []), ...base(v.ecg[i]), c.light] }));
-    Plotly.relayout($(".px-cycle"), { shapes: [...base(v.cycle), ...c.cycle] });
+    const s = shapes();
+    $(".px-maps").querySelectorAll(":scope > div").forEach((d, i) => Plotly.relayout(d, { shapes: s.maps[i] }));
+    $(".px-ecg").querySelectorAll(":scope > div").forEach((d, i) => Plotly.relayout(d, { shapes: s.ecg[i] }));
+    Plotly.relayout($(".px-cycle"), { shapes: s.cycle });
+    words();
+  }
+  function words() {
+    const [k, t] = cell;
     const phase = i => `${(i / v.T).toFixed(2)}–${((i + 1) / v.T).toFixed(2)}`;
     $(".px-frame").textContent = `frame ${t}: phase ${phase(t)}`;
     $("canvas").setAttribute("aria-label", `cine, frame ${t} at phase ${phase(t)}`);
