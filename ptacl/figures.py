@@ -82,7 +82,7 @@ def shading(beats: list, T: int, lo: float, hi: float) -> str: # SVG path
             path += f"M{x0},{lo}L{x1},{lo}L{x1},{hi}L{x0},{hi}Z"
     return path
 
-# %% ../nbs/72_figures.ipynb #3a4235f0
+# %% ../nbs/72_figures.ipynb #1a3b652f
 def paper(x0: float, x1: float, y0: float, y1: float, mm: int) -> str: # SVG path
     "The lines of ECG paper, one every so many mm; as one path, since plotly's own grid would be hundreds of elements."
     across = [f"M{x:.2f},{y0}V{y1}" for x in np.arange(np.ceil(x0 / (0.04 * mm)), x1 / (0.04 * mm)) * 0.04 * mm]
@@ -107,7 +107,8 @@ def ecg_figure(
               for i, name in enumerate(names)]
     grid = [{"type": "path", "path": paper(t[0], t[-1], lo, hi, mm), "layer": "below", "line": {"color": colour, "width": width}}
             for mm, colour, width in ((1, "#f6dcdc", 0.5), (5, "#eaa9a9", 1))]
-    shapes = [*grid, {"type": "path", "path": shading(beats, T, lo, hi), "fillcolor": "#26828e", "opacity": 0.13, "line": {"width": 0}, "layer": "below"}]
+    shapes = [*grid, {"type": "path", "path": shading(beats, T, lo, hi),
+                      "fillcolor": "#26828e", "opacity": 0.13, "line": {"width": 0}, "layer": "below"}]
     shapes += [{"type": "line", "x0": r, "x1": r, "y0": lo, "y1": hi, "line": {"color": "#26828e", "width": 1, "dash": "dot"}}
                for r in sorted({r for beat in beats for r in beat})]
     return go.Figure(lines, go.Layout(
