@@ -497,7 +497,7 @@ def export(self: AlignmentExplorer, kind: str):
         table = table.set_axis([" ".join(c) for c in table], axis=1).reset_index()
     self.page.download(f"{name if kind == 'CSV' else 'scores'}.csv", "text/csv", table.to_csv(index=False).encode())
 
-# %% ../nbs/73_explorer.ipynb #0ba57835
+# %% ../nbs/73_explorer.ipynb #7e374fc7
 TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {% import "spinner.macro.html.j2" as spinner %}
 {%- block notebook_css -%}
@@ -519,7 +519,7 @@ def write_page(folder: Path) -> Path: # of the notebook
     nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), folder / "ptacl.ipynb")
     return folder / "ptacl.ipynb"
 
-# %% ../nbs/73_explorer.ipynb #67a2f153
+# %% ../nbs/73_explorer.ipynb #a5825ff7
 def page():
     "What the notebook of `serve` calls: the explorer, or a sentence that says why there is none."
     given = json.loads(os.environ.get("PTACL_EXPLORE", "{}"))
