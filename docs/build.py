@@ -40,6 +40,7 @@ def tidy(file: Path):
         if cell.cell_type == "code":
             hidden = re.search(r"^#\|\s*hide\b", cell.source, re.MULTILINE)
             cell.source = "" if hidden else SOLUTION.sub(YOURS, DIRECTIVES.sub("", cell.source)).strip()
+            for output in cell.outputs: output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)  # needs a kernel
     nb.cells = [cell for cell in nb.cells if cell.source and not ASIDE & set(cell.metadata.get("tags", ()))]
     return nb
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ptacl.alignment import alignment_map, alignment_scores, chance_scores, cosine_maps, lag_profile, patient_scores, plot_maps
+from ptacl.alignment import alignment_map, alignment_scores, chance_scores, cosine_maps, lag_profile, patient_scores, plot_alignment
 from ptacl.errors import PtaclError
 
 matplotlib.use("agg")
@@ -92,9 +92,9 @@ def test_result_is_plain_json():
 def test_pictures_of_any_number_of_patients(patients, temperature):
     import matplotlib.pyplot as plt
     maps = {"global": torch.rand(6, 7, 7), "PTACL": torch.eye(7).repeat(6, 1, 1)}
-    fig = plot_maps(maps, torch.eye(7), patients, temperature)
+    fig = plot_alignment(maps, torch.eye(7), patients, temperature)
     images = [im for ax in fig.findobj(plt.Axes) for im in ax.get_images()]
     assert len(images) == 2 * (len(patients) + 1) + 1
     assert len({im.get_clim() for im in images[:-1]}) == 1         # models share one colour scale
     fig.canvas.draw(); plt.close(fig)
-    plt.close(plot_maps({"alone": maps["PTACL"]}, None, patients))
+    plt.close(plot_alignment({"alone": maps["PTACL"]}, None, patients))
