@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['Pairs', 'pairs_of_virtual', 'as_bytes', 'full_precision', 'mae_ecg_step', 'mae_cmr_step', 'joint_step',
-           'learning_rate', 'make_optimizer', 'precision', 'Phase', 'run_epoch', 'save_state', 'load_state',
-           'start_accelerator', 'fit', 'report', 'infer']
+           'learning_rate', 'make_optimizer', 'precision', 'keep_memory', 'Phase', 'run_epoch', 'save_state',
+           'load_state', 'start_accelerator', 'fit', 'report', 'infer']
 
-# %% ../nbs/50_training.ipynb #d251bb08
+# %% ../nbs/50_training.ipynb #a6cbb672
+import ctypes
 import math
 import os
 import pickle
+import sys
 import time
 from dataclasses import asdict
 from functools import partial
@@ -122,7 +124,14 @@ def precision(
     units = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if units.get("avx512_bf16") or units.get("amx_bf16") else "no"
 
-# %% ../nbs/50_training.ipynb #82407c2d
+# %% ../nbs/50_training.ipynb #83a8b61a
+def keep_memory():
+    "Have glibc keep freed memory for the next step, instead of giving it back to the system."
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        for option in (-1, -3): libc.mallopt(option, 2**31 - 1)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+
+# %% ../nbs/50_training.ipynb #7be6f7b0
 class Phase(nn.Module):
     "A model and the step that trains it, as one module that a data-parallel wrapper can call."
     def __init__(self, model: nn.Module, step):
@@ -131,7 +140,7 @@ class Phase(nn.Module):
 
     def forward(self, batch: dict) -> dict: return self.step(self.model, batch)
 
-# %% ../nbs/50_training.ipynb #88ecbb57
+# %% ../nbs/50_training.ipynb #f320fed5
 def run_epoch(phase, loader, optimizer, schedule, accelerator: Accelerator, clip: float, bar) -> dict:
     "One pass over the data: the mean over steps of every number that the step returns, and of the gradient's norm before clipping."
     phase.train(); totals = {}
@@ -144,7 +153,7 @@ def run_epoch(phase, loader, optimizer, schedule, accelerator: Accelerator, clip
         bar.update()
     return {k: (v / n).item() for k, v in totals.items()}
 
-# %% ../nbs/50_training.ipynb #f9d06975
+# %% ../nbs/50_training.ipynb #abd6d9e4
 def save_state(file: Path, **parts):
     "Everything that a run needs to go on."
     new = file.with_name(f".{file.name}.{os.getpid()}")
@@ -165,7 +174,7 @@ def load_state(file: Path, settings: dict, **parts) -> list: # the history so fa
         raise PtaclError(f"{file.parent.name} holds a run of another model: use another folder, or resume=False") from e
     return state["history"]
 
-# %% ../nbs/50_training.ipynb #e77376bc
+# %% ../nbs/50_training.ipynb #3fd81ea2
 def start_accelerator(tracker: str | None, folder: Path | None, name: str, settings: dict) -> Accelerator:
     "Accelerate with its tracker. Raises `PtaclError` where that is not installed."
     try:
@@ -176,7 +185,7 @@ def start_accelerator(tracker: str | None, folder: Path | None, name: str, setti
         raise PtaclError(f"tracker {tracker} is not installed: pip install {tracker}, or take tensorboard")
     return accelerator
 
-# %% ../nbs/50_training.ipynb #1fa2e584
+# %% ../nbs/50_training.ipynb #86efd44c
 def fit(
     model: nn.Module,          # MAE or PTACL; trained in place
     step,                      # (model, batch) -> dict with "loss"
@@ -196,6 +205,7 @@ def fit(
     if folder: folder.mkdir(parents=True, exist_ok=True)
     settings = asdict(preset) | {"seed": seed, "lr": lr, "patients": len(data)}
     accelerator = start_accelerator(tracker, folder, name, settings)
+    if accelerator.device.type == "cpu": keep_memory()
     loader, steps = data.batches(preset.batch_size, train=True), epochs * (len(data) // min(preset.batch_size, len(data)))
     phase, optimizer = Phase(model, step), make_optimizer(model, preset, lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(learning_rate, steps=steps, warmup=preset.warmup))
@@ -215,7 +225,7 @@ def fit(
     if folder and accelerator.is_main_process: save_pretrained(model.eval(), folder / "model")
     return history
 
-# %% ../nbs/50_training.ipynb #4226ac26
+# %% ../nbs/50_training.ipynb #33790ca4
 def report(row: dict, epochs: int, name: str, accelerator: Accelerator):
     "One line per epoch, to the screen and to the tracker."
     shown = {k: v for k, v in row.items() if k not in ("epoch", "lr", "seconds")}
@@ -226,7 +236,7 @@ def report(row: dict, epochs: int, name: str, accelerator: Accelerator):
         if not math.isfinite(row[what]): raise PtaclError(
             f"{name}: the {what} is {row[what]} in epoch {row['epoch']}. Lower the learning rate or look for outliers in the data")
 
-# %% ../nbs/50_training.ipynb #d509bf07
+# %% ../nbs/50_training.ipynb #790d149e
 @torch.no_grad()
 def infer(
     f,                # batch -> tensor, or tuple of tensors, one row per patient
