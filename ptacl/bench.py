@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['STEPS', 'CPU_BATCH', 'GPU_BATCH', 'FULL', 'QUICK', 'wait', 'take_turns', 'ratio', 'row', 'trim', 'Peak', 'peak_mb',
            'dtype_of', 'block_shapes', 'yardsticks', 'start', 'autocast', 'view_of', 'encode_and_back', 'parts',
-           'count_flops', 'step_flops', 'made_up', 'steps', 'stock', 'usual_memory', 'peers', 'metric_learning',
-           'infonce', 'denoise_by_lead', 'segment_by_beat', 'against', 'segmentation', 'preparation', 'stages', 'slope',
-           'scaling', 'streaming', 'Size', 'sections', 'bench', 'conditions', 'targets', 'tables']
+           'count_flops', 'step_flops', 'made_up', 'steps', 'stock', 'usual_memory', 'peers', 'against',
+           'metric_learning', 'infonce', 'denoise_by_lead', 'segment_by_beat', 'segmentation', 'preparation',
+           'repeated', 'a_table', 'train_and_probe', 'stages', 'slope', 'scaling', 'streaming', 'Size', 'sections',
+           'bench', 'conditions', 'targets', 'tables']
 
-# %% ../nbs/97_bench.ipynb #3ad960cf
+# %% ../nbs/97_bench.ipynb #fe5de9b7
 import ctypes
 import gc
 import importlib.util
@@ -19,8 +20,10 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -241,7 +244,12 @@ def peers(kind: str, preset: Preset, size: int, repeats: int, device: str) -> li
     turns = take_turns(ways, repeats, device, before); keep_memory()
     return [row(f"{kind} against stock", preset.name, way, s, size, ratio=ratio(turns, way, "kit"), batch=size) for way, s in turns.items()]
 
-# %% ../nbs/97_bench.ipynb #247a8673
+# %% ../nbs/97_bench.ipynb #043ac9ba
+def against(part: str, what: str, ways: dict, items: int, repeats: int, device="cpu", **more) -> list: # of rows
+    "Rows of ways that take turns; `ratio` is how many times as long as the first they take."
+    turns = take_turns(ways, repeats, device); kit = next(iter(ways))
+    return [row(part, what, way, s, items, ratio=ratio(turns, way, kit), **more) for way, s in turns.items()]
+
 def metric_learning(temperature: float = 0.1): # -> function of two sets of embeddings, None where it is not installed
     "The global loss by pytorch-metric-learning."
     if importlib.util.find_spec("pytorch_metric_learning") is None: return None
@@ -253,13 +261,11 @@ def metric_learning(temperature: float = 0.1): # -> function of two sets of embe
 
 def infonce(sizes, repeats: int, device: str) -> list: # of rows
     "Global InfoNCE, forward and backward, against pytorch-metric-learning's."
-    theirs, rows = metric_learning(), []
-    for n in sizes if theirs else ():
-        a, b = torch.randn(2, n, 128, device=device).requires_grad_().unbind()
-        ways = {"kit": lambda: global_contrastive_loss(a, b, 0.1).backward(retain_graph=True),
-                "pytorch-metric-learning": lambda: theirs(a, b).backward(retain_graph=True)}
-        turns = take_turns(ways, repeats, device)
-        rows += [row("InfoNCE", f"{n} patients", way, s, n, ratio=ratio(turns, way, "kit")) for way, s in turns.items()]
+    losses, rows = {"kit": partial(global_contrastive_loss, temperature=0.1), "pytorch-metric-learning": metric_learning()}, []
+    for n in sizes if losses["pytorch-metric-learning"] else ():
+        pair = torch.randn(2, n, 128, device=device).requires_grad_()
+        ways = {way: lambda loss=loss, pair=pair: loss(*pair).backward() for way, loss in losses.items()}
+        rows += against("InfoNCE", f"{n} patients", ways, n, repeats, device)
     return rows
 
 # %% ../nbs/97_bench.ipynb #6c3a57d2
@@ -285,12 +291,7 @@ def segment_by_beat(tokens: Tensor, r_peaks: Tensor, start: Tensor, width: float
         hearts.append(torch.stack(beats).mean(0) if beats else torch.zeros(T, x.shape[1], device=x.device))
     return torch.stack(hearts)
 
-# %% ../nbs/97_bench.ipynb #47337b76
-def against(part: str, what: str, ways: dict, items: int, repeats: int, device="cpu", **more) -> list: # of rows
-    "Rows of ways that take turns; `ratio` is how many times as long as the first they take."
-    turns = take_turns(ways, repeats, device); kit = next(iter(ways))
-    return [row(part, what, way, s, items, ratio=ratio(turns, way, kit), **more) for way, s in turns.items()]
-
+# %% ../nbs/97_bench.ipynb #0d730058
 def segmentation(size: int, repeats: int, device: str) -> list: # of rows
     "Beat segmentation of a batch in the paper's sizes."
     p, g = PRESETS["paper_regression"], torch.Generator().manual_seed(0)
@@ -301,30 +302,34 @@ def segmentation(size: int, repeats: int, device: str) -> list: # of rows
 
 def preparation(records: int, peaks: int, repeats: int) -> list: # of rows
     "Denoising and R-peaks."
-    ecg = simulate(min(records, 64), 0, cine=False).ecg.numpy()
-    some, many = (np.resize(ecg, (n, *ecg.shape[1:])) for n in (records, peaks))
+    some, many = repeated(records), repeated(peaks)
     rows = against("denoising", f"{records} records", {"kit": lambda: denoise(some, 500), "loop": lambda: denoise_by_lead(some)}, records, repeats)
     ways = {"all cores": lambda: r_peaks_of(many, 500), "one core": lambda: [detect_r_peaks(e, 500) for e in many]}
     found = against("R-peaks", f"{peaks} records", ways, peaks, max(2, repeats // 2), cores=cpu_count())
     return rows + [found[0] | {"efficiency": found[1]["ratio"] / cpu_count()}, found[1]]
 
-# %% ../nbs/97_bench.ipynb #6a75fff2
+# %% ../nbs/97_bench.ipynb #e9e787b1
+def repeated(n: int) -> np.ndarray: # (n, 12, 5000) mV
+    "The same sixteen records again and again."
+    return np.resize(simulate(16, 0, cine=False).ecg.numpy(), (n, 12, 5000))
+
+def a_table(n: int) -> pd.DataFrame: # n × phenotypes
+    "Random phenotypes."
+    return pd.DataFrame(np.random.default_rng(0).normal(size=(n, 10)), columns=list(PHENOTYPES))
+
+def train_and_probe(x: Tensor, y: pd.DataFrame) -> pd.DataFrame:
+    "A linear probe that learns from the first three quarters."
+    k = len(x) * 3 // 4
+    with warnings.catch_warnings(action="ignore"): return linear_probe(x[:k], y[:k], x[k:], y[k:])
+
 def stages(preset: Preset, device: str) -> dict: # name -> (patients -> function)
-    "What is done to a cohort."
-    some = simulate(16, 0, cine=False).ecg.numpy()
-    def feed(n):
-        data = made_up(n)
-        return lambda: [data.__getitems__(i) for i in torch.randperm(n).split(16)]
-    def probe(n):
-        x, y = torch.randn(n, preset.width), pd.DataFrame(np.random.randn(n, 10), columns=list(PHENOTYPES))
-        return lambda: linear_probe(x[n // 4:], y[n // 4:], x[:n // 4], y[:n // 4])
-    def retrieval(n):
-        x, y = torch.randn(2, n, preset.proj_dim).to(device), pd.DataFrame(np.random.randn(n, 10), columns=list(PHENOTYPES))
-        return lambda: phenotype_retrieval(*x, y)
-    repeated = lambda n: np.resize(some, (n, 12, 5000))
-    return {"simulator": lambda n: lambda: simulate(n, 0, device), "denoising": lambda n: (lambda x: lambda: denoise(x, 500))(repeated(n)),
-            "R-peaks": lambda n: (lambda x: lambda: [detect_r_peaks(e, 500) for e in x])(repeated(n)), "feeding": feed,
-            "probe": probe, "retrieval": retrieval}
+    "What is done to a cohort: each makes its input, and returns what is to be timed."
+    feed = lambda data: [data.__getitems__(i) for i in torch.randperm(len(data)).split(16)][:0]
+    many = lambda n: torch.randn(2, n, preset.proj_dim, device=device)
+    return {"simulator": lambda n: partial(simulate, n, 0, device), "denoising": lambda n: partial(denoise, repeated(n), 500),
+            "R-peaks": lambda n: partial(r_peaks_of, repeated(n), 500, workers=1), "feeding": lambda n: partial(feed, made_up(n)),
+            "probe": lambda n: partial(train_and_probe, torch.randn(n, preset.width), a_table(n)),
+            "retrieval": lambda n: partial(phenotype_retrieval, *many(n), a_table(n))}
 
 def slope(n, values) -> float:
     "Exponent of growth between the first and the last."
