@@ -6,9 +6,9 @@
 __all__ = ['STEPS', 'CPU_BATCH', 'GPU_BATCH', 'FULL', 'QUICK', 'wait', 'take_turns', 'ratio', 'row', 'trim', 'Peak', 'peak_mb',
            'dtype_of', 'block_shapes', 'yardsticks', 'start', 'autocast', 'view_of', 'encode_and_back', 'parts',
            'count_flops', 'step_flops', 'made_up', 'steps', 'stock', 'usual_memory', 'peers', 'against',
-           'metric_learning', 'infonce', 'denoise_by_lead', 'segment_by_beat', 'segmentation', 'preparation',
-           'repeated', 'a_table', 'train_and_probe', 'stages', 'slope', 'scaling', 'streaming', 'Size', 'sections',
-           'bench', 'conditions', 'targets', 'tables']
+           'metric_learning', 'infonce', 'denoise_by_lead', 'segment_by_beat', 'segmentation', 'repeated',
+           'preparation', 'a_table', 'train_and_probe', 'stages', 'slope', 'scaling', 'epoch', 'streaming', 'Size',
+           'sections', 'bench', 'conditions', 'targets', 'tables']
 
 # %% ../nbs/97_bench.ipynb #fe5de9b7
 import ctypes
@@ -291,7 +291,7 @@ def segment_by_beat(tokens: Tensor, r_peaks: Tensor, start: Tensor, width: float
         hearts.append(torch.stack(beats).mean(0) if beats else torch.zeros(T, x.shape[1], device=x.device))
     return torch.stack(hearts)
 
-# %% ../nbs/97_bench.ipynb #0d730058
+# %% ../nbs/97_bench.ipynb #656488f9
 def segmentation(size: int, repeats: int, device: str) -> list: # of rows
     "Beat segmentation of a batch in the paper's sizes."
     p, g = PRESETS["paper_regression"], torch.Generator().manual_seed(0)
@@ -299,6 +299,10 @@ def segmentation(size: int, repeats: int, device: str) -> list: # of rows
     peaks = F.pad(torch.arange(0.3, 10, 0.9), (0, 29), value=torch.nan).repeat(size, 1).to(device)  # 40 places, as in a cohort
     ways = {"kit": lambda: segment_beats(x, peaks, first, p.token_width, p.T), "loop": lambda: segment_by_beat(x, peaks, first, p.token_width, p.T)}
     return against("beat segmentation", f"{size} patients", ways, size, repeats, device)
+
+def repeated(n: int) -> np.ndarray: # (n, 12, 5000) mV
+    "The same sixteen records again and again."
+    return np.resize(simulate(16, 0, cine=False).ecg.numpy(), (n, 12, 5000))
 
 def preparation(records: int, peaks: int, repeats: int) -> list: # of rows
     "Denoising and R-peaks."
@@ -308,11 +312,7 @@ def preparation(records: int, peaks: int, repeats: int) -> list: # of rows
     found = against("R-peaks", f"{peaks} records", ways, peaks, max(2, repeats // 2), cores=cpu_count())
     return rows + [found[0] | {"efficiency": found[1]["ratio"] / cpu_count()}, found[1]]
 
-# %% ../nbs/97_bench.ipynb #e9e787b1
-def repeated(n: int) -> np.ndarray: # (n, 12, 5000) mV
-    "The same sixteen records again and again."
-    return np.resize(simulate(16, 0, cine=False).ecg.numpy(), (n, 12, 5000))
-
+# %% ../nbs/97_bench.ipynb #b098e7d1
 def a_table(n: int) -> pd.DataFrame: # n × phenotypes
     "Random phenotypes."
     return pd.DataFrame(np.random.default_rng(0).normal(size=(n, 10)), columns=list(PHENOTYPES))
@@ -335,7 +335,7 @@ def slope(n, values) -> float:
     "Exponent of growth between the first and the last."
     return math.log(values[-1] / values[0]) / math.log(n[-1] / n[0])
 
-# %% ../nbs/97_bench.ipynb #ad2ced21
+# %% ../nbs/97_bench.ipynb #d60578c7
 def scaling(preset: Preset, sizes: dict, repeats: int, device: str) -> list: # sizes: stage -> patients of the smallest
     "Time and memory of 1, 4 and 16 times as many patients."
     rows = []
@@ -346,6 +346,10 @@ def scaling(preset: Preset, sizes: dict, repeats: int, device: str) -> list: # s
         rows += [row(name, f"{n} patients", "kit", turns[n], n, peak_mb=m, slope=exponent) for n, m in zip(ns, mb)]
     return rows
 
+def epoch(data, batches: int, size: int):
+    "Some random batches, one after the other."
+    for k in range(batches): data.__getitems__(np.random.default_rng(k).integers(0, len(data), size))
+
 def streaming(batches: int, size: int) -> list: # of rows
     "Memory of drawing batches from stores of 1, 4 and 16 times as many patients."
     rows, vp = [], simulate(16, 0)
@@ -354,9 +358,8 @@ def streaming(batches: int, size: int) -> list: # of rows
         with tempfile.TemporaryDirectory() as tmp:
             cohort = Cohort.create(f"{tmp}/cohort")
             cohort.extend((ecg, cine, [{"id": f"sim-{k:05d}"} for k in range(j, j + 16)]) for j in range(0, n, 16))
-            data = Stream(Cohort.open(f"{tmp}/cohort"))
-            draw = lambda: [data.__getitems__(np.random.default_rng(k).integers(0, n, size)) for k in range(batches)][:0]
-            draw(); rows.append(row("streaming", f"{n} patients", "kit", take_turns({"kit": draw}, 1)["kit"], batches * size, peak_mb=peak_mb(draw)))
+            draw = partial(epoch, Stream(Cohort.open(f"{tmp}/cohort")), batches, size); seconds = take_turns({"kit": draw}, 1)["kit"]
+            rows.append(row("streaming", f"{n} patients", "kit", seconds, batches * size, peak_mb=peak_mb(draw)))
     return rows
 
 # %% ../nbs/97_bench.ipynb #3df50994
