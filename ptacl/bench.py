@@ -194,8 +194,8 @@ def step_flops(kind: str, preset: Preset) -> float: # of one sample
     two = {"ecg": torch.randn(2, 12, preset.ecg_crop), "cine": torch.rand(2, preset.frames, preset.size, preset.size)}
     return count_flops(lambda: encode_and_back(kind, start(kind, preset), two, torch.float32)) / 2
 
-# %% ../nbs/97_bench.ipynb #0f138362
-def made_up(n: int = 64, seed: int = 0) -> Pairs:
+# %% ../nbs/97_bench.ipynb #e62b009a
+def made_up(n: int = 32, seed: int = 0) -> Pairs:
     "Pairs of noise with regular beats: as large as real ones, and quickly made."
     g = torch.Generator().manual_seed(seed)
     return Pairs(torch.randn(n, 12, 5000, generator=g), torch.arange(0.3, 10, 0.9).repeat(n, 1),
@@ -382,7 +382,7 @@ FULL = Size(scale={"simulator": 16, "denoising": 64, "R-peaks": 16, "feeding": 6
 QUICK = Size(("workshop",), 1024, 3, dict.fromkeys(STEPS, 8), 32, 32, 32, (64, 256),
              {"simulator": 1, "denoising": 8, "R-peaks": 1, "feeding": 8, "probe": 256, "retrieval": 64}, 3)
 
-# %% ../nbs/97_bench.ipynb #8ab386d2
+# %% ../nbs/97_bench.ipynb #66668840
 def sections(size: Size, device: str) -> dict: # name -> function that returns rows
     "The parts of a run, in their order. Yardsticks are measured again beside every preset, so that load hits both."
     batch = size.batch or (GPU_BATCH if device == "cuda" else CPU_BATCH)
@@ -394,7 +394,8 @@ def sections(size: Size, device: str) -> dict: # name -> function that returns r
     first, few = PRESETS[size.presets[0]], max(2, size.repeats // 2)
     found = {f"steps, {name}": lambda name=name: step_rows(name) for name in size.presets}
     found |= {f"stock layers, {k}": lambda k=k: peers(k, first, batch[k], few, device) for k in STEPS}
-    return found | {"InfoNCE": lambda: infonce(size.losses, size.repeats, device), "segmentation": lambda: segmentation(size.segments, size.repeats, device),
+    return found | {"InfoNCE": lambda: infonce(size.losses, size.repeats, device),
+                    "segmentation": lambda: segmentation(size.segments, size.repeats, device),
                     "preparation": lambda: preparation(size.records, size.peaks, size.repeats),
                     "scaling": lambda: scaling(first, size.scale, few, device), "streaming": lambda: streaming(size.batches, 32)}
 

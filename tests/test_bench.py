@@ -117,7 +117,8 @@ def test_stock_layers_hide_and_freeze_as_ours():
 # --- the command ---------------------------------------------------------------------------------------------------------
 
 def test_a_section_through_the_shell(root, tmp_path):
-    run = shell(root, "-c", "from ptacl.cli import app; app()", "bench", "--quick", "--device", "cpu", "--only", "segmentation", "--out", tmp_path / "b.json")
+    words = ("bench", "--quick", "--device", "cpu", "--only", "segmentation", "--out", tmp_path / "b.json")
+    run = shell(root, "-c", "from ptacl.cli import app; app()", *words)
     assert run.returncode == 0, run.stderr
     result = json.loads((tmp_path / "b.json").read_text())
     assert {r["way"] for r in result["rows"]} == {"kit", "loop"} and result["versions"]["torch"] and "times a loop" in run.stdout
