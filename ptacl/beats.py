@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['detect_r_peaks', 'pad_r_peaks', 'r_peaks_of', 'beat_weights', 'segment_beats']
 
-# %% ../nbs/21_beats.ipynb #7b4a5241
+# %% ../nbs/21_beats.ipynb #f40f3d2e
 import warnings
 import neurokit2 as nk
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from torch import Tensor
 from tqdm import tqdm
 from .errors import PtaclError
@@ -51,19 +52,28 @@ def detect_r_peaks(
         if len(peaks) > 1: break
     return peaks
 
-# %% ../nbs/21_beats.ipynb #d42e588e
+# %% ../nbs/21_beats.ipynb #b1b65382
 def pad_r_peaks(peaks: list) -> Tensor: # n lists of seconds -> (n, most) float32, NaN-padded
     "R-peaks of many records as one array."
     out = np.full((len(peaks), max([len(p) for p in peaks], default=0)), np.nan, np.float32)
     for row, p in zip(out, peaks): row[:len(p)] = p
     return torch.from_numpy(out)
 
-def r_peaks_of(ecg, fs: float, lead: str | None = None) -> Tensor: # (n, 12, N) -> (n, most) s, NaN-padded
+def r_peaks_of(
+    ecg,                      # (n, 12, N)
+    fs: float,                # Hz
+    lead: str | None = None,  # as in `detect_r_peaks`
+    workers: int = -1,        # processes for 1,000 records and more; -1: one for each core
+) -> Tensor:                  # (n, most) s, NaN-padded
     "R-peaks of a cohort, found once and kept beside the records."
     ecg = np.asarray(ecg)
-    return pad_r_peaks([detect_r_peaks(e, fs, lead) for e in tqdm(ecg, "R-peaks", mininterval=1, disable=len(ecg) < 300)])
+    if len(ecg) < 1000: return pad_r_peaks([detect_r_peaks(e, fs, lead) for e in tqdm(ecg, "R-peaks", mininterval=1, disable=len(ecg) < 300)])
+    parts = Parallel(workers)(delayed(_peaks_of_part)(ecg[i:i + 128], fs, lead) for i in range(0, len(ecg), 128))
+    return pad_r_peaks([peaks for part in parts for peaks in part])
 
-# %% ../nbs/21_beats.ipynb #760c3ae5
+def _peaks_of_part(ecg, fs, lead): return [detect_r_peaks(e, fs, lead) for e in ecg]
+
+# %% ../nbs/21_beats.ipynb #c9511824
 def beat_weights(
     r_peaks: Tensor,       # (B, R) seconds, ascending, NaN-padded
     token_start: Tensor,   # (B,) seconds at which the first token begins
@@ -77,10 +87,12 @@ def beat_weights(
     whole = (a >= 0) & (b <= n)                                                # NaN compares as False
     k = (torch.arange(T, device=x.device) + 0.5) / T
     at = a[..., None] + k * (b - a)[..., None] - 0.5                           # (B, R-1, T), 0 is the centre of token 0
-    at = torch.where(whole[..., None], at, 0).clamp(0, n - 1)
-    W = (1 - (at[..., None] - torch.arange(n, device=x.device)).abs()).clamp(min=0) * whole[..., None, None]
+    at = torch.where(whole[..., None], at, 0).clamp(0, n - 1).mT               # (B, T, R-1)
+    left = at.floor().clamp(max=max(n - 2, 0)); right = at - left              # the token before, and the weight of the one after
+    W, there = at.new_zeros(len(x), T, n), whole[:, None]
+    W.scatter_add_(2, left.long(), (1 - right) * there).scatter_add_(2, (left.long() + 1).clamp(max=n - 1), right * there)
     beats = whole.sum(1)
-    return W.sum(1) / beats.clamp(min=1)[:, None, None], beats
+    return W / beats.clamp(min=1)[:, None, None], beats
 
 # %% ../nbs/21_beats.ipynb #256d7bbe
 def segment_beats(

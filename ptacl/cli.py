@@ -6,7 +6,7 @@
 __all__ = ['app', 'PAIRS', 'FILES', 'MODEL', 'OUT', 'WORKERS', 'KEY', 'ALLOW', 'DEVICE', 'course', 'fail', 'main', 'named',
            'options_of', 'simulate', 'ingest', 'audit', 'key_numbers', 'run', 'said', 'report', 'explore',
            'features_of', 'done', 'embed', 'predict', 'probe', 'export', 'workshop_build', 'workshop_check',
-           'workshop_start']
+           'workshop_start', 'bench']
 
 # %% ../nbs/91_cli.ipynb #bb6f7720
 import inspect
@@ -295,3 +295,17 @@ def workshop_start(
     from ptacl.workshop import start
     try: raise typer.Exit(start(folder, context.args))
     except PtaclError as e: fail(e)
+
+# %% ../nbs/91_cli.ipynb #b46d98dc
+@app.command()
+def bench(
+    quick: Annotated[bool, typer.Option(help="small sizes, about a minute")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one")] = None,
+    only: Annotated[str | None, typer.Option(help="sections whose name begins like this")] = None,
+    out: Annotated[Path, typer.Option(help="JSON file for all numbers")] = Path("bench.json"),
+):
+    "Measure speed and memory of every part, against what this machine could do and against other ways."
+    from ptacl.bench import bench as measure, tables
+    try: typer.echo(tables(measure(quick, device, only, out)))
+    except PtaclError as e: fail(e)
+    typer.echo(f"numbers: {out}")

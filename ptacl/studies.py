@@ -139,10 +139,11 @@ def make_task(
     if any(options.values()): raise PtaclError("this study changes how patients are simulated, so it needs virtual ones: leave cohort empty")
     return cohort_task(cohort, n_train, n_test)
 
-# %% ../nbs/93_studies.ipynb #5798671a
+# %% ../nbs/93_studies.ipynb #d716e5ad
 def preset_of(name: str, epochs: int | None = None, **changes) -> Preset: # epochs of every training; None: as the preset says
-    "A preset with another budget. Raises `PtaclError`."
-    p = get_preset(name, **({} if epochs is None else {"epochs_mae": epochs, "epochs_joint": epochs}), **changes)
+    "A preset with another budget and other settings; None leaves a setting as it is. Raises `PtaclError`."
+    budget = {} if epochs is None else {"epochs_mae": epochs, "epochs_joint": epochs}
+    p = get_preset(name, **(budget | {k: v for k, v in changes.items() if v is not None}))
     if min(p.epochs_mae, p.epochs_joint) < 1: raise PtaclError(f"epochs must be ≥ 1, got {epochs}")
     return p
 

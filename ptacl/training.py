@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['TIME_LIMIT', 'Pairs', 'pairs_of_virtual', 'as_bytes', 'full_precision', 'mae_ecg_step', 'mae_cmr_step', 'joint_step',
-           'learning_rate', 'make_optimizer', 'precision', 'OwnRows', 'share_out', 'add_gradients', 'means', 'culprits',
-           'BadSteps', 'backward', 'run_epoch', 'state_files', 'save_state', 'read_state', 'load_state', 'check_gpu',
-           'meet', 'start_accelerator', 'agree', 'tidy', 'begin', 'fit', 'report', 'own_part', 'infer']
+           'learning_rate', 'make_optimizer', 'precision', 'keep_memory', 'OwnRows', 'share_out', 'add_gradients',
+           'means', 'culprits', 'BadSteps', 'backward', 'run_epoch', 'state_files', 'save_state', 'read_state',
+           'load_state', 'check_gpu', 'meet', 'start_accelerator', 'agree', 'tidy', 'begin', 'fit', 'report',
+           'own_part', 'infer']
 
-# %% ../nbs/50_training.ipynb #165bfc27
+# %% ../nbs/50_training.ipynb #ac230099
+import ctypes
 import io
 import math
 import os
 import pickle
 import shutil
+import sys
 import time
 import warnings
 from dataclasses import asdict
@@ -137,7 +140,14 @@ def precision(
     units = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if units.get("avx512_bf16") or units.get("amx_bf16") else "no"
 
-# %% ../nbs/50_training.ipynb #dbb8bbdd
+# %% ../nbs/50_training.ipynb #83a8b61a
+def keep_memory():
+    "Have glibc keep freed memory for the next step, instead of giving it back to the system."
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        for option in (-1, -3): libc.mallopt(option, 2**31 - 1)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+
+# %% ../nbs/50_training.ipynb #c96d54a6
 class OwnRows:
     "Batches of indices, of which this process takes its share: every `world`-th patient."
     def __init__(self, batches, rank: int, world: int): self.batches, self.rank, self.world = batches, rank, world
@@ -151,7 +161,7 @@ def share_out(loader: DataLoader, rank: int, world: int) -> DataLoader:
     rows = OwnRows(loader.batch_sampler, rank, world)
     return DataLoader(loader.dataset, batch_sampler=rows, collate_fn=loader.collate_fn, num_workers=loader.num_workers, generator=loader.generator)
 
-# %% ../nbs/50_training.ipynb #e8360e11
+# %% ../nbs/50_training.ipynb #8c65289b
 def add_gradients(parameters: list):
     "Every process gets the sum of the gradients of all."
     if not distributed(): return
@@ -166,7 +176,7 @@ def means(totals: dict, n: int) -> dict: # name -> sum over steps of this proces
     if not totals: return {}
     return dict(zip(totals, (total(torch.stack(list(totals.values()))) / n).tolist()))
 
-# %% ../nbs/50_training.ipynb #006351d1
+# %% ../nbs/50_training.ipynb #18e30cad
 def culprits(batch: dict, data) -> tuple[list, bool]: # names, whether their values are at fault
     "Who, in all processes' parts of the batch, has values that are no numbers; everybody where nobody has."
     odd = ~torch.stack([batch[k].flatten(1).isfinite().all(1) for k in ("ecg", "cine")]).all(0)
@@ -196,7 +206,7 @@ class BadSteps:
         advice = "Leave these patients out, or mend their data" if at_fault else "Lower the learning rate"
         raise PtaclError(f"{self.name}: {what} in {self.row} steps in a row; {why}.{kept} {advice}")
 
-# %% ../nbs/50_training.ipynb #70c6f1ad
+# %% ../nbs/50_training.ipynb #5221c9b8
 def backward(model: nn.Module, step, batch: dict, share: float, accelerator: Accelerator) -> dict: # the numbers that the step returns
     "Loss and gradients of the whole batch; `share` of its patients are here."
     with accelerator.autocast(): out = step(model, batch)
@@ -224,7 +234,7 @@ def run_epoch(step, loader, size: int, parts: dict, accelerator, clip: float, ba
     if not done: raise PtaclError(f"{bad.name}: no step of the epoch had a finite loss and gradient; what was said of each stands above")
     return means(totals, done) | {"skipped": skipped}
 
-# %% ../nbs/50_training.ipynb #e6e28cf0
+# %% ../nbs/50_training.ipynb #8ea172f1
 def state_files(folder: Path, keep: int | None = None) -> list: # of Path; keep None: those that are there
     "state.pt, state-1.pt, …, from new to old."
     if keep is None: keep = 1 + max((int(f.stem[6:]) for f in folder.glob("state-*.pt") if f.stem[6:].isdigit()), default=0)
@@ -246,7 +256,7 @@ def save_state(folder: Path, keep: int = 2, **parts):
         if newer.exists(): newer.replace(older)
     new.replace(files[0])
 
-# %% ../nbs/50_training.ipynb #37f7a96b
+# %% ../nbs/50_training.ipynb #98cafb63
 def read_state(folder: Path) -> dict | None: # None where there is none
     "The newest state that can be read; one that cannot is named in a warning. Raises `PtaclError` where none of them can."
     there = [f for f in state_files(folder) if f.exists()]
@@ -270,7 +280,7 @@ def load_state(folder: Path, settings: dict, **parts) -> list: # the history so 
         raise PtaclError(f"{folder.name} holds a run of another model: use another folder, or resume=False") from e
     return state["history"]
 
-# %% ../nbs/50_training.ipynb #fd785e86
+# %% ../nbs/50_training.ipynb #ddb7384d
 TIME_LIMIT = 600  # seconds that a process waits for the others
 
 def check_gpu():
@@ -280,7 +290,7 @@ def check_gpu():
         raise PtaclError(f"CUDA_VISIBLE_DEVICES={asked} asks for a GPU, but torch {torch.__version__} finds none: check nvidia-smi and the "
                          "number, install a torch with CUDA, or unset it to train on the CPU")
 
-# %% ../nbs/50_training.ipynb #e259b5b5
+# %% ../nbs/50_training.ipynb #9f613ba3
 def meet(**kw) -> Accelerator:
     "Accelerate, with the processes that were started together. Raises `PtaclError` where they do not find each other."
     limit = InitProcessGroupKwargs(timeout=timedelta(seconds=TIME_LIMIT))
@@ -305,7 +315,7 @@ def start_accelerator(tracker: str | None, folder: Path | None, name: str, setti
         raise PtaclError(f"tracker {tracker} is not installed: pip install {tracker}, or take tensorboard")
     return accelerator
 
-# %% ../nbs/50_training.ipynb #761d101e
+# %% ../nbs/50_training.ipynb #5f02474f
 def agree(model: nn.Module, epochs_done: int):
     "Same epoch and weights in all processes. Raises `PtaclError` where they found different states."
     if not distributed(): return
@@ -319,7 +329,7 @@ def tidy(folder: Path):
     for f in folder.glob(".state.*"): f.unlink(missing_ok=True)
     for f in folder.glob(".model.*"): shutil.rmtree(f, ignore_errors=True)
 
-# %% ../nbs/50_training.ipynb #f7ce49e9
+# %% ../nbs/50_training.ipynb #ba000245
 def begin(model, data, size: int, preset: Preset, steps: int, lr: float, folder, settings: dict, accelerator) -> tuple: # folder: None for a new run
     "What a run begins with: this process's loader, the parts of the state, the history so far."
     loader = share_out(data.batches(size, train=True), accelerator.process_index, accelerator.num_processes)
@@ -330,7 +340,7 @@ def begin(model, data, size: int, preset: Preset, steps: int, lr: float, folder,
     agree(model, len(history))
     return loader, parts, history
 
-# %% ../nbs/50_training.ipynb #f72bcc44
+# %% ../nbs/50_training.ipynb #8c206680
 def fit(
     model: nn.Module,          # MAE or PTACL; trained in place
     step,                      # (model, batch) -> dict with "loss"
@@ -352,6 +362,7 @@ def fit(
     if folder: folder.mkdir(parents=True, exist_ok=True)
     settings, steps = asdict(preset) | {"seed": seed, "lr": lr, "patients": len(data)}, len(data) // size
     accelerator = start_accelerator(tracker, folder, name, settings)
+    if accelerator.device.type == "cpu": keep_memory()
     loader, parts, history = begin(model, data, size, preset, epochs * steps, lr, folder if resume else None, settings, accelerator)
     rank, main, bad = accelerator.process_index, accelerator.is_main_process, BadSteps(bad_steps, name, data, folder)
     if folder and main: tidy(folder)
@@ -367,7 +378,7 @@ def fit(
     if folder and main: save_pretrained(model.eval(), folder / "model")
     return history
 
-# %% ../nbs/50_training.ipynb #0a48c6f1
+# %% ../nbs/50_training.ipynb #6a7291da
 def report(row: dict, epochs: int, name: str, accelerator: Accelerator):
     "One line per epoch, to the screen and to the tracker."
     shown = {k: v for k, v in row.items() if k not in ("epoch", "lr", "seconds", "skipped")}
@@ -375,7 +386,7 @@ def report(row: dict, epochs: int, name: str, accelerator: Accelerator):
     if accelerator.is_main_process: tqdm.write(f"{name}  epoch {row['epoch']}/{epochs}  {line}  {row['seconds']:.1f} s")
     accelerator.log(shown | {"lr": row["lr"], "skipped": row["skipped"]}, step=row["epoch"])
 
-# %% ../nbs/50_training.ipynb #68c7eba3
+# %% ../nbs/50_training.ipynb #274fbdae
 def own_part(data: Pairs, size: int) -> tuple[DataLoader, bool]: # in batches; whether other processes have other parts
     "The patients that this process looks at, in order; everybody where there are fewer patients than processes."
     loader = data.batches(size)

@@ -1,0 +1,166 @@
+"""The bench: what it counts, that its ways agree, what it says when it cannot; and the quick ways that it led to, against the plain ones."""
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, strategies as st
+
+from ptacl import bench
+from ptacl.beats import beat_weights, detect_r_peaks, r_peaks_of, segment_beats
+from ptacl.ecg import denoise
+from ptacl.encoders import attend
+from ptacl.errors import PtaclError
+from ptacl.losses import global_contrastive_loss
+from ptacl.presets import workshop
+from ptacl.virtual import simulate
+
+
+def shell(root, *words, **more):
+    return subprocess.run([sys.executable, *map(str, words)], cwd=root, capture_output=True, text=True, **more)
+
+
+# --- what is measured ----------------------------------------------------------------------------------------------------
+
+def test_ways_take_turns_and_what_comes_before_is_off_the_clock():
+    seen = []
+    turns = bench.take_turns({k: lambda k=k: seen.append(k) for k in "ab"}, 2, before={k: lambda k=k: seen.append(k.upper()) for k in "ab"})
+    assert "".join(seen) == "AaBb" * 3
+    assert {k: len(v) for k, v in turns.items()} == {"a": 2, "b": 2}
+
+
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 40))
+def test_products_are_counted(n, i, o):
+    x, w = torch.randn(n, i), torch.randn(o, i, requires_grad=True)
+    assert bench.count_flops(lambda: F.linear(x, w)) == 2 * n * i * o
+    assert bench.count_flops(lambda: F.linear(x, w).sum().backward()) == 4 * n * i * o     # forward, and the weight's gradient
+
+
+def test_attention_counts_the_same_by_every_kernel():
+    q = torch.randn(2, 4, 30, 16)
+    assert bench.count_flops(lambda: attend(q, q, q)) == bench.count_flops(lambda: attend(*[q.bfloat16()] * 3)) == 4 * 2 * 4 * 30**2 * 16
+
+
+def test_frozen_layers_cost_their_forward_pass_only():
+    whole, frozen = (bench.step_flops("joint", p) for p in (bench.PRESETS["workshop"], workshop))
+    assert whole == frozen
+    block = lambda n: 24 * n * workshop.width**2 + 4 * n**2 * workshop.width
+    ecg, cmr = 12 * workshop.ecg_times, workshop.T * workshop.cmr_places
+    assert 0.97 < ((3 + 2 * 2) * (block(ecg) + block(cmr))) / whole < 1
+
+
+def test_a_row_has_median_quartiles_and_shares():
+    r = bench.row("a", "b", "c", [1., 2., 3., 4., 100.], items=6, flops=9e9, yardstick=6e9)
+    assert (r["seconds"], r["lo"], r["hi"], r["per_second"], r["gflops"], r["share"]) == (3, 2, 4, 2, 3, 0.5)
+
+
+def test_targets_say_what_was_met():
+    rows = pd.DataFrame([bench.row("denoising", "8 records", w, [1.], ratio=r) for w, r in (("kit", 1), ("loop", 2.5))])
+    table = bench.targets(rows, "cpu")
+    assert table[["goal", "measured", "met"]].values.tolist() == [[3, 2.5, False]]
+
+
+# --- the ways agree ------------------------------------------------------------------------------------------------------
+
+def test_denoising_equals_the_loop_over_leads():
+    for n in (1, 3, 20):
+        ecg = simulate(n, 1, cine=False).ecg.numpy()
+        np.testing.assert_allclose(denoise(ecg, 500), bench.denoise_by_lead(ecg), atol=1e-6)
+        assert denoise(ecg[0, 0], 500).shape == (5000,)
+
+
+peak_lists = st.lists(st.lists(st.floats(0, 9.9), max_size=14).map(sorted), min_size=1, max_size=4)
+
+
+@given(peak_lists, st.floats(0, 5), st.integers(2, 60), st.integers(1, 15))
+def test_segments_equal_the_loop_over_patients_and_beats(peaks, start, n, T):
+    most = max(map(len, peaks)) + 1
+    r = torch.tensor([p + [torch.nan] * (most - len(p)) for p in peaks])
+    x, first = torch.randn(len(peaks), n, 5), torch.full((len(peaks),), start)
+    torch.testing.assert_close(segment_beats(x, r, first, 0.1, T)[0], bench.segment_by_beat(x, r, first, 0.1, T), atol=2e-3, rtol=1e-3)
+
+
+def test_weights_of_one_token_and_of_nobody():
+    W, beats = beat_weights(torch.tensor([[0.0, 0.1], [0.02, 0.5]]), torch.zeros(2), 0.1, n=1, T=3)
+    assert W[0].tolist() == [[1], [1], [1]] and beats.tolist() == [1, 0] and not W[1].any()
+    W, beats = beat_weights(torch.empty(2, 0), torch.zeros(2), 0.1, n=5, T=3)
+    assert not W.any() and not beats.any()
+
+
+def test_metric_learning_gives_the_same_loss_and_gradient():
+    a, b = torch.randn(2, 20, 8, requires_grad=True)
+    ours, theirs = (torch.autograd.grad(f(a, b), (a, b)) for f in (lambda a, b: global_contrastive_loss(a, b, 0.1), bench.metric_learning(0.1)))
+    for x, y in zip(ours, theirs): torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("n", [7, 64, 150])
+def test_attention_in_bf16_is_the_fused_one_but_for_rounding(n):
+    torch.manual_seed(0)
+    exact = torch.randn(3, 2, 4, n, 32, requires_grad=True); rounded = exact.detach().bfloat16().requires_grad_()
+    out, want = attend(*rounded), F.scaled_dot_product_attention(*exact)
+    out.float().square().sum().backward(); want.square().sum().backward()
+    assert (out - want).abs().max() < 0.03 and (rounded.grad - exact.grad).abs().max() < 0.05 * exact.grad.abs().max()
+    assert torch.equal(attend(*exact), want)
+
+
+def test_stock_layers_hide_and_freeze_as_ours():
+    for kind in bench.STEPS:
+        ours, theirs = bench.start(kind, workshop), bench.stock(bench.start(kind, workshop), workshop)
+        count = lambda m: [sum(x.numel() for x in m.parameters() if x.requires_grad == free) for free in (True, False)]
+        assert count(ours) == count(theirs)
+
+
+# --- the command ---------------------------------------------------------------------------------------------------------
+
+def test_a_section_through_the_shell(root, tmp_path):
+    words = ("bench", "--quick", "--device", "cpu", "--only", "segmentation", "--out", tmp_path / "b.json")
+    run = shell(root, "-c", "from ptacl.cli import app; app()", *words)
+    assert run.returncode == 0, run.stderr
+    result = json.loads((tmp_path / "b.json").read_text())
+    assert {r["way"] for r in result["rows"]} == {"kit", "loop"} and result["versions"]["torch"] and "times a loop" in run.stdout
+
+
+def test_it_says_what_it_cannot_measure(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(PtaclError, match="sees no GPU"): bench.bench(device="cuda")
+    with pytest.raises(PtaclError, match="choose from steps"): bench.bench(True, "cpu", "speed")
+
+
+def test_the_kept_result_has_what_the_chapter_shows(root):
+    kept = json.loads((root / "nbs/results/bench.json").read_text(encoding="utf-8"))
+    assert {"conditions", "rows", "targets", "versions"} <= set(kept)
+    assert "share" in bench.tables(kept)
+
+
+@pytest.mark.long
+def test_all_of_it_quickly(tmp_path):
+    result = bench.bench(True, "cpu", out=tmp_path / "bench.json")
+    assert {r["section"] for r in result["rows"]} == set(bench.sections(bench.QUICK, "cpu"))
+    assert pd.DataFrame(result["targets"]).measured.notna().all()
+
+
+@pytest.mark.long
+def test_r_peaks_by_all_cores_are_those_of_one():
+    ecg = bench.repeated(1100)
+    assert torch.equal(r_peaks_of(ecg, 500), r_peaks_of(ecg, 500, workers=1))
+    np.testing.assert_allclose(r_peaks_of(ecg[:1], 500)[0], detect_r_peaks(ecg[0], 500), atol=1e-6)
+
+
+@pytest.mark.long
+def test_paper_scale_stops_and_goes_on(root, tmp_path):
+    words = ("--scale", 0.004, "--epochs", 1, "--epochs-mae", 1, "--batch-size", 16, "--presets", "workshop", "workshop", "--n-boot", 20)
+    calls = []
+    while not calls or calls[-1].returncode == 75:
+        calls.append(shell(root, "scripts/paper_scale.py", *words, "--out", tmp_path, "--minutes", 0.5))
+        assert len(calls) < 40
+    assert calls[-1].returncode == 0, calls[-1].stderr[-2000:]
+    assert len(calls) > 1 and "go on" in calls[0].stdout
+    for k in (1, 2):
+        result = json.loads((tmp_path / f"table{k}" / "result.json").read_text())
+        assert result["cohort"]["n_train"] == 112 and {r["method"] for r in result["rows"]} > {"PTACL", "Global"}
+    states = [torch.load(tmp_path / f"setting-{k}/runs/seed-0/mae_cmr/state.pt", weights_only=True) for k in (1, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(*(s["phase"].values() for s in states)))
