@@ -10,7 +10,7 @@ __all__ = ['STEPS', 'CPU_BATCH', 'GPU_BATCH', 'FULL', 'QUICK', 'wait', 'take_tur
            'preparation', 'a_table', 'train_and_probe', 'stages', 'slope', 'scaling', 'epoch', 'streaming', 'Size',
            'sections', 'bench', 'conditions', 'targets', 'tables']
 
-# %% ../nbs/97_bench.ipynb #fe5de9b7
+# %% ../nbs/97_bench.ipynb #3d05a3c9
 import ctypes
 import gc
 import importlib.util
@@ -48,7 +48,7 @@ from .model import start_joint
 from .presets import PHENOTYPES, PRESETS, Preset
 from .regression import linear_probe
 from .retrieval import phenotype_retrieval
-from .training import Pairs, Phase, joint_step, keep_memory, mae_cmr_step, mae_ecg_step, make_optimizer, precision
+from .training import Pairs, joint_step, keep_memory, mae_cmr_step, mae_ecg_step, make_optimizer, precision
 from .virtual import simulate
 
 # %% ../nbs/97_bench.ipynb #4bf41846
@@ -158,7 +158,7 @@ def view_of(kind: str, batch: dict, preset: Preset) -> dict:
     if kind != "mae_ecg": cine = {"cine": CMRAugment(preset)(batch["cine"])}
     return batch | ecg | cine
 
-# %% ../nbs/97_bench.ipynb #dc4ee7b5
+# %% ../nbs/97_bench.ipynb #1dd1abe6
 def encode_and_back(kind: str, model: nn.Module, view: dict, dtype: torch.dtype):
     "Forward and backward of the transformers alone."
     device = view["ecg"].device.type
@@ -171,11 +171,11 @@ def encode_and_back(kind: str, model: nn.Module, view: dict, dtype: torch.dtype)
 def parts(kind: str, model: nn.Module, preset: Preset, data, size: int, device: str, dtype=None) -> dict: # name -> function
     "A training step and its pieces."
     dtype, model = dtype or dtype_of(device), model.to(device).train()
-    phase, optimizer = Phase(model, STEPS[kind]), make_optimizer(model, preset, 1e-4)
+    optimizer = make_optimizer(model, preset, 1e-4)
     draw = lambda: {k: v.to(device) for k, v in data.__getitems__(torch.randint(len(data), (size,)).tolist()).items()}
     def whole():
         batch = draw()
-        with autocast(device, dtype): loss = phase(batch)["loss"]
+        with autocast(device, dtype): loss = STEPS[kind](model, batch)["loss"]
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), preset.clip)
         optimizer.step(); optimizer.zero_grad(set_to_none=True)
