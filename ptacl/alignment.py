@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['plot_maps', 'cosine_maps', 'alignment_map', 'chance_scores', 'patient_scores', 'alignment_scores', 'map_numbers',
-           'colour_scale', 'plot_alignment', 'lag_profile']
+           'colour_scale', 'plot_alignment', 'lag_profile', 'stand_still']
 
 # %% ../nbs/70_alignment.ipynb #207e3387
 import matplotlib.pyplot as plt
@@ -173,3 +173,10 @@ def lag_profile(
     lags = torch.arange(-(T // 2), (T + 1) // 2, device=maps.device)
     mean = maps.nanmean(0)[k, (k + lags[:, None]) % T].mean(1)
     return pd.Series(mean.cpu().numpy(), index=lags.cpu().numpy(), name="cosine").rename_axis("lag")
+
+# %% ../nbs/70_alignment.ipynb #f1cbe7fd
+def stand_still(
+    batch: dict, # with `cine` (B, F, H, W)
+) -> dict:
+    "The same batch with films that show end-diastole throughout: a control for alignment maps."
+    return batch | {"cine": batch["cine"][:, :1].expand_as(batch["cine"])}

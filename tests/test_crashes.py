@@ -232,7 +232,7 @@ def test_a_killed_kernel_is_a_failed_run(tmp_path, capfd):
         run_experiment(str(tmp_path / "dies.ipynb"), {"output_dir": str(tmp_path / "out")})
     failed = json.loads((tmp_path / "out" / "failed.json").read_text(encoding="utf-8"))
     assert failed["error"].startswith("dies: its process was killed") and not (tmp_path / "out" / "result.json").exists()
-    assert "so far" in (tmp_path / "out" / "dies.ipynb").read_text(encoding="utf-8")
+    assert "so far" in (tmp_path / "out" / "failed.ipynb").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("use", [lambda folder: simulate(1, 0, "cuda"), lambda folder: from_pretrained(folder, "cuda:1"),

@@ -290,10 +290,10 @@ def test_good_values_pass(validation):
     assert (p.name, p.epochs_joint, p.sigma, p.tau_global, p.tau_local, p.beta) == ("paper_retrieval", 2, 0.2, 0.3, 0.4, 0)
 
 
-def test_a_bad_value_ends_with_one_line_and_no_result(tmp_path):
+def test_a_bad_value_ends_with_one_line_and_leaves_the_earlier_report(tmp_path):
     (tmp_path / "out").mkdir(); (tmp_path / "out" / "result.json").write_text('{"old": 1}')
     run = Run(tmp_path, sigma=-1)
     said = [line for line in run.stderr.splitlines() if line.startswith("ptacl: ")]
     assert run.rc == 1 and len(said) == 1 and "sigma must be ≥ 0, got -1" in said[0] and "Traceback" not in run.stderr + run.stdout
-    assert not (run.out / "result.json").exists()                                       # no result of an older run either
+    assert (run.out / "result.json").read_text() == '{"old": 1}' and (run.out / "failed.json").exists()
     assert "simulate" not in run.stdout and run.seconds < 60

@@ -239,7 +239,7 @@ def test_the_model_of_two_processes_is_that_of_one(in_two):
     assert [said.getvalue().count(f"in two  epoch {i}/3") for i in (1, 2, 3)] == [1, 1, 1]     # one of them speaks
     alone = fit(start(), joint_loss, noise(), tiny, 3, 3e-3)
     for a, b in zip(history, alone, strict=True):
-        assert all(a[k] == pytest.approx(b[k], rel=0.05) for k in a if k != "seconds")       # bf16, where there is any
+        assert {k: v for k, v in a.items() if k != "seconds"} == pytest.approx({k: v for k, v in b.items() if k != "seconds"}, rel=0.15)  # bf16
     assert {f.name for f in folder.iterdir()} == {"state.pt", "state-1.pt", "model"} and gone(folder, 0)
     with pytest.warns(UserWarning, match="cut short"):                                       # one process goes on with it
         (folder / "state.pt").write_bytes(b"")
@@ -265,10 +265,10 @@ def notebook(folder):
 
 def test_a_process_that_dies_is_a_notebook_that_fails_and_goes_on_later(tmp_path, importable, capsys, in_two):
     book, out = notebook(tmp_path), tmp_path / "out"
-    with pytest.raises(PtaclError, match=r"PtaclError: in two: process 1 of 2 was killed, by lack of memory or by hand, and the others were stopped"):
+    with pytest.raises(PtaclError, match=r"two failed: in two: process 1 of 2 was killed, by lack of memory or by hand, and the others were stopped"):
         run_experiment(book, {"harm": True, "output_dir": str(out)})
     said = capsys.readouterr().out
-    assert "in two  epoch 1/3" in said and "epoch 2/3" not in said and "in two  epoch 1/3" in (out / "two.ipynb").read_text(encoding="utf-8")
+    assert "in two  epoch 1/3" in said and "epoch 2/3" not in said and "in two  epoch 1/3" in (out / "failed.ipynb").read_text(encoding="utf-8")
     assert (out / "failed.json").exists() and not (out / "result.json").exists() and gone(out)
     _, result = run_experiment(book, {"output_dir": str(out)})
     assert result["sum"] == sum(p.double().sum().item() for p in in_two[1].parameters())     # bit for bit
