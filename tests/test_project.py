@@ -26,7 +26,7 @@ LONGEST_CELL, LARGEST_NOTEBOOK = 40, 1_000_000
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:root|home|work|tmp|Users|mnt|opt|private|scratch)/\w[^\s'\"]*|[A-Z]:\\Users\\\w+")
 
 notebooks = sorted(f for f in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in f.parts)
-chapters = [f for f in notebooks if f.parent == NBS and f.stem != "index"]
+chapters = [f for f in notebooks if f.parent == NBS and f.stem[0].isdigit()]
 settings = ConfigParser(delimiters=["="])
 settings.read(ROOT / "settings.ini", encoding="utf-8")
 settings = settings["DEFAULT"]
