@@ -64,7 +64,7 @@ def is_recording(path: Path) -> bool: # within the folder that is searched
     film = "cmr" in parts[:-1] or any((bulk := BULK.fullmatch(part)) and bulk[2] == "20209" for part in parts)
     return path.suffix.lower() in (".xml", ".hea", ".dcm") and not film and not any(part.startswith(".") for part in parts)
 
-# %% ../nbs/75_inference.ipynb #4c6e104d
+# %% ../nbs/75_inference.ipynb #bdd4925a
 def name_of_file(path: Path, key) -> str: # () -> key of `read_key`, called where it is needed
     "A pseudonym where a person's number may stand in the name of the file; its own name otherwise."
     bulk = BULK.fullmatch(path.name)
@@ -75,7 +75,7 @@ def name_of_file(path: Path, key) -> str: # () -> key of `read_key`, called wher
 def tasks_of(files: list, key=None, out="") -> list: # key: a file, see `read_key`; out: what is written
     "Files with their names; one that is there already gets a number behind it."
     kept, seen, tasks = [], Counter(), []
-    def secret(): kept[:] = kept or [read_key(key, out)]; return kept[0]
+    def secret(): kept[:] = kept or [read_key(key, out, make=False)]; return kept[0]
     for path in files:
         name = name_of_file(path, secret); seen[name] += 1
         if seen[name] > 1: name = f"{name}~{seen[name]}"
@@ -251,7 +251,7 @@ def refused_file(out: Path) -> Path:
     "Where the refused are listed."
     return out.with_name(f"{out.stem}.refused.csv")
 
-# %% ../nbs/75_inference.ipynb #6aecb3f1
+# %% ../nbs/75_inference.ipynb #667be823
 def transform(
     paths,               # files and folders
     module: ECGFeatures, # on its device
@@ -281,7 +281,10 @@ def transform(
             names, counts = zip(*part); rows += len(part)
             append(table(features(module, np.stack(counts), exact)).set_axis(list(names)))
     refused = pd.DataFrame(refused, columns=["recording", "reason", "remedy"])
-    refused.to_csv(refused_file(out), index=False)
+    new = out.with_name(f".{out.stem}.refused.{os.getpid()}")
+    try: refused.to_csv(new, index=False); new.replace(refused_file(out))
+    except OSError as e: raise PtaclError(f"{refused_file(out).name} cannot be written ({e.strerror}): {out.name} is whole, make room") from None
+    finally: new.unlink(missing_ok=True)
     return Written(out, rows, refused)
 
 def embed(paths, module: ECGFeatures, out, **options) -> Written: # options of `transform`

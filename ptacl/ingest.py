@@ -141,16 +141,19 @@ def staging_of(out) -> Path: # where prepared patients wait
     "A folder beside the store."
     return Path(out).absolute().with_name(Path(out).name + ".ingest")
 
-# %% ../nbs/24_ingest.ipynb #99543467
+# %% ../nbs/24_ingest.ipynb #e66ccd79
 def read_key(
     path, # the key file; made where it does not exist
     out,  # the store
+    make: bool = True, # the usual one, too
 ) -> bytes:
-    "The key of the pseudonyms. Raises `PtaclError` where others could read it."
-    path = Path(path or KEY).expanduser()
+    "The key of the pseudonyms. Raises `PtaclError` where others could read it, and where there is none and none is to be made."
+    usual, path = path is None, Path(path or KEY).expanduser()
     for f in (Path(out), staging_of(out)):
         if f.resolve() in path.resolve().parents: raise PtaclError(f"the key {path.name} would lie inside the store: keep it elsewhere (key=)")
     if not path.exists():
+        if usual and not make:
+            raise PtaclError(f"there is no key of pseudonyms at {KEY}: give that of your cohort, or a file to make one in (key=, --key)")
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with suppress(FileExistsError): make_once(path, secrets.token_bytes(32))
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:

@@ -176,7 +176,7 @@ def means(totals: dict, n: int) -> dict: # name -> sum over steps of this proces
     if not totals: return {}
     return dict(zip(totals, (total(torch.stack(list(totals.values()))) / n).tolist()))
 
-# %% ../nbs/50_training.ipynb #18e30cad
+# %% ../nbs/50_training.ipynb #0b7734b6
 def culprits(batch: dict, data) -> tuple[list, bool]: # names, whether their values are at fault
     "Who, in all processes' parts of the batch, has values that are no numbers; everybody where nobody has."
     odd = ~torch.stack([batch[k].flatten(1).isfinite().all(1) for k in ("ecg", "cine")]).all(0)
@@ -201,12 +201,13 @@ class BadSteps:
             return
         kept = ""
         if self.folder:
-            torch.save({k: v.cpu() for k, v in batch.items()} | {"patients": who}, self.folder / f"bad_batch_{rank}.pt")
-            kept = f" The last batch is kept in {self.folder.name}/bad_batch_{rank}.pt."
+            try: torch.save({k: v.cpu() for k, v in batch.items()} | {"patients": who}, self.folder / f"bad_batch_{rank}.pt")
+            except (OSError, RuntimeError): kept = " The batch could not be kept: make room on the disk."
+            else: kept = f" The last batch is kept in {self.folder.name}/bad_batch_{rank}.pt."
         advice = "Leave these patients out, or mend their data" if at_fault else "Lower the learning rate"
         raise PtaclError(f"{self.name}: {what} in {self.row} steps in a row; {why}.{kept} {advice}")
 
-# %% ../nbs/50_training.ipynb #5221c9b8
+# %% ../nbs/50_training.ipynb #79de6e1d
 def backward(model: nn.Module, step, batch: dict, share: float, accelerator: Accelerator) -> dict: # the numbers that the step returns
     "Loss and gradients of the whole batch; `share` of its patients are here."
     with accelerator.autocast(): out = step(model, batch)
@@ -231,8 +232,7 @@ def run_epoch(step, loader, size: int, parts: dict, accelerator, clip: float, ba
             for b, before in zip(model.buffers(), buffers): b.copy_(before)
             bad(batch, loss, gradient, accelerator.process_index); skipped += 1
         optimizer.zero_grad(set_to_none=True); bar.update()
-    if not done: raise PtaclError(f"{bad.name}: no step of the epoch had a finite loss and gradient; what was said of each stands above")
-    return means(totals, done) | {"skipped": skipped}
+    return (means(totals, done) if done else {"loss": math.nan, "gradient": math.nan}) | {"skipped": skipped}
 
 # %% ../nbs/50_training.ipynb #8ea172f1
 def state_files(folder: Path, keep: int | None = None) -> list: # of Path; keep None: those that are there
@@ -315,7 +315,7 @@ def start_accelerator(tracker: str | None, folder: Path | None, name: str, setti
         raise PtaclError(f"tracker {tracker} is not installed: pip install {tracker}, or take tensorboard")
     return accelerator
 
-# %% ../nbs/50_training.ipynb #5f02474f
+# %% ../nbs/50_training.ipynb #a8dc5d72
 def agree(model: nn.Module, epochs_done: int):
     "Same epoch and weights in all processes. Raises `PtaclError` where they found different states."
     if not distributed(): return
@@ -324,8 +324,9 @@ def agree(model: nn.Module, epochs_done: int):
         raise PtaclError("the processes found states of different epochs: let the folder lie where all machines see it")
     for x in (*model.parameters(), *model.buffers()): dist.broadcast(x.data, 0)
 
-def tidy(folder: Path):
-    "Remove what a killed run left half-written."
+def tidy(folder: Path, fresh: bool = False):
+    "Remove what a killed run left half-written; for a fresh start also the states of the run before, which nobody is to go on from."
+    for f in state_files(folder) if fresh else []: f.unlink(missing_ok=True)
     for f in folder.glob(".state.*"): f.unlink(missing_ok=True)
     for f in folder.glob(".model.*"): shutil.rmtree(f, ignore_errors=True)
 
@@ -340,7 +341,7 @@ def begin(model, data, size: int, preset: Preset, steps: int, lr: float, folder,
     agree(model, len(history))
     return loader, parts, history
 
-# %% ../nbs/50_training.ipynb #8c206680
+# %% ../nbs/50_training.ipynb #3479301a
 def fit(
     model: nn.Module,          # MAE or PTACL; trained in place
     step,                      # (model, batch) -> dict with "loss"
@@ -365,7 +366,7 @@ def fit(
     if accelerator.device.type == "cpu": keep_memory()
     loader, parts, history = begin(model, data, size, preset, epochs * steps, lr, folder if resume else None, settings, accelerator)
     rank, main, bad = accelerator.process_index, accelerator.is_main_process, BadSteps(bad_steps, name, data, folder)
-    if folder and main: tidy(folder)
+    if folder and main: tidy(folder, fresh=not resume)
     with tqdm(total=epochs * steps, initial=len(history) * steps, desc=name, mininterval=1, disable=not main) as bar:
         for epoch in range(len(history), epochs):
             started = time.perf_counter()
@@ -375,6 +376,8 @@ def fit(
             report(history[-1], epochs, name, accelerator)
             if folder and main: save_state(folder, keep, settings=settings, history=history, **parts)
     if tracker: accelerator.end_training()
+    if history and not any(math.isfinite(row["loss"]) for row in history):
+        raise PtaclError(f"{name}: no step had a finite loss and gradient; what was said of each stands above")
     if folder and main: save_pretrained(model.eval(), folder / "model")
     return history
 

@@ -8,7 +8,7 @@ __all__ = ['small', 'NOTES', 'SOLUTION', 'OFFLINE', 'OPENING', 'QUIET', 'hearts'
            'heading', 'mistakes', 'guide', 'fresh', 'students', 'build', 'said', 'try_answers', 'run_session', 'check',
            'numbered', 'start']
 
-# %% ../nbs/95_workshop.ipynb #fcfb7cc5
+# %% ../nbs/95_workshop.ipynb #69438e61
 import re
 import shutil
 import subprocess
@@ -23,7 +23,7 @@ import nbformat
 import pandas as pd
 import torch
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbconvert import SlidesExporter
 from nbformat.v4 import new_markdown_cell, new_notebook
 from .calibration import cine_features, ecg_features
@@ -284,7 +284,7 @@ def try_answers(nb) -> pd.DataFrame: # exercise, Mistake, Hint, said, problem ("
         rows.append({"exercise": e.name, "Mistake": "", "Hint": "", "said": hint, "problem": "the solution is refused" if hint else ""})
     return pd.DataFrame(rows, columns=["exercise", "Mistake", "Hint", "said", "problem"])
 
-# %% ../nbs/95_workshop.ipynb #eb3a7e08
+# %% ../nbs/95_workshop.ipynb #4215e701
 def run_session(nb) -> tuple: # seconds, what went wrong
     "Run a session with its solutions in an empty folder."
     started = time.perf_counter()
@@ -292,6 +292,8 @@ def run_session(nb) -> tuple: # seconds, what went wrong
         client = NotebookClient(version(nb, "session", False), timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp}},
                                 extra_arguments=["--IPKernelApp.log_level=40"])
         try: client.execute()
+        except CellTimeoutError: return time.perf_counter() - started, "a cell took more than 600 s"
+        except DeadKernelError: return time.perf_counter() - started, "its process was killed, perhaps for lack of memory"
         except CellExecutionError as e: return time.perf_counter() - started, f"{e.ename}: {e.evalue}"
     return time.perf_counter() - started, ""
 

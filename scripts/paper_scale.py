@@ -107,8 +107,8 @@ def table(name: str, preset: str, given: argparse.Namespace, k: int, cohort: Pat
     shell = subprocess.Popen([sys.executable, "-c", "from ptacl.cli import app; app()", "run", name, *options], start_new_session=True)
     try:
         if shell.wait(): raise PtaclError(f"{name} failed: see {out / 'failed.json'}")
-    except TimeUp:
-        os.killpg(shell.pid, signal.SIGTERM); shell.wait()
+    except BaseException:  # the time is up, Ctrl-C: nothing goes on without this process
+        if shell.poll() is None: os.killpg(shell.pid, signal.SIGTERM); shell.wait()
         raise
 
 
