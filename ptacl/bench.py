@@ -10,7 +10,7 @@ __all__ = ['STEPS', 'CPU_BATCH', 'GPU_BATCH', 'FULL', 'QUICK', 'wait', 'take_tur
            'preparation', 'a_table', 'train_and_probe', 'stages', 'slope', 'scaling', 'epoch', 'streaming', 'Size',
            'sections', 'bench', 'conditions', 'targets', 'tables']
 
-# %% ../nbs/97_bench.ipynb #3d05a3c9
+# %% ../nbs/97_bench.ipynb #2a833dfe
 import ctypes
 import gc
 import importlib.util
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from .augment import CMRAugment, augment_ecg
-from .beats import detect_r_peaks, r_peaks_of, segment_beats
+from .beats import FEW, detect_r_peaks, r_peaks_of, segment_beats
 from .cohort import Cohort, Stream, to_counts
 from .ecg import denoise, wavelet_bands
 from .encoders import CMREncoder, ECGEncoder
@@ -291,7 +291,7 @@ def segment_by_beat(tokens: Tensor, r_peaks: Tensor, start: Tensor, width: float
         hearts.append(torch.stack(beats).mean(0) if beats else torch.zeros(T, x.shape[1], device=x.device))
     return torch.stack(hearts)
 
-# %% ../nbs/97_bench.ipynb #656488f9
+# %% ../nbs/97_bench.ipynb #d5a1fea6
 def segmentation(size: int, repeats: int, device: str) -> list: # of rows
     "Beat segmentation of a batch in the paper's sizes."
     p, g = PRESETS["paper_regression"], torch.Generator().manual_seed(0)
@@ -310,6 +310,7 @@ def preparation(records: int, peaks: int, repeats: int) -> list: # of rows
     rows = against("denoising", f"{records} records", {"kit": lambda: denoise(some, 500), "loop": lambda: denoise_by_lead(some)}, records, repeats)
     ways = {"all cores": lambda: r_peaks_of(many, 500), "one core": lambda: [detect_r_peaks(e, 500) for e in many]}
     found = against("R-peaks", f"{peaks} records", ways, peaks, max(2, repeats // 2), cores=cpu_count())
+    if peaks < FEW: return rows + found   # one core does them
     return rows + [found[0] | {"efficiency": found[1]["ratio"] / cpu_count()}, found[1]]
 
 # %% ../nbs/97_bench.ipynb #b098e7d1
