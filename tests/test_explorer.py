@@ -272,8 +272,9 @@ def server(command, port, folder, **env):
 
 def only_with_token(port):
     "Whoever has no token gets neither the page nor a kernel."
-    with urlopen(f"http://127.0.0.1:{port}/") as answer: assert "/login" in answer.url and b"px" not in answer.read()
-    with pytest.raises(HTTPError, match="403"): urlopen(f"http://127.0.0.1:{port}/api/kernels")
+    for path in ("", "api/kernels", "api/kernels/any/channels"):
+        with urlopen(f"http://127.0.0.1:{port}/{path}") as answer: assert urlparse(answer.url).path == "/login", answer.url
+    with pytest.raises(HTTPError, match="403"): urlopen(f"http://127.0.0.1:{port}/voila/files/ptacl.ipynb")
 
 
 @contextmanager
