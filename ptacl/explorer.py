@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'ALIKE', 'NO_BEAT', 'PERSONAL', 'GROUPS', 'FLOW', 'TEMPLATE', 'shipped_models', 'shipped_cohort',
-           'model_name', 'open_models', 'Compared', 'Asked', 'shown_numbers', 'target_of', 'record_part', 'cine_part',
-           'map_part', 'about', 'carried_by', 'view_of', 'LinkedView', 'picture', 'saved', 'map_table', 'flow',
-           'button', 'AlignmentExplorer', 'read_upload', 'label_of', 'write_page', 'page', 'run_voila', 'serve']
+           'model_name', 'kind_of', 'joint_model', 'open_models', 'Compared', 'Asked', 'shown_numbers', 'target_of',
+           'record_part', 'cine_part', 'map_part', 'about', 'carried_by', 'view_of', 'LinkedView', 'picture', 'saved',
+           'map_table', 'flow', 'button', 'AlignmentExplorer', 'read_upload', 'label_of', 'write_page', 'page',
+           'run_voila', 'serve']
 
 # %% ../nbs/73_explorer.ipynb #fb8bc2d3
 import base64
@@ -66,12 +67,25 @@ def shipped_cohort(
         try: return (Path(tmp) / "new").rename(path)
         except OSError: return path # somebody else was quicker
 
-# %% ../nbs/73_explorer.ipynb #689a6058
+# %% ../nbs/73_explorer.ipynb #2e528148
 def model_name(model: PTACL) -> str:
     "What the local loss of a model was."
     p = model.preset
     if p.beta == 0: return "global"
     return "cosine" if p.local == "cosine" else f"σ = {p.sigma:g}"
+
+def kind_of(folder: Path) -> str: # "" where that is not known
+    "The class of a stored model, also of those that `from_pretrained` does not know."
+    try: return str(json.loads((folder / "config.json").read_text("utf-8"))["kind"])
+    except (OSError, ValueError, KeyError, TypeError): return ""
+
+def joint_model(given, name: str | None = None) -> PTACL: # a model, or its folder
+    "What can be compared. Raises `PtaclError` on a rival, on an encoder alone, and on no model."
+    loaded = isinstance(given, torch.nn.Module)
+    kind = type(given).__name__ if loaded else kind_of(Path(given))
+    if kind not in ("", "PTACL"):
+        raise PtaclError(f"{name or ('this' if loaded else Path(given).name)} is no joint model but a {kind}: give a trained PTACL")
+    return given if loaded else from_pretrained(given)
 
 ALIKE = ("T", "ecg_crop", "frames", "size", "cmr_patch") # what one page can show of several models
 
@@ -84,9 +98,7 @@ def open_models(
     if not 1 <= len(pairs) <= 3: raise PtaclError(f"{len(pairs)} models: give one, two or three")
     named = {}
     for name, given in pairs:
-        model = given if isinstance(given, torch.nn.Module) else from_pretrained(given)
-        if not isinstance(model, PTACL):
-            raise PtaclError(f"{name or getattr(given, 'name', given)} is no joint model but a {type(model).__name__}: give a trained PTACL")
+        model = joint_model(given, name)
         name = name or model_name(model)
         twins = sum(n.split(" (")[0] == name for n in named)
         named[f"{name} ({twins + 1})" if twins else name] = model.eval()
@@ -421,7 +433,7 @@ def selection(self: AlignmentExplorer) -> list | None: # numbers of patients; No
     if not chosen.any(): raise PtaclError("nobody is selected: tick patients in the table, or choose another group")
     return np.flatnonzero(chosen).tolist()
 
-# %% ../nbs/73_explorer.ipynb #c3ea478b
+# %% ../nbs/73_explorer.ipynb #26cbc8a3
 @patch
 def refresh(self: AlignmentExplorer, alert: str = ""):
     "Draw what is asked for; say in the page what is wrong."
@@ -436,6 +448,7 @@ def refresh(self: AlignmentExplorer, alert: str = ""):
     except PtaclError as e: self.page.view = self.page.view | {"alert": str(e)}; return
     self.page.view, self.label = view, label_of(view["patient"], asked, self.own is not None, over)
 
+# %% ../nbs/73_explorer.ipynb #3d3173d7
 @patch
 def opened(self: AlignmentExplorer):
     "Another patient: with their own ECG."
@@ -464,7 +477,7 @@ def take(self: AlignmentExplorer, uploaded: tuple): # of FileUpload: name and co
     else: self.refresh()
     self.upload.value = ()
 
-# %% ../nbs/73_explorer.ipynb #21edd531
+# %% ../nbs/73_explorer.ipynb #9321e04f
 def read_upload(uploaded: tuple) -> tuple: # counts (12, 5000) in µV, R-peaks s, which leads are not good
     "An ECG from the files of an upload. Raises `PtaclError`."
     with tempfile.TemporaryDirectory() as tmp:
@@ -485,7 +498,7 @@ def fill_table(self: AlignmentExplorer):
     rows.sort(key=lambda r: (r[-2] is None, r[-2]))
     self.page.table = {"columns": columns, "groups": list(self.both.models), "rows": rows, "sort": len(columns) - 2}
 
-# %% ../nbs/73_explorer.ipynb #e0a94571
+# %% ../nbs/73_explorer.ipynb #a03abecf
 def label_of(patient: str, asked: Asked, own: bool, over) -> str:
     "Whose maps a file holds, and of which ECG."
     if over is not None: return f"mean-of-{len(over)}"
@@ -515,7 +528,7 @@ def export(self: AlignmentExplorer, kind: str):
         table = table.set_axis([" ".join(c) for c in table], axis=1).reset_index()
     self.page.download(f"{name if kind == 'CSV' else 'scores'}.csv", "text/csv", table.to_csv(index=False).encode())
 
-# %% ../nbs/73_explorer.ipynb #7e374fc7
+# %% ../nbs/73_explorer.ipynb #0237982b
 TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {% import "spinner.macro.html.j2" as spinner %}
 {%- block notebook_css -%}
@@ -537,7 +550,7 @@ def write_page(folder: Path) -> Path: # of the notebook
     nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), folder / "ptacl.ipynb")
     return folder / "ptacl.ipynb"
 
-# %% ../nbs/73_explorer.ipynb #ed1b395e
+# %% ../nbs/73_explorer.ipynb #f62b9e3a
 def page():
     "What the notebook of `serve` calls: the explorer, or a sentence that says why there is none."
     given = json.loads(os.environ.get("PTACL_EXPLORE", "{}"))
