@@ -157,7 +157,7 @@ def asset(name: str) -> str: # of a file in ptacl/page
     "A part of the page, as text."
     return (files("ptacl") / "page" / name).read_text("utf-8")
 
-# %% ../nbs/72_figures.ipynb #3527cf18
+# %% ../nbs/72_figures.ipynb #75dfabb1
 def plain(x):
     "Bytes as base64, for JSON."
     if isinstance(x, bytes | memoryview): return base64.b64encode(x).decode()
@@ -170,7 +170,7 @@ def standalone(
     note: str,  # a line under it
 ) -> str:       # a page
     "A view as one HTML file that stays interactive without a network."
-    data = json.dumps(plain(view)).replace("</", "<\\/")
+    data = json.dumps(plain(view)).replace("<", "\\u003c")
     program = f"{asset('view.js')}\nlinkedView(document.getElementById('view'), window.Plotly, {{}}).show({data});"
     style = f"body {{ margin: 8px; }} {asset('page.css')}"
     head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{escape(view['title'])}</title><style>{style}</style>"

@@ -6,7 +6,9 @@ name but this computer's, and every request that it makes is looked at.
 import io
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +16,9 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import urlparse
+from urllib.request import urlopen
 
 import nbformat
 import numpy as np
@@ -27,6 +31,7 @@ from ptacl.alignment import alignment_map
 from ptacl.cohort import Cohort, to_counts
 from ptacl.errors import PtaclError
 from ptacl.explorer import AlignmentExplorer, Asked, Compared, open_models, serve, shipped_cohort, shipped_models, shown_numbers, view_of
+from ptacl.figures import asset, standalone
 from ptacl.model import PTACL
 from ptacl.presets import paper_regression, workshop
 from ptacl.virtual import simulate
@@ -122,7 +127,9 @@ def test_compared_models_share_one_scale(both):
 
 @pytest.mark.parametrize("models, why", [
     ([], "one, two or three"), ([PTACL(tiny)] * 4, "one, two or three"),
-    ([PTACL(tiny), PTACL(replace(tiny, frames=20))], "different presets"), (["nowhere"], "holds no model")])
+    ([PTACL(tiny), PTACL(replace(tiny, frames=20))], "frames is 26, 20"),
+    ([PTACL(tiny), PTACL(replace(tiny, ecg_crop=2500))], "ecg_crop is "), ([PTACL(tiny), PTACL(replace(tiny, size=63))], "size is 84, 63"),
+    ([PTACL(tiny), PTACL(replace(tiny, cmr_patch=(2, 12, 12)))], "cmr_patch is "), (["nowhere"], "holds no model")])
 def test_models_that_cannot_be_compared_are_refused(models, why):
     with pytest.raises(PtaclError, match=why): open_models(models)
 
@@ -153,6 +160,59 @@ def test_controls_answer_bad_input_with_a_sentence(cohort, tmp_path):
     assert "nobody is selected" in e.page.view["alert"]
     e.page.ticked = [0, 1]
     assert e.page.view["title"].startswith("mean of 2 patients") and not e.page.view["alert"]
+
+
+def exported(e, kind):
+    "Name and content of a file that the explorer hands over."
+    got = []
+    e.page.download = lambda *file: got.append(file)
+    e.export(kind)
+    return got[0][0], got[0][2]
+
+
+def test_files_say_whose_maps_and_which_ecg_they_hold(cohort):
+    e = AlignmentExplorer(cohort, [PTACL(tiny)])
+    who = e.page.view["patient"]
+    e.noise.value = 0.1; e.drop["V1"].value = True
+    views = []
+    e.page.observe(lambda _: views.append(1), "view")
+    assert exported(e, "PNG")[0] == f"{who}-disturbed.png" and "individual-level data" in exported(e, "HTML")[1].decode()
+    e.undo()
+    assert len(views) == 1 and exported(e, "CSV")[0] == f"{who}.csv"
+    e.group.value = "all"
+    name, content = exported(e, "CSV")
+    assert name == "mean-of-5.csv" and set(pd.read_csv(io.BytesIO(content)).patient) == {"mean-of-5"}
+
+
+def test_an_own_ecg_is_named_and_its_quality_told(cohort, data_samples, monkeypatch):
+    e = AlignmentExplorer(cohort, [PTACL(tiny)])
+    file = next((data_samples / "ecg").rglob("*.xml"))
+    monkeypatch.setattr("ptacl.ingest.verdict_on", lambda *_: "flat: V2")
+    e.take(({"name": file.name, "content": file.read_bytes()},))
+    assert "not of good quality: flat: V2" in e.page.view["alert"]
+    assert exported(e, "SVG")[0] == f"{e.page.view['patient']}-own-ecg.svg"
+    e.undo()
+    assert not e.page.view["alert"]
+
+
+EVIL = '"><img src=x onerror=alert(1)>'
+
+
+def test_names_are_no_html_in_a_file(both):
+    page = standalone(view_of(both, 0, Asked())[0] | {"patient": EVIL, "title": EVIL, "alert": EVIL}, EVIL)
+    assert "<img" not in page.split("plotly.js")[0] + page.split("</script>")[-2]
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs node")
+def test_names_are_no_html_in_the_table():
+    "The table's own code, on a root that only keeps what is written into it."
+    table = {"columns": ["patient", EVIL, "phase"], "groups": [EVIL], "rows": [[0, EVIL, 0.5, None]], "sort": 1}
+    program = f"""{asset("widget.js").replace("export default", "void")}
+        const root = {{ addEventListener() {{}}, querySelectorAll: () => [], querySelector: () => null }};
+        patientTable(root, {{ get: key => ({{ table: {json.dumps(table)}, ticked: [], patient: 0 }})[key] }}).fill();
+        console.log(root.innerHTML);"""
+    html = subprocess.run(["node", "-e", program], capture_output=True, text=True, check=True).stdout
+    assert html.count("&#60;img") == 4 and "<img" not in html and '""' not in html
 
 
 # --- the browser ---------------------------------------------------------------------------------------------------------
@@ -195,7 +255,8 @@ def server(command, port, folder, **env):
     "A process that serves on a port, until the block ends."
     log = folder / "server.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"} | env)
+        process = subprocess.Popen(command, stdout=out, stderr=out, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
+                                   start_new_session=True)
         try:
             for _ in range(600):
                 with socket.socket() as s:
@@ -204,9 +265,16 @@ def server(command, port, folder, **env):
                 time.sleep(0.2)
             yield
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
             try: process.wait(20)
-            except subprocess.TimeoutExpired: process.kill()
+            except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL)
+
+
+def only_with_token(port):
+    "Whoever has no token gets neither the page nor a kernel."
+    for path in ("", "api/kernels", "api/kernels/any/channels"):
+        with urlopen(f"http://127.0.0.1:{port}/{path}") as answer: assert urlparse(answer.url).path == "/login", answer.url
+    with pytest.raises(HTTPError, match="403"): urlopen(f"http://127.0.0.1:{port}/voila/files/ptacl.ipynb")
 
 
 @contextmanager
@@ -214,7 +282,9 @@ def explore(chromium, folder, *options):
     port = free_port()
     command = [sys.executable, "-c", "from ptacl.cli import app; app()", "explore", "--no-browser", "--port", str(port), *options]
     with server(command, port, folder), browser(chromium) as (page, hosts):
-        page.goto(f"http://127.0.0.1:{port}/", wait_until="commit")
+        only_with_token(port)
+        address = re.search(rf"http://127.0.0.1:{port}/\?token=\w+", (folder / "server.log").read_text())
+        page.goto(address[0], wait_until="commit")
         page.wait_for_selector(".px[data-ready='1']")
         yield page, hosts
 

@@ -3,17 +3,18 @@
 // Patients with their scores, worst first. A click on a head sorts, a click on a row opens the patient, ticked rows make up a selection.
 function patientTable(root, model, open) {
   let by = null, up = true, order = [];
-  const cut = x => x == null ? "–" : typeof x === "number" ? x.toFixed(2) : x;
+  const escaped = x => String(x).replace(/[&<>"']/g, c => `&#${c.charCodeAt(0)};`);
+  const cut = x => x == null ? "–" : typeof x === "number" ? x.toFixed(2) : escaped(x);
   function fill() {
     const { columns, rows, sort } = model.get("table"), ticked = new Set(model.get("ticked"));
     if (!columns) return;
     if (by === null) { by = sort; up = true; }
     const key = r => r[by + 1], low = x => x == null || Number.isNaN(x);
     order = [...rows].sort((a, b) => low(key(a)) - low(key(b)) || (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : a[0] - b[0]) * (up ? 1 : -1));
-    const groups = model.get("table").groups.map(g => `<th colspan="2" scope="colgroup">${g}</th>`).join("");
-    const head = columns.map((c, j) => `<th scope="col" aria-sort="${j === by ? (up ? "ascending" : "descending") : "none"}"><button data-j="${j}">${c}${j === by ? (up ? " ▲" : " ▼") : ""}</button></th>`);
-    root.innerHTML = `<table><thead><tr><th colspan="2"></th>${groups}</tr><tr><th></th>${head.join("")}</tr></thead><tbody>${order.map(r => `<tr data-i="${r[0]}"><td><input type="checkbox" aria-label="select ${r[1]}" ${ticked.has(r[0]) ? "checked" : ""}></td>
-      ${r.slice(1).map((x, j) => j ? `<td>${cut(x)}</td>` : `<td><button class="px-open">${x}</button></td>`).join("")}</tr>`).join("")}</tbody></table>`;
+    const groups = model.get("table").groups.map(g => `<th colspan="2" scope="colgroup">${escaped(g)}</th>`).join("");
+    const head = columns.map((c, j) => `<th scope="col" aria-sort="${j === by ? (up ? "ascending" : "descending") : "none"}"><button data-j="${j}">${escaped(c)}${j === by ? (up ? " ▲" : " ▼") : ""}</button></th>`);
+    root.innerHTML = `<table><thead><tr><th colspan="2"></th>${groups}</tr><tr><th></th>${head.join("")}</tr></thead><tbody>${order.map(r => `<tr data-i="${r[0]}"><td><input type="checkbox" aria-label="select ${escaped(r[1])}" ${ticked.has(r[0]) ? "checked" : ""}></td>
+      ${r.slice(1).map((x, j) => j ? `<td>${cut(x)}</td>` : `<td><button class="px-open">${escaped(x)}</button></td>`).join("")}</tr>`).join("")}</tbody></table>`;
     mark();
   }
   function mark() { root.querySelectorAll("tr.now").forEach(r => r.classList.remove("now")); const row = root.querySelector(`tr[data-i="${model.get("patient")}"]`);
@@ -53,8 +54,7 @@ async function render({ model, el }) {
   async function refresh() {
     if (busy) { again = true; return; }
     busy = true;
-    do { again = false; await view.show(model.get("view")); } while (again);
-    busy = false;
+    try { do { again = false; await view.show(model.get("view")); } while (again); } finally { busy = false; }
     if (root.clicked) requestAnimationFrame(() => setTimeout(() => { root.dataset.ms = performance.now() - root.clicked; root.clicked = 0; }));
   }
   model.on("change:view", refresh); model.on("change:table", table.fill); model.on("change:patient", table.mark); model.on("msg:custom", save);
