@@ -42,6 +42,6 @@ $(READY): settings.ini constraints.txt setup.py pyproject.toml
 	  echo "ptacl needs Python 3.11, 3.12, 3.13 or 3.14, but '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing)."; \
 	  echo "Install one from https://www.python.org or your system, then: make PYTHON=/path/to/python3.11 demo"; exit 1; }
 	@echo "Installing into $(VENV) (once, some minutes) ..."
-	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $@

@@ -19,13 +19,13 @@ from sphinx.cmd.build import build_main
 sys.path.insert(0, str(Path(__file__).parent))
 from reference import commands_page, definitions, linker, module_page, with_labels
 
+from ptacl.workshop import SOLUTION, YOURS
+
 ROOT = Path(__file__).resolve().parents[1]
 NBS, PAGES = ROOT / "nbs", ROOT / "docs" / "pages"
 TEXTS = ("CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "LICENSE")  # outside nbs/, and yet on the site
 MOVED = re.compile(rf"\]\((?:(?:\.\./)*(?:nbs|docs/pages)/|(?:\.\./)+(?={'|'.join(map(re.escape, TEXTS))}))")  # what lies side by side there
 DIRECTIVES = re.compile(r"^#\|.*\n?", re.MULTILINE)
-YOURS = r"\1# YOUR CODE HERE\n\1raise NotImplementedError()"
-SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION.*?### END SOLUTION *$", re.MULTILINE | re.DOTALL)
 ASIDE = {"contents", "guide", "wrong"}  # tags of cells for JupyterLab, for the teacher, and for testing the checks
 SECTION = re.compile(r"^## (.+)\n+<!-- pages: (.+) -->\n", re.MULTILINE)
 

@@ -9,12 +9,13 @@ __all__ = ['PtaclError', 'check_device']
 class PtaclError(ValueError):
     "Bad input: the message says what was wrong, where, and what to do."
 
-# %% ../nbs/00_errors.ipynb #369d36a7
+# %% ../nbs/00_errors.ipynb #d0abb352
 def check_device(device): # "cpu", "cuda", "cuda:1" or a torch.device
     "Raises `PtaclError` where a GPU is asked for that torch does not find."
     if not str(device).startswith("cuda"): return
     import torch
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(str(device)[5:] or 0) >= there: raise PtaclError(
+    number = str(device)[5:] or "0"
+    if not number.isdigit() or int(number) >= there: raise PtaclError(
         f"device {device} was asked for, but torch {torch.__version__} finds {there or 'no'} GPU{'s' * (there != 1)}: "
         "check nvidia-smi and CUDA_VISIBLE_DEVICES, install a torch with CUDA, or take the CPU")

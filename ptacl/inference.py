@@ -9,7 +9,7 @@ __all__ = ['AROUND', 'LIKENESS', 'BEATS', 'FAULTS', 'POOL', 'ROWS', 'WRITERS', '
            'transform', 'embed', 'Probe', 'fit_probe', 'half_widths', 'predictions', 'fingerprint', 'save_probe',
            'load_probe', 'probe_cohort', 'predict', 'write_onnx', 'run_onnx', 'write_program', 'run_program', 'export']
 
-# %% ../nbs/75_inference.ipynb #456b5116
+# %% ../nbs/75_inference.ipynb #ce23955a
 import json
 import logging
 import math
@@ -39,8 +39,8 @@ from tqdm import tqdm
 from . import __version__
 from .cohort import MV, Cohort, Stream
 from .encoders import ECGEncoder
-from .errors import PtaclError
-from .ingest import BULK, Source, Task, counts_of, prepare_ecg, pseudonym, read_key, reason_of
+from .errors import PtaclError, check_device
+from .ingest import BULK, Source, Task, counts_of, prepare_ecg, pseudonym, read_key, reason_of, visit_name
 from .presets import FS, LEADS, PHENOTYPES, SAMPLES
 from .readers import mask_ids
 from .regression import ols_predict
@@ -64,13 +64,13 @@ def is_recording(path: Path) -> bool: # within the folder that is searched
     film = "cmr" in parts[:-1] or any((bulk := BULK.fullmatch(part)) and bulk[2] == "20209" for part in parts)
     return path.suffix.lower() in (".xml", ".hea", ".dcm") and not film and not any(part.startswith(".") for part in parts)
 
-# %% ../nbs/75_inference.ipynb #bdd4925a
+# %% ../nbs/75_inference.ipynb #7f7afb48
 def name_of_file(path: Path, key) -> str: # () -> key of `read_key`, called where it is needed
     "A pseudonym where a person's number may stand in the name of the file; its own name otherwise."
     bulk = BULK.fullmatch(path.name)
     person, visit = (bulk[1], int(bulk[3])) if bulk else (path.stem, 2)
     if bulk and not person.startswith("sim-") or person != mask_ids(person): person = pseudonym(person, key())
-    return person if visit == 2 else f"{person}-{visit}"
+    return visit_name(person, visit)
 
 def tasks_of(files: list, key=None, out="") -> list: # key: a file, see `read_key`; out: what is written
     "Files with their names; one that is there already gets a number behind it."
@@ -190,10 +190,11 @@ class ECGFeatures(nn.Module):
         x = (ecg - mean) / torch.where(sd > 1e-6, sd, 1.0)
         return self.projection(self.encoder(x[..., start:start + crop]).mean(1))
 
-# %% ../nbs/75_inference.ipynb #375479c9
+# %% ../nbs/75_inference.ipynb #2e4dd380
 def on_device(module: nn.Module, device: str | None = None) -> nn.Module: # None: a GPU where there is one
     "The module where it is to run. Raises `PtaclError` where there is no such device."
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
     try: return module.to(device)
     except (RuntimeError, AssertionError) as e:
         raise PtaclError(f"this machine has no {device} that torch {torch.__version__} can use: leave the device away, or take cpu") from e
