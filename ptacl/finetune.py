@@ -6,7 +6,7 @@
 __all__ = ['AttentionPool', 'Tuned', 'masked_error', 'training_view', 'tune_step', 'with_targets', 'finetune', 'supervised',
            'predict', 'attention_map', 'load_tuned']
 
-# %% ../nbs/62_finetune.ipynb #6e6738bd
+# %% ../nbs/62_finetune.ipynb #f8d59678
 import json
 from copy import deepcopy
 from dataclasses import asdict
@@ -96,7 +96,7 @@ def tune_step(model: Tuned, batch: dict) -> dict: # the batch carries `targets` 
     targets = (batch["targets"] - model.mean) / model.sd
     return {"loss": masked_error(model(training_view(model.encoder, batch)), targets)}
 
-# %% ../nbs/62_finetune.ipynb #d3e2bd4c
+# %% ../nbs/62_finetune.ipynb #6f559006
 def with_targets(data: Pairs, targets: pd.DataFrame) -> Pairs: # the same pairs, whose batches carry `targets`
     "Pairs that know what was measured. Raises `PtaclError` on another number of patients, or a target without two different values."
     y = as_numbers(targets)
@@ -110,7 +110,7 @@ def finetune(
     data: Pairs,                      # training patients
     targets: pd.DataFrame,            # their phenotypes in their own units, NaN where missing
     epochs: int | None = None,        # default: those of the joint phase
-    lr: float | None = None,          # highest learning rate; default: that of the joint phase
+    lr: float | None = None,          # highest learning rate; default: `lr_tune` of the preset
     freeze: int = 0,                  # layers that stay as they are
     seed: int = 0,
     folder=None,                      # as in `fit`, with `resume`, `tracker` and `name`
@@ -123,7 +123,7 @@ def finetune(
     y = as_numbers(targets)
     model = Tuned(encoder, targets, np.nanmean(y, 0), np.nanstd(y, 0))
     model.encoder.freeze(freeze)
-    epochs, lr = p.epochs_joint if epochs is None else epochs, p.lr_joint if lr is None else lr
+    epochs, lr = p.epochs_joint if epochs is None else epochs, p.lr_tune if lr is None else lr
     model.history = fit(model, tune_step, data, p, epochs, lr, folder, seed, **{"name": "fine-tune"} | kw)
     return model
 
@@ -141,7 +141,7 @@ def attention_map(model: Tuned, batch: dict) -> Tensor: # (B, 12, n) leads × ti
     "Weight of each token in the pooling; every map sums to 1."
     return model.pool.weights(model.encoder(model.view(batch))).unflatten(1, model.encoder.pos.shape[:2])
 
-# %% ../nbs/62_finetune.ipynb #925a8774
+# %% ../nbs/62_finetune.ipynb #780f1119
 def load_tuned(folder, device="cpu") -> Tuned:
     "A fine-tuned model from the folder that `fit` wrote. Raises `PtaclError` where there is none."
     check_device(device)

@@ -31,9 +31,9 @@ from .scaling import fit_in_processes
 from .simclr import SimCLR, simclr_step
 from .training import Pairs, joint_step, mae_cmr_step, mae_ecg_step
 
-# %% ../nbs/85_methods.ipynb #025e5bb7
+# %% ../nbs/85_methods.ipynb #4f137b32
 _unlabelled = lambda p: (p.epochs_mae, p.lr_mae)
-_labelled = lambda p: (p.epochs_mae + p.epochs_joint, p.lr_joint)
+_labelled = lambda p: (p.epochs_mae + p.epochs_joint, p.lr_tune)
 
 PRETRAININGS = {  # name -> preset -> model; step; preset -> (epochs, learning rate)
     "mae_ecg": (lambda p: MAE(ECGEncoder(p)), mae_ecg_step, _unlabelled),

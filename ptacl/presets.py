@@ -19,7 +19,7 @@ PHENOTYPES = {  # name -> unit, in the order of UK Biobank fields 24100 to 24109
     "LVEDV": "ml", "LVESV": "ml", "LVSV": "ml", "LVEF": "%", "LVCO": "l/min",
     "LVM": "g", "RVEDV": "ml", "RVESV": "ml", "RVSV": "ml", "RVEF": "%"}
 
-# %% ../nbs/00_presets.ipynb #b930243d
+# %% ../nbs/00_presets.ipynb #21dd26c2
 @dataclass(frozen=True)
 class Preset:
     "All sizes and settings of one experiment; `dataclasses.replace` makes variants."
@@ -59,6 +59,7 @@ class Preset:
     batch_size: int = 256
     lr_mae: float = 1e-3
     lr_joint: float = 3e-4
+    lr_tune: float = 3e-4       # where phenotypes teach: supervised and fine-tuned networks
     weight_decay: float = 0.05
     betas: tuple = (0.9, 0.95)
     warmup: float = 0.1         # share of the steps
@@ -92,11 +93,11 @@ def token_width(self: Preset) -> float:
     "Seconds of one ECG token."
     return self.ecg_patch / self.fs
 
-# %% ../nbs/00_presets.ipynb #60c13552
+# %% ../nbs/00_presets.ipynb #27c3bbd9
 def preset_rules(p): # a preset
     "Pairs (holds, what to do when it does not)."
     sizes = ("ecg_crop ecg_patch ecg_layers frames size cmr_layers width heads mlp_ratio decoder_width decoder_layers decoder_heads "
-             "proj_dim batch_size lr_mae lr_joint clip pos_std")
+             "proj_dim batch_size lr_mae lr_joint lr_tune clip pos_std")
     for name in sizes.split(): yield getattr(p, name) > 0, f"{name} must be > 0, got {getattr(p, name)}"
     yield p.fs == 500, f"fs is 500 Hz, to which every record is resampled, got {p.fs}"
     yield len(p.cmr_patch) == 3 and min(p.cmr_patch) > 0, f"cmr_patch is (frames, rows, columns), all > 0, got {p.cmr_patch}"
@@ -118,10 +119,10 @@ def preset_rules(p): # a preset
 paper_regression = Preset("paper_regression", sigma=0.1, tau_global=0.1, tau_local=1.0)
 paper_retrieval = Preset("paper_retrieval", sigma=0.0, tau_global=0.07, tau_local=0.07)
 
-# %% ../nbs/00_presets.ipynb #27b7bb2f
+# %% ../nbs/00_presets.ipynb #81385c37
 workshop = Preset("workshop", ecg_crop=1500, ecg_layers=3, cmr_layers=3, cmr_patch=(2, 21, 21), width=128, heads=4,
                   decoder_width=128, frozen_layers=1, proj_dim=64, sigma=0.0, tau_global=0.07, tau_local=0.07,
-                  centred=True, augment=0.3, batch_size=32, lr_mae=2e-3, lr_joint=3e-3, epochs_mae=5, epochs_joint=5)
+                  centred=True, augment=0.3, batch_size=32, lr_mae=2e-3, lr_joint=3e-3, lr_tune=1e-3, epochs_mae=5, epochs_joint=5)
 
 # %% ../nbs/00_presets.ipynb #be961818
 PRESETS = {p.name: p for p in (paper_regression, paper_retrieval, workshop)}
