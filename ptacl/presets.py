@@ -19,7 +19,7 @@ PHENOTYPES = {  # name -> unit, in the order of UK Biobank fields 24100 to 24109
     "LVEDV": "ml", "LVESV": "ml", "LVSV": "ml", "LVEF": "%", "LVCO": "l/min",
     "LVM": "g", "RVEDV": "ml", "RVESV": "ml", "RVSV": "ml", "RVEF": "%"}
 
-# %% ../nbs/00_presets.ipynb #21dd26c2
+# %% ../nbs/00_presets.ipynb #ea12c52a
 @dataclass(frozen=True)
 class Preset:
     "All sizes and settings of one experiment; `dataclasses.replace` makes variants."
@@ -54,6 +54,7 @@ class Preset:
     beta: float = 1.0           # weight of the local loss
     local: str = "contrastive"  # or "cosine", the CosSim++ ablation
     centred: bool = False       # local embeddings as deviations from their mean over the beat
+    any_start: bool = False     # in joint training films begin at any moment, so that the number of a frame does not tell its phase
     augment: float = 1.0        # strength of all augmentations but flip and time sampling
     # training
     batch_size: int = 256

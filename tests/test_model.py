@@ -13,7 +13,7 @@ from ptacl.errors import PtaclError
 from ptacl.mae import MAE, patchify, random_mask, unpatchify
 from ptacl.model import PTACL, centre_view, from_pretrained, joint_loss, save_pretrained, start_joint
 from ptacl.presets import PRESETS, paper_regression, paper_retrieval, workshop
-from ptacl.training import make_optimizer
+from ptacl.training import make_optimizer, turned_view
 
 tiny = replace(workshop, width=16, heads=2, ecg_layers=2, cmr_layers=2, frozen_layers=1, decoder_width=16, proj_dim=8)
 PAPER = pytest.mark.parametrize("preset", [paper_regression, paper_retrieval], ids=lambda p: p.name)
@@ -187,6 +187,20 @@ def test_patients_without_a_beat_are_left_out_of_the_local_loss():
     assert nobody["valid"] == 0 and nobody["local"] == 0 and nobody["loss"] == nobody["global"]
     nobody["loss"].backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_turned_film_means_the_same_moments_once_its_frames_have_no_number():
+    "Without positions in time the encoder cannot tell where a film begins; with them it can."
+    model = models()["PTACL"].eval()
+    view = centre_view(a_batch(3), tiny)
+    torch.manual_seed(3)
+    elsewhere = turned_view(view, tiny)
+    assert elsewhere["turn"].any() and not torch.equal(elsewhere["cine"], view["cine"])
+    apart = lambda: (model.local_embeddings(elsewhere)[1] - model.local_embeddings(view)[1]).abs().max().item()
+    with torch.no_grad():
+        assert apart() > 1e-2
+        model.cmr.pos.copy_(model.cmr.pos[:1].expand_as(model.cmr.pos))
+        assert apart() < 1e-4
 
 
 @pytest.mark.parametrize("beta, local", [(0.0, "contrastive"), (2.5, "contrastive"), (1.0, "cosine")])
