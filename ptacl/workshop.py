@@ -8,10 +8,9 @@ __all__ = ['small', 'NOTES', 'SOLUTION', 'YOURS', 'OFFLINE', 'OPENING', 'QUIET',
            'minutes', 'heading', 'mistakes', 'guide', 'fresh', 'students', 'build', 'said', 'try_answers',
            'run_session', 'check', 'numbered', 'start']
 
-# %% ../nbs/95_workshop.ipynb #69438e61
+# %% ../nbs/95_workshop.ipynb #cce6365a
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +32,7 @@ from .errors import PtaclError
 from .experiments import checkout, write_html
 from .model import centre_view
 from .presets import Preset, workshop
+from .scaling import child
 from .virtual import simulate
 
 # %% ../nbs/95_workshop.ipynb #44fa3a9e
@@ -318,7 +318,7 @@ def check(
         say(line + (f"; {'failed' if error else 'ran'} in {seconds:.0f} s" if run else ""))
     return problems
 
-# %% ../nbs/95_workshop.ipynb #d9324ab9
+# %% ../nbs/95_workshop.ipynb #74c4f46c
 QUIET = ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.extension_manager=readonly"]
 
 def numbered(folder) -> Path:
@@ -331,9 +331,11 @@ def start(
     folder="ptacl-workshop", # for the copy
     options=(),              # of JupyterLab: --no-browser, --port=8890, …
 ) -> int:                    # JupyterLab's exit status
-    "JupyterLab on a fresh copy of the student version; returns when it is closed."
+    "JupyterLab on a fresh copy of the student version; returns when it is closed, or we are ended."
     folder = students(numbered(folder))
     print(f"the sessions are in {folder}", flush=True)
     first = sorted(folder.glob("*.ipynb"))[0].name
     lab = [sys.executable, "-m", "jupyterlab", f"--notebook-dir={folder}", f"--LabApp.default_url=/lab/tree/{first}"]
-    return subprocess.call([*lab, *QUIET, *options])
+    try:
+        with child([*lab, *QUIET, *options]) as process: return process.wait()
+    except KeyboardInterrupt: return 0

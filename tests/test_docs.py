@@ -196,13 +196,10 @@ SHAPE = """() => {
 
 
 @pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not chromium: pytest.skip("there is no Chromium: install the Debian package `chromium`, or Chrome")
+def browser(chromium):
     from playwright.sync_api import sync_playwright
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        browser = playwright.chromium.launch(**chromium)
         yield browser
         browser.close()
 
