@@ -145,7 +145,7 @@ def test_what_counts_as_fetched(text, fetched):
 
 def test_every_figure_has_a_caption():
     bare = []
-    for file in (f for f in notebooks() if f.parent == NBS):
+    for file in notebooks():
         cells = nbformat.read(file, 4).cells
         for i, cell in enumerate(cells):
             below = next((c for c in cells[i + 1:] if not drawn(c)), None)
