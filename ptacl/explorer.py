@@ -212,18 +212,19 @@ def map_part(both: Compared, maps: dict, asked: Asked) -> dict: # maps: name -> 
     colours = [c for _, c in plotly_colours(scale["cmap"])]
     return {"maps": figures, "names": list(numbers), "values": values, "scale": scale | {"colours": colours}}
 
-# %% ../nbs/73_explorer.ipynb #45752539
+# %% ../nbs/73_explorer.ipynb #6decd563
 def about(both: Compared, i: int) -> str:
     "A patient in a line."
     c = both.cohort.covariates.iloc[both.rows[i]]
     who = [{"F": "woman", "M": "man"}.get(c.get("sex")), f"{c['age']:.0f} years" if np.isfinite(c.get("age", np.nan)) else None]
     return ", ".join([both.ids[i], *(w for w in who if w)])
 
-def carried_by(model: PTACL, batch: dict) -> dict | None: # leads, places: bytes of float32
+def carried_by(model: PTACL, batch: dict, name: str) -> dict | None: # leads, places: bytes of float32; told: what they are
     "What carries each cell, for the page; None where there is no heartbeat."
     leads, places = occlusion(model, batch)
     if not leads.isfinite().all(): return None
-    return {"leads": leads.numpy().astype("<f4").tobytes(), "places": places.numpy().astype("<f4").tobytes()}
+    told = f"What carries the cell under {name}: its cosine falls without an orange lead or place, and rises without a blue one."
+    return {"leads": leads.numpy().astype("<f4").tobytes(), "places": places.numpy().astype("<f4").tobytes(), "told": told}
 
 NO_BEAT = "No heartbeat to cut: fewer than two R-peaks lie in the {seconds:g} s that the model sees. This patient has no map; open another one."
 
@@ -250,7 +251,7 @@ def view_of(
     view = {"patient": both.ids[i], "title": title, "alert": alert, "T": p.T, **record,
             **cine_part(both, i, cine, lead, record["beats"], maps), **map_part(both, maps, asked)}
     model = both.models.get(asked.carries)
-    view["carries"] = carried_by(model, as_batch(mv, r_peaks, cine, both.normalize)) if model is not None and over is None else None
+    view["carries"] = carried_by(model, as_batch(mv, r_peaks, cine, both.normalize), asked.carries) if model is not None and over is None else None
     return view, maps
 
 # %% ../nbs/73_explorer.ipynb #0353438b
@@ -373,7 +374,7 @@ def controls(self: AlignmentExplorer):
     self.tabs = W.Tab([self.compare_tab(), self.disturb_tab(), self.inside_tab(), self.export_tab()],
                       titles=["Compare", "What if", "Inside", "Export"])
 
-# %% ../nbs/73_explorer.ipynb #aab574f8
+# %% ../nbs/73_explorer.ipynb #7ff053d5
 @patch
 def compare_tab(self: AlignmentExplorer) -> W.Box:
     "What is compared, and how it is drawn."
@@ -390,8 +391,7 @@ def inside_tab(self: AlignmentExplorer) -> W.Box:
     "At which layer, and what carries a cell."
     pairs = depths(self.both.preset)
     said = W.HTML(f"0: patches; {self.both.depth}: all blocks ({pairs[-1][0]} of the ECG, {pairs[-1][1]} of the CMR encoder)")
-    legend = W.HTML("orange: the cosine of the chosen cell falls without this lead or place; blue: it rises")
-    return flow(self.depth, said, self.carries, legend)
+    return flow(self.depth, said, self.carries)
 
 @patch
 def export_tab(self: AlignmentExplorer) -> W.Box:

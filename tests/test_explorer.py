@@ -332,8 +332,22 @@ def test_explorer_in_voila(chromium, cohort, tmp_path, data_samples):
         page.wait_for_function("document.querySelector('.px-alert').textContent.includes('no format of an ECG')")
         upload(str(next((data_samples / "ecg").rglob("*.xml"))))
         page.wait_for_function("document.querySelector('.px-title').textContent.includes('own ECG')")
+        check_inside(page)
         check_exports(page, chromium, tmp_path)
         only_here(hosts)
+
+
+def check_inside(page):
+    "What carries a cell lies over the leads and over the film, and the words say what the colours mean."
+    tinted = "[...document.querySelectorAll('.px-ecg path')].filter(p => /rgb.(230, 120, 0|20, 90, 200)/.test(p.style.fill)).length"
+    def leads(): return page.evaluate(tinted)
+    before = film(page)
+    assert leads() == 0
+    page.get_by_role("tab", name="Inside").click()
+    page.get_by_label("what carries the cell").select_option(label="σ = 0")
+    page.wait_for_function("document.querySelector('.px-carried').textContent.includes('under σ = 0')")
+    page.wait_for_timeout(100)
+    assert film(page) != before and leads() == 12
 
 
 def check_exports(page, chromium, tmp_path):
