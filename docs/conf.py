@@ -17,6 +17,7 @@ extensions = ["myst_nb"]
 highlight_language = "none"  # of blocks that name none: commands and folders
 nb_execution_mode = "off"  # the notebooks come executed
 nb_ipywidgets_js = {}
+nb_merge_streams = True  # lines printed one after the other stand in one box
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 mathjax_path = "tex-svg.js"  # put there by build.py; one file, no fonts

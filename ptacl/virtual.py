@@ -13,7 +13,7 @@ __all__ = ['CAUSES', 'OWN', 'CORRELATION', 'DEMOGRAPHICS', 'REFERENCE', 'ECG_PAR
            'draw_record', 'in_chunks', 'simulate_ecg', 'cine_plan', 'draw_slices', 'simulate_cine', 'tables',
            'without_signals', 'simulate']
 
-# %% ../nbs/10_virtual.ipynb #3a670918
+# %% ../nbs/10_virtual.ipynb #7164dd82
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -975,7 +975,7 @@ def without_signals(
     if asked: v.faults = fault_table(f, asked, v.phenotypes.index)
     return v, (d, curves, shown)
 
-# %% ../nbs/10_virtual.ipynb #ac97a6d1
+# %% ../nbs/10_virtual.ipynb #f9e2c8ee
 def simulate(
     n: int,              # patients
     seed: int,

@@ -1,9 +1,13 @@
-"What all tests share: paths, the thread count and how hard hypothesis tries."
+"What all tests share: paths, the thread count, how hard hypothesis tries, and a browser."
 import os
+import shutil
+import subprocess
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,3 +38,25 @@ def shared_real(root) -> Path:
     folder = root.parent / "shared" / "real"
     if not folder.is_dir(): pytest.skip("no real recordings beside the project (../shared/real)")
     return folder
+
+
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+         "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+def install_chromium() -> str: # why it could not be
+    "Debian's package, by root."
+    if not shutil.which("apt-get") or getattr(os, "geteuid", lambda: 1)() != 0: return "only root can install Debian's package"
+    subprocess.run(["apt-get", "update", "-qq"], capture_output=True)
+    done = subprocess.run(["apt-get", "install", "-qq", "--no-install-recommends", "chromium"], capture_output=True, text=True,
+                          env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"})
+    return f"apt-get says: {' '.join((done.stderr or done.stdout).strip().splitlines()[-1:])}"
+
+
+@pytest.fixture(scope="session")
+def chromium() -> dict:
+    "How playwright launches Chromium, which is installed if need be; tests that want it are skipped where that cannot be."
+    def there(): return next(filter(None, map(shutil.which, NAMES)), None)
+    with FileLock(Path(gettempdir()) / "ptacl-chromium.lock"): why = "" if there() else install_chromium() # one of several workers
+    return {"executable_path": there() or pytest.skip(f"no Chromium: apt-get install chromium ({why})"), "args": FLAGS}

@@ -1,14 +1,12 @@
 """The explorer: what its numbers must obey, and the page in a real browser, which voila and JupyterLab serve.
 
-Chromium comes from Debian's package; where it is absent and apt may install it, the set-up does. The browser resolves no
-name but this computer's, and every request that it makes is looked at.
+The browser (`chromium` in conftest.py) resolves no name but this computer's, and every request that it makes is looked at.
 """
 import io
 import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +21,7 @@ from urllib.request import urlopen
 import nbformat
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from playwright.sync_api import sync_playwright
@@ -217,28 +216,11 @@ def test_names_are_no_html_in_the_table():
 
 # --- the browser ---------------------------------------------------------------------------------------------------------
 
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-         "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
-
-
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    "Debian's Chromium, installed if need be."
-    def there(): return next((p for p in map(shutil.which, ("chromium", "chromium-browser")) if p), None)
-    if there(): return there()
-    if not shutil.which("apt-get") or getattr(os, "geteuid", lambda: 1)() != 0:
-        pytest.skip("no Chromium here, and only root can install Debian's package: apt-get install chromium")
-    subprocess.run(["apt-get", "update", "-qq"], capture_output=True)
-    done = subprocess.run(["apt-get", "install", "-qq", "--no-install-recommends", "chromium"], capture_output=True, text=True,
-                          env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"})
-    return there() or pytest.skip(f"apt could not install Chromium: {(done.stderr or done.stdout).strip().splitlines()[-1:]}")
-
-
 @contextmanager
 def browser(chromium, **context):
     "A page and the hosts that it asked for anything."
     with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=chromium, args=FLAGS)
+        b = p.chromium.launch(**chromium)
         page, hosts = b.new_context(viewport={"width": 1400, "height": 950}, accept_downloads=True, **context).new_page(), set()
         page.context.on("request", lambda r: hosts.add(urlparse(r.url).hostname or urlparse(r.url).scheme))
         page.set_default_timeout(120_000)
@@ -265,9 +247,13 @@ def server(command, port, folder, **env):
                 time.sleep(0.2)
             yield
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            try: process.wait(20)
-            except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL)
+            started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else [] # the server, its kernels
+            process.terminate()
+            try: process.wait(60)
+            finally:
+                left = psutil.wait_procs(started, 10)[1]
+                for p in [*left, process]: p.kill()
+        assert not left, f"still there: {[p.cmdline()[:3] for p in left]}"
 
 
 def only_with_token(port):
@@ -346,8 +332,22 @@ def test_explorer_in_voila(chromium, cohort, tmp_path, data_samples):
         page.wait_for_function("document.querySelector('.px-alert').textContent.includes('no format of an ECG')")
         upload(str(next((data_samples / "ecg").rglob("*.xml"))))
         page.wait_for_function("document.querySelector('.px-title').textContent.includes('own ECG')")
+        check_inside(page)
         check_exports(page, chromium, tmp_path)
         only_here(hosts)
+
+
+def check_inside(page):
+    "What carries a cell lies over the leads and over the film, and the words say what the colours mean."
+    tinted = "[...document.querySelectorAll('.px-ecg path')].filter(p => /rgb.(230, 120, 0|20, 90, 200)/.test(p.style.fill)).length"
+    def leads(): return page.evaluate(tinted)
+    before = film(page)
+    assert leads() == 0
+    page.get_by_role("tab", name="Inside").click()
+    page.get_by_label("what carries the cell").select_option(label="σ = 0")
+    page.wait_for_function("document.querySelector('.px-carried').textContent.includes('under σ = 0')")
+    page.wait_for_timeout(100)
+    assert film(page) != before and leads() == 12
 
 
 def check_exports(page, chromium, tmp_path):

@@ -11,6 +11,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ from ptacl.errors import PtaclError
 from ptacl.losses import BatchNorm, gather, global_contrastive_loss, local_contrastive_loss, with_others
 from ptacl.model import joint_loss
 from ptacl.experiments import run_experiment
-from ptacl.scaling import fit_in_processes, stream
+from ptacl.scaling import child, fit_in_processes, stream
 from ptacl.training import Pairs, add_gradients, fit, infer, joint_step, share_out
 
 pytestmark = [pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"),
@@ -325,6 +326,31 @@ def test_what_is_streamed_comes_as_it_is_said(capsys):
     code = ("import os, time\n"
             "for byte in 'a\\rä\\n'.encode(): os.write(1, bytes([byte])); time.sleep(.05)")
     assert stream([sys.executable, "-c", code], 60) == (0, "a\rä\n") and capsys.readouterr().out == "a\rä\n"
+
+
+CHILD = """
+import sys
+from ptacl.scaling import child
+with child([sys.executable, "-c", "import time; time.sleep(600)"]) as process: print(process.pid, flush=True); process.wait()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_child_ends_with_whoever_started_it(how):
+    with subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
+        there = psutil.Process(int(parent.stdout.readline()))
+        assert there.is_running()
+        parent.send_signal(how); parent.wait(60)
+    assert not there.is_running()
+
+
+def test_a_child_leaves_signals_as_they_were():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)                                # as nohup does
+    try:
+        with child([sys.executable, "-c", ""]) as process: heard = signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGTERM)
+        assert process.returncode is not None and heard[0] == signal.SIG_IGN != heard[1]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally: signal.signal(signal.SIGHUP, before)
 
 
 # --- meeting ---------------------------------------------------------------------------------------------------------------

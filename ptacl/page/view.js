@@ -5,13 +5,14 @@
 const HTML = `<div data-lm-suppress-shortcuts="true"><div class="px-title" aria-live="polite"></div><div class="px-alert" role="alert"></div>
 <div class="px-panels" tabindex="0" role="group" aria-label="Alignment maps. Arrow keys choose segment and frame, space plays, N and P open the next and the previous patient.">
  <section class="px-left"><div class="px-maps"></div>
-  <div class="px-scale"><span class="px-lo"></span><i></i><span class="px-hi"></span><b></b></div>
+  <div class="px-scale"><span class="px-lo"></span><i></i><span class="px-hi"></span><b></b></div><div class="px-carried"></div>
   <div class="px-ecg"></div></section>
  <section class="px-right"><div class="px-film"><canvas width="336" height="336" role="img"></canvas>
    <div class="px-row"><button class="px-play" aria-label="play">▶ play</button><span class="px-frame"></span></div></div>
   <div class="px-cycle"></div><div class="px-systole"></div><div class="px-told" aria-live="polite"></div></section></div>
-<div class="px-help">Point at a cell, click to keep it. Keys: arrows, space to play, N and P for the next and the previous patient, Home for the first moment.</div></div>`;
+<div class="px-help">A dot marks the frame most similar to each segment; every second segment of a beat is shaded. Orange is the chosen segment, red the chosen frame. Point at a cell, click to keep it. Keys: arrows, space to play, N and P for the next and the previous patient, Home for the first moment.</div></div>`;
 const bytes = x => typeof x === "string" ? Uint8Array.from(atob(x), c => c.charCodeAt(0)) : new Uint8Array(x.buffer, x.byteOffset, x.byteLength);
+const whole = words => words.replaceAll(" ", "\u00a0"); // on one line
 const floats = x => new Float32Array(bytes(x).slice().buffer);
 const ORANGE = [230, 120, 0], BLUE = [20, 90, 200];
 const tint = (v, most, strength) => { const [r, g, b] = v > 0 ? ORANGE : BLUE; return `rgba(${r},${g},${b},${strength * Math.min(1, Math.abs(v) / (most || 1))})`; };
@@ -100,7 +101,7 @@ function linkedView(root, Plotly, on) {
     const phase = i => `${(i / v.T).toFixed(2)}–${((i + 1) / v.T).toFixed(2)}`;
     $(".px-frame").textContent = `frame ${t}: phase ${phase(t)}`;
     $("canvas").setAttribute("aria-label", `cine, frame ${t} at phase ${phase(t)}`);
-    $(".px-told").textContent = `segment ${k} (phase ${phase(k)}) × frame ${t} (phase ${phase(t)}): ` + v.names.map((n, i) => `${n} ${v.values[i][k] == null ? "–" : v.values[i][k][t].toFixed(3)}`).join(", ");
+    $(".px-told").textContent = `segment ${k} (phase ${phase(k)}) × frame ${t} (phase ${phase(t)}): ` + v.names.map((n, i) => `${whole(n)}: ${v.values[i][k] == null ? "–" : v.values[i][k][t].toFixed(3)}`).join(", ");
   }
   function peek(k, t) { if (!timer) select(k, t); }
   function keep(k, t) { stop(); kept = [k, t]; select(k, t); on.cell?.(k, t); }
@@ -126,9 +127,9 @@ function linkedView(root, Plotly, on) {
   const watch = new ResizeObserver(() => { const w = $(".px-panels").clientWidth; if (w && Math.abs(w - (root.drawn || 0)) > 8) { root.drawn = w; layout(); } });
   watch.observe($(".px-panels"));
   return { keep, stop, off() { stop(); watch.disconnect(); }, async show(view) {
-    v = { ...view, pixels: bytes(view.film), carries: view.carries && { leads: floats(view.carries.leads), places: floats(view.carries.places) } };
-    $(".px-systole").replaceChildren("R-peak to end-systole: ", ...v.systole.flatMap((s, i) => [Object.assign(document.createElement("i"), { textContent: "┆◆■●"[i], className: "px-m" + i }), s + " "]));
-    $(".px-title").textContent = v.title; $(".px-alert").textContent = v.alert || ""; root.dataset.patient = v.patient; root.drawn = $(".px-panels").clientWidth;
+    v = { ...view, pixels: bytes(view.film), carries: view.carries && { ...view.carries, leads: floats(view.carries.leads), places: floats(view.carries.places) } };
+    $(".px-systole").replaceChildren("R-peak to end-systole: ", ...v.systole.flatMap((s, i) => [Object.assign(document.createElement("i"), { textContent: "┆◆■●"[i], className: "px-m" + i }), whole(s) + " "]));
+    $(".px-title").textContent = v.title; $(".px-alert").textContent = v.alert || ""; $(".px-carried").textContent = v.carries ? v.carries.told : ""; root.dataset.patient = v.patient; root.drawn = $(".px-panels").clientWidth;
     await layout();
   } };
 }
