@@ -6,10 +6,10 @@
 __all__ = ['TIME_LIMIT', 'Pairs', 'pairs_of_virtual', 'as_bytes', 'full_precision', 'mae_ecg_step', 'mae_cmr_step', 'joint_step',
            'learning_rate', 'make_optimizer', 'precision', 'keep_memory', 'OwnRows', 'share_out', 'add_gradients',
            'means', 'culprits', 'BadSteps', 'backward', 'run_epoch', 'state_files', 'save_state', 'read_state',
-           'load_state', 'check_gpu', 'meet', 'start_accelerator', 'agree', 'tidy', 'begin', 'fit', 'report',
-           'own_part', 'infer']
+           'digest_of_names', 'load_state', 'check_gpu', 'meet', 'start_accelerator', 'agree', 'tidy', 'begin', 'fit',
+           'report', 'own_part', 'infer']
 
-# %% ../nbs/50_training.ipynb #ac230099
+# %% ../nbs/50_training.ipynb #990bb4f7
 import ctypes
 import io
 import math
@@ -22,6 +22,7 @@ import warnings
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 import torch
 import torch.distributed as dist
@@ -115,8 +116,8 @@ def joint_step(model: PTACL, batch: dict, chunk: int | None = None) -> dict: # c
         cine = CMRAugment(model.preset)(batch["cine"])
     return joint_loss(model, batch | {"ecg": ecg, "start": start, "cine": cine}, chunk)
 
-# %% ../nbs/50_training.ipynb #f6e68fa1
-def learning_rate(step: int, steps: int, warmup: float = 0.1) -> float: # share of the highest rate
+# %% ../nbs/50_training.ipynb #43139c02
+def learning_rate(step: int, steps: int, warmup: float = 0.1) -> float: # steps taken, steps in all; share of the highest rate
     "Warm-up and cosine."
     first = max(1, round(steps * warmup))
     if step < first: return (step + 1) / first
@@ -256,7 +257,7 @@ def save_state(folder: Path, keep: int = 2, **parts):
         if newer.exists(): newer.replace(older)
     new.replace(files[0])
 
-# %% ../nbs/50_training.ipynb #98cafb63
+# %% ../nbs/50_training.ipynb #b822e0e4
 def read_state(folder: Path) -> dict | None: # None where there is none
     "The newest state that can be read; one that cannot is named in a warning. Raises `PtaclError` where none of them can."
     there = [f for f in state_files(folder) if f.exists()]
@@ -266,6 +267,11 @@ def read_state(folder: Path) -> dict | None: # None where there is none
             what = f"{file.name} in {folder.name} is no state of a run ({type(e).__name__})"
             if file == there[-1]: raise PtaclError(f"{what}, nor is any other there: remove it, or resume=False") from e
             warnings.warn(f"{what}, cut short or damaged: going on from the one before it", stacklevel=2)
+
+def digest_of_names(data) -> str | None: # None where the patients have no names
+    "Who the patients are, and in which order."
+    names = getattr(data, "names", None)
+    return None if names is None else blake2b("\n".join(map(str, names)).encode(), digest_size=6).hexdigest()
 
 def load_state(folder: Path, settings: dict, **parts) -> list: # the history so far, empty where there is no state
     "Put every part back where `save_state` left it. Raises `PtaclError` where there is no state that can be read, or one of other settings."
@@ -341,7 +347,7 @@ def begin(model, data, size: int, preset: Preset, steps: int, lr: float, folder,
     agree(model, len(history))
     return loader, parts, history
 
-# %% ../nbs/50_training.ipynb #3479301a
+# %% ../nbs/50_training.ipynb #47cc8a53
 def fit(
     model: nn.Module,          # MAE or PTACL; trained in place
     step,                      # (model, batch) -> dict with "loss"
@@ -361,7 +367,7 @@ def fit(
     if len(data) < 2: raise PtaclError(f"{name}: {len(data)} patients are too few to tell apart, at least 2 are needed")
     folder, size = None if folder is None else Path(folder), min(preset.batch_size, len(data))
     if folder: folder.mkdir(parents=True, exist_ok=True)
-    settings, steps = asdict(preset) | {"seed": seed, "lr": lr, "patients": len(data)}, len(data) // size
+    settings, steps = asdict(preset) | {"seed": seed, "lr": lr, "patients": len(data), "patient_names": digest_of_names(data)}, len(data) // size
     accelerator = start_accelerator(tracker, folder, name, settings)
     if accelerator.device.type == "cpu": keep_memory()
     loader, parts, history = begin(model, data, size, preset, epochs * steps, lr, folder if resume else None, settings, accelerator)

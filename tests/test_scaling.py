@@ -14,7 +14,7 @@ import nbformat
 import pytest
 import torch
 import torch.distributed as dist
-from steps import Harm, noise, refuses, start, tiny
+from steps import Harm, Odd, noise, refuses, start, tiny
 from torch.multiprocessing import get_context
 
 import ptacl.losses
@@ -23,7 +23,7 @@ from ptacl.losses import BatchNorm, gather, global_contrastive_loss, local_contr
 from ptacl.model import joint_loss
 from ptacl.experiments import run_experiment
 from ptacl.scaling import fit_in_processes, stream
-from ptacl.training import Pairs, add_gradients, fit, infer, joint_step, share_out
+from ptacl.training import Pairs, add_gradients, fit, infer, joint_step, learning_rate, share_out
 
 pytestmark = [pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"),
               pytest.mark.skipif(sys.platform == "win32", reason="no fork")]
@@ -278,6 +278,14 @@ def test_a_process_that_dies_is_a_notebook_that_fails_and_goes_on_later(tmp_path
 def test_what_a_process_refuses_is_said_here(tmp_path, importable):
     with pytest.raises(PtaclError, match=r"^in two: sim-00003 is not welcome here$"): launched(tmp_path, refuses)
     assert gone(tmp_path)
+
+
+def test_a_step_that_fails_in_one_process_is_skipped_in_all(tmp_path, importable):
+    _, history = launched(tmp_path / "run", Odd(str(tmp_path)))
+    zero, one = ((tmp_path / f"weights-{rank}").read_text().split() for rank in (0, 1))
+    assert zero == one and len(zero) == 6 and [zero[i] == zero[i + 1] for i in range(5)] == [False, True, False, False, False]
+    assert [row["skipped"] for row in history] == [1, 0, 0]
+    assert [row["lr"] for row in history] == pytest.approx([3e-3 * learning_rate(k, 6, tiny.warmup) for k in (1, 3, 5)])
 
 
 @pytest.mark.long
