@@ -6,8 +6,8 @@
 __all__ = ['TIME_LIMIT', 'Pairs', 'pairs_of_virtual', 'as_bytes', 'full_precision', 'mae_ecg_step', 'mae_cmr_step', 'joint_step',
            'learning_rate', 'make_optimizer', 'precision', 'keep_memory', 'OwnRows', 'share_out', 'add_gradients',
            'means', 'culprits', 'BadSteps', 'backward', 'run_epoch', 'state_files', 'save_state', 'read_state',
-           'digest_of_names', 'load_state', 'check_gpu', 'meet', 'start_accelerator', 'agree', 'tidy', 'begin', 'fit',
-           'report', 'own_part', 'infer']
+           'digest_of_names', 'load_state', 'check_gpu', 'meet', 'start_accelerator', 'agree', 'tidy', 'begin',
+           'check_scope', 'fit', 'report', 'own_part', 'infer']
 
 # %% ../nbs/50_training.ipynb #990bb4f7
 import ctypes
@@ -42,7 +42,7 @@ from .mae import MAE
 from .model import PTACL, joint_loss, save_pretrained
 from .presets import Preset
 
-# %% ../nbs/50_training.ipynb #3e670d9c
+# %% ../nbs/50_training.ipynb #993246c1
 class Pairs(Dataset):
     "Prepared ECG–cine pairs in memory, read in batches."
     def __init__(self,
@@ -51,17 +51,18 @@ class Pairs(Dataset):
         cine: Tensor,     # (n, F, H, W) uint8
         extra: dict | None = None, # name -> (n, …) tensor, more of each patient for the batch
         names=None,       # n pseudonyms
+        normalize: str | None = "record", # scope of the z-score that `ecg` has had
     ):
         counts = len(ecg), len(r_peaks), len(cine)
         if len(set(counts)) > 1: raise PtaclError(f"{counts} ECGs, rows of R-peaks and cines are no pairs")
-        self.ecg, self.r_peaks, self.cine, self.extra, self.names = ecg, r_peaks, cine, extra or {}, names
+        self.ecg, self.r_peaks, self.cine, self.extra, self.names, self.normalize = ecg, r_peaks, cine, extra or {}, names, normalize
         odd = [f"extra {name}" for name, x in self.extra.items() if len(x) != len(ecg)]
         if names is not None and len(names) != len(ecg): odd.append("names")
         if odd: raise PtaclError(f"{', '.join(odd)}: not one row for each of {len(ecg)} patients")
 
     def with_extra(self, **extra: Tensor): # name -> (n, …)
         "The same pairs with more of each patient."
-        return Pairs(self.ecg, self.r_peaks, self.cine, self.extra | extra, self.names)
+        return Pairs(self.ecg, self.r_peaks, self.cine, self.extra | extra, self.names, self.normalize)
 
     def __len__(self): return len(self.ecg)
 
@@ -116,8 +117,8 @@ def joint_step(model: PTACL, batch: dict, chunk: int | None = None) -> dict: # c
         cine = CMRAugment(model.preset)(batch["cine"])
     return joint_loss(model, batch | {"ecg": ecg, "start": start, "cine": cine}, chunk)
 
-# %% ../nbs/50_training.ipynb #43139c02
-def learning_rate(step: int, steps: int, warmup: float = 0.1) -> float: # steps taken, steps in all; share of the highest rate
+# %% ../nbs/50_training.ipynb #f6e68fa1
+def learning_rate(step: int, steps: int, warmup: float = 0.1) -> float: # share of the highest rate
     "Warm-up and cosine."
     first = max(1, round(steps * warmup))
     if step < first: return (step + 1) / first
@@ -347,7 +348,13 @@ def begin(model, data, size: int, preset: Preset, steps: int, lr: float, folder,
     agree(model, len(history))
     return loader, parts, history
 
-# %% ../nbs/50_training.ipynb #47cc8a53
+# %% ../nbs/50_training.ipynb #3dd7896c
+def check_scope(data, preset: Preset, name: str):
+    "Raises `PtaclError` where the ECGs were normalised otherwise than the preset says."
+    scope = getattr(data, "normalize", preset.normalize)
+    if scope != preset.normalize: raise PtaclError(f"{name}: the preset takes ECGs normalised by {preset.normalize}, these have normalize={scope!r}: "
+        f"prepare them with normalize={preset.normalize!r}, or give the preset theirs by dataclasses.replace")
+
 def fit(
     model: nn.Module,          # MAE or PTACL; trained in place
     step,                      # (model, batch) -> dict with "loss"
@@ -365,6 +372,7 @@ def fit(
 ) -> list:                     # one dict per epoch
     "Train; a progress bar over all steps and one line per epoch. Raises `PtaclError` when loss or gradient stay infinite or NaN."
     if len(data) < 2: raise PtaclError(f"{name}: {len(data)} patients are too few to tell apart, at least 2 are needed")
+    check_scope(data, preset, name)
     folder, size = None if folder is None else Path(folder), min(preset.batch_size, len(data))
     if folder: folder.mkdir(parents=True, exist_ok=True)
     settings, steps = asdict(preset) | {"seed": seed, "lr": lr, "patients": len(data), "patient_names": digest_of_names(data)}, len(data) // size

@@ -216,7 +216,7 @@ def at_work(folder):
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try: line = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError: continue
-        if b"ptacl.scaling" in line and str(folder).encode() in line: found.append(int(pid))
+        if b"\0ptacl.scaling\0" in line and str(folder).encode() in line: found.append(int(pid))
     return found
 
 
@@ -307,9 +307,8 @@ def test_where_the_caller_is_killed_nobody_trains_on(tmp_path, importable, how):
     with subprocess.Popen([sys.executable, "-c", LAUNCH, str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as caller:
         until = time.monotonic() + 120
         while not (tmp_path / "state.pt").exists() and time.monotonic() < until: time.sleep(0.2)
-        assert len(at_work(tmp_path)) == 3                                               # torchrun and two
-        caller.send_signal(how); caller.wait(60)
-    assert gone(tmp_path)
+        there = len(at_work(tmp_path)); caller.send_signal(how); caller.wait(60)
+    assert there == 3 and gone(tmp_path)                                                    # torchrun and two
 
 
 @pytest.mark.parametrize("processes, why", [(0, "at least 1"), (9, "9 processes cannot share a batch of 4")])
