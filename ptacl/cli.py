@@ -176,13 +176,13 @@ def report(folder: Annotated[Path, typer.Argument(help="folder of runs, at any d
     except PtaclError as e: fail(e)
     said(done)
 
-# %% ../nbs/91_cli.ipynb #3cb8e198
+# %% ../nbs/91_cli.ipynb #21745a57
 @app.command()
 def explore(
     cohort: Annotated[str | None, typer.Option(help="cohort, a folder or a URL; none: virtual patients")] = None,
     model: Annotated[list[Path] | None, typer.Option(help="folder of a trained model, up to three times; none: those of the package")] = None,
     patients: Annotated[int, typer.Option(min=1, help="at most so many, the test split first")] = 500,
-    port: Annotated[int, typer.Option(help="of the page on this computer")] = 8866,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="of the page on this computer; where it is in use, another is taken and said")] = 8866,
     browser: Annotated[bool, typer.Option(help="open one")] = True,
 ):
     "Look at alignment maps in a browser."
