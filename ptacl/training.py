@@ -348,13 +348,14 @@ def begin(model, data, size: int, preset: Preset, steps: int, lr: float, folder,
     agree(model, len(history))
     return loader, parts, history
 
-# %% ../nbs/50_training.ipynb #3dd7896c
+# %% ../nbs/50_training.ipynb #e9f51c71
 def check_scope(data, preset: Preset, name: str):
     "Raises `PtaclError` where the ECGs were normalised otherwise than the preset says."
     scope = getattr(data, "normalize", preset.normalize)
     if scope != preset.normalize: raise PtaclError(f"{name}: the preset takes ECGs normalised by {preset.normalize}, these have normalize={scope!r}: "
         f"prepare them with normalize={preset.normalize!r}, or give the preset theirs by dataclasses.replace")
 
+# %% ../nbs/50_training.ipynb #62495bf6
 def fit(
     model: nn.Module,          # MAE or PTACL; trained in place
     step,                      # (model, batch) -> dict with "loss"
@@ -395,7 +396,7 @@ def fit(
     if folder and main: save_pretrained(model.eval(), folder / "model")
     return history
 
-# %% ../nbs/50_training.ipynb #6a7291da
+# %% ../nbs/50_training.ipynb #3ae48eb1
 def report(row: dict, epochs: int, name: str, accelerator: Accelerator):
     "One line per epoch, to the screen and to the tracker."
     shown = {k: v for k, v in row.items() if k not in ("epoch", "lr", "seconds", "skipped")}
@@ -403,7 +404,7 @@ def report(row: dict, epochs: int, name: str, accelerator: Accelerator):
     if accelerator.is_main_process: tqdm.write(f"{name}  epoch {row['epoch']}/{epochs}  {line}  {row['seconds']:.1f} s")
     accelerator.log(shown | {"lr": row["lr"], "skipped": row["skipped"]}, step=row["epoch"])
 
-# %% ../nbs/50_training.ipynb #274fbdae
+# %% ../nbs/50_training.ipynb #2de3dd06
 def own_part(data: Pairs, size: int) -> tuple[DataLoader, bool]: # in batches; whether other processes have other parts
     "The patients that this process looks at, in order; everybody where there are fewer patients than processes."
     loader = data.batches(size)

@@ -85,7 +85,8 @@ def files(tmp_path, signals): return formats(tmp_path / "ecgs", signals)
 
 
 @pytest.fixture
-def run(module, tmp_path): return lambda paths, out="emb.parquet", **more: embed(paths, module, tmp_path / out, **{"workers": 1, "own_names": True} | more)
+def run(module, tmp_path):
+    return lambda paths, out="emb.parquet", **more: embed(paths, module, tmp_path / out, **{"workers": 1, "own_names": True} | more)
 
 
 def left_over(folder): return [f.name for f in Path(folder).iterdir() if f.name.startswith(".")]
@@ -333,7 +334,7 @@ def test_a_probe_comes_back_and_predicts(probe, module, files, tmp_path):
 
 @pytest.mark.parametrize("out", ["p.csv", "p.parquet"])
 def test_what_passes_by_allowance_has_no_interval(out, probe, module, signals, tmp_path):
-    for name, fault in (("clipped", FAULTS["clipped"]), ("good", lambda x, _: x)): (tmp_path / f"{name}.xml").write_bytes(strip(fault(signals[0], None)))
+    (tmp_path / "clipped.xml").write_bytes(strip(FAULTS["clipped"](signals[0], None))); (tmp_path / "good.xml").write_bytes(strip(signals[0]))
     done = predict([tmp_path], module, probe, tmp_path / out, 0.8, workers=1, own_names=True, allow=["clipped", "beatless"])
     table = pd.read_csv(done.path, index_col=0) if out.endswith("csv") else pd.read_parquet(done.path)
     ends = [c for c in table if c.endswith(("_low", "_high"))]
@@ -441,7 +442,8 @@ def test_a_run_is_not_its_model(saved):
 def test_a_model_of_another_z_score(cohort, tmp_path, data_samples):
     by_lead = replace(tiny, normalize="lead", batch_size=4)
     for data in (Stream(cohort, "train", "lead"), Pairs(**cohort.load("train", normalize="lead"))):
-        with pytest.raises(PtaclError, match="takes ECGs normalised by record, these have normalize='lead'"): fit(PTACL(tiny), joint_loss, data, tiny, 1, 1e-3)
+        with pytest.raises(PtaclError, match="takes ECGs normalised by record, these have normalize='lead'"):
+            fit(PTACL(tiny), joint_loss, data, tiny, 1, 1e-3)
         fit(PTACL(by_lead), joint_loss, data, by_lead, 1, 1e-3, tmp_path / "run")
     out = shell.invoke(app, ["embed", str(data_samples), "--model", str(tmp_path / "run" / "model"), "--out", str(tmp_path / "e.parquet")])
     assert out.exit_code == 1 and "trained on ECGs normalised by lead" in out.output and not (tmp_path / "e.parquet").exists()
@@ -515,7 +517,8 @@ def test_the_shell_from_end_to_end(saved, cohort, files, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert shell.invoke(app, ["probe", "--model", str(saved), "--cohort", str(cohort.path), "--out", p]).exit_code == 0
-    done = shell.invoke(app, ["predict", str(files), "--model", str(saved), "--probe", p, "--out", out, "--level", "0.8", "--workers", "1", "--own-names"])
+    command = ["predict", str(files), "--model", str(saved), "--probe", p, "--out", out, "--workers", "1"]
+    done = shell.invoke(app, [*command, "--level", "0.8", "--own-names"])
     assert done.exit_code == 0 and "4 recordings; 0 refused" in done.output and len(pd.read_csv(out)) == 4
     few = shell.invoke(app, ["predict", str(files), "--model", str(saved), "--probe", p, "--out", out, "--level", "0.99", "--workers", "1"])
     assert few.exit_code == 1 and "99 are needed" in few.output
