@@ -142,14 +142,14 @@ def settle(running: Path, name: str) -> Path: # the notebook under its new name
     done = running.replace(running.with_stem(name)); write_html(done)
     return done
 
-# %% ../nbs/90_experiments.ipynb #a3015706
+# %% ../nbs/90_experiments.ipynb #b1db81ce
 @contextmanager
 def failure_kept(folder: Path, experiment: str, parameters: dict):
     "Where the block fails, `failed.json` with its error and parameters, without paths of the machine; where it succeeds, none."
     try: yield
     except (PtaclError, KeyboardInterrupt, OSError) as e:
-        if isinstance(e, OSError): e = PtaclError(f"{experiment}: its report cannot be written ({e.strerror or type(e).__name__}): make room on the disk, "
-                                                  "then run again. What is trained is kept")
+        if isinstance(e, OSError):
+            e = PtaclError(f"{experiment}: its report cannot be written ({e.strerror or type(e).__name__}): make room on the disk, then run again")
         error = str(e).split(" The notebook as far as it came")[0].split(": see ")[0] or "stopped by hand"
         names = {k: Path(v).name if isinstance(v, str) and "/" in v else v for k, v in parameters.items()}
         with suppress(OSError): write_result(folder, {"experiment": experiment, "error": mask_ids(error), "parameters": names}, "failed.json")
