@@ -6,15 +6,16 @@
 __all__ = ['median_beat', 'Decoder', 'log_cosh', 'Autoencoder', 'beat_preset', 'cmae_view', 'autoencoder_step', 'mix', 'CMAE',
            'cmae_step']
 
-# %% ../nbs/82_cmae.ipynb #e0485066
+# %% ../nbs/82_cmae.ipynb #572c1279
 import math
 from dataclasses import asdict, replace
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .cmr import resample_frames
 from .encoders import Block, CMREncoder, ECGEncoder, start_positions
-from .losses import global_contrastive_loss, masked_mean
+from .losses import BatchNorm, distributed, global_contrastive_loss, masked_mean
 from .mae import patchify, unpatchify
 from .presets import Preset
 from .training import full_precision
@@ -49,7 +50,7 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         return self.head(self.blocks(self.embed(z)[:, None] + self.pos)).float()
 
-# %% ../nbs/82_cmae.ipynb #327c28d2
+# %% ../nbs/82_cmae.ipynb #70460e57
 def log_cosh(d: Tensor) -> Tensor: # a difference, any shape -> the same shape
     "log cosh d, without overflow."
     return d.abs() + F.softplus(-2 * d.abs()) - math.log(2)
@@ -59,7 +60,7 @@ class Autoencoder(nn.Module):
     def __init__(self, encoder: ECGEncoder | CMREncoder):
         super().__init__()
         p, self.encoder = encoder.preset, encoder
-        self.latent = nn.Sequential(nn.BatchNorm1d(p.width), nn.Linear(p.width, p.width // 2))
+        self.latent = nn.Sequential(BatchNorm(p.width), nn.Linear(p.width, p.width // 2))
         self.decoder = Decoder(encoder, p.width // 2)
 
     def forward(self, x: Tensor) -> Tensor: # -> (B, L)
@@ -97,13 +98,15 @@ def autoencoder_step(model: Autoencoder, batch: dict) -> dict:
     x = view["beat"] if ecg else view["cine"]
     return {"loss": masked_mean(model.error(model(x), x), view["valid"] if ecg else None)}
 
-# %% ../nbs/82_cmae.ipynb #ac34189f
+# %% ../nbs/82_cmae.ipynb #15972156
 def mix(
     z_ecg: Tensor,  # (B, L)
     z_cmr: Tensor,  # (B, L)
 ) -> Tensor:        # (B, L)
-    "Each coordinate from one of the two modalities, the same choice for all patients."
-    return torch.where(torch.rand(z_ecg.shape[1], device=z_ecg.device) < 0.5, z_ecg, z_cmr)
+    "Each coordinate from one of the two modalities, the same choice for all patients of all processes."
+    drawn = torch.rand(z_ecg.shape[1], device=z_ecg.device)
+    if distributed(): dist.broadcast(drawn, 0)
+    return torch.where(drawn < 0.5, z_ecg, z_cmr)
 
 # %% ../nbs/82_cmae.ipynb #15971c17
 class CMAE(nn.Module):

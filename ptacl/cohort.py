@@ -422,18 +422,19 @@ def split(self: Cohort, name: str) -> np.ndarray: # train, val or test -> row nu
     if name not in SPLITS: raise PtaclError(f"unknown split {name!r}: choose from {', '.join(SPLITS)}")
     return np.flatnonzero(self._table["split"] == name)
 
-# %% ../nbs/14_cohort.ipynb #53ff16df
+# %% ../nbs/14_cohort.ipynb #a4456646
 @patch
 def read_into(self: Cohort,
     rows: np.ndarray,  # (k,) row numbers
     ecg: np.ndarray,   # (k, 12, 5000) float, filled
-    cine: np.ndarray,  # (k, F, 84, 84) uint8, filled
+    cine: np.ndarray | None, # (k, F, 84, 84) uint8, filled; None: left on disk
     normalize: str | None = "record",
 ):
     "Fill buffers with patients: cines as they are, ECGs from counts to mV or z-scores on the way."
     a, b = self._factors(normalize)
     def one(k, i, counts):
-        self._read("cine", i, cine[k]); self._read("ecg", i, counts)
+        if cine is not None: self._read("cine", i, cine[k])
+        self._read("ecg", i, counts)
         np.multiply(counts, a[i, :, None], out=ecg[k], casting="same_kind"); ecg[k] += b[i, :, None]
     new = lambda: np.empty((12, SAMPLES), np.int16)
     if self._local:
@@ -446,13 +447,14 @@ def read_into(self: Cohort,
 def batch(self: Cohort,
     indices,                          # slice, row numbers, or None for all
     normalize: str | None = "record", # scope of the z-score; None: mV
+    cine: bool = True,                # False: films stay on disk
 ) -> dict: # ecg (B, 12, 5000) float32, r_peaks (B, 40) s, cine (B, F, 84, 84) uint8, index (B,)
     "Patients as the training loop takes them."
     rows = self._indices(indices); k = len(rows)
-    ecg, cine = np.empty((k, 12, SAMPLES), np.float32), np.empty((k, *self._records["cine"].shape[1:]), np.uint8)
-    self.read_into(rows, ecg, cine, normalize)
-    arrays = {"ecg": ecg, "r_peaks": self.r_peaks[rows], "cine": cine, "index": rows}
-    return {name: torch.from_numpy(a) for name, a in arrays.items()}
+    ecg, films = np.empty((k, 12, SAMPLES), np.float32), np.empty((k, *self._records["cine"].shape[1:]), np.uint8) if cine else None
+    self.read_into(rows, ecg, films, normalize)
+    arrays = {"ecg": ecg, "r_peaks": self.r_peaks[rows], "cine": films, "index": rows}
+    return {name: torch.from_numpy(a) for name, a in arrays.items() if a is not None}
 
 # %% ../nbs/14_cohort.ipynb #c26430bf
 @dataclass(repr=False)
@@ -477,7 +479,7 @@ def __getitem__(self: Cohort, i) -> Patient | dict:
     cine = Cine(frames, (*facts.get("spacing", [10.0])[:1], SPACING, SPACING), np.arange(len(frames)) / len(frames), meta=facts.get("cine", {}))
     return Patient(self._table["id"][row[0]], ecg, cine, self.phenotypes.iloc[row[0]], self.covariates.iloc[row[0]])
 
-# %% ../nbs/14_cohort.ipynb #81266e22
+# %% ../nbs/14_cohort.ipynb #f2ef7d7f
 @patch
 def load(self: Cohort,
     indices=None,                     # slice, row numbers, the name of a split, or None for all
@@ -502,9 +504,10 @@ def load(self: Cohort,
         return part.stop - part.start
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(rows), desc="loading", unit="patient", delay=5) as bar:
         for done in pool.map(fill, [slice(i, min(i + SHARD, len(rows))) for i in range(0, len(rows), SHARD)]): bar.update(done)
-    return {"ecg": ecg, "r_peaks": torch.from_numpy(self.r_peaks[rows]).to(device), "cine": cine, "names": list(self.table.index[rows])}
+    about = {"names": list(self.table.index[rows]), "normalize": normalize}
+    return {"ecg": ecg, "r_peaks": torch.from_numpy(self.r_peaks[rows]).to(device), "cine": cine} | about
 
-# %% ../nbs/14_cohort.ipynb #7e9fa460
+# %% ../nbs/14_cohort.ipynb #0a77a72b
 def as_is(batch): # what a DataLoader collates with where batches come whole
     "The batch."
     return batch
@@ -515,8 +518,9 @@ class Stream(Dataset):
         cohort: Cohort,
         indices=None,                     # slice, row numbers, the name of a split, or None for all
         normalize: str | None = "record", # scope of the z-score; None: mV
+        cine: bool = True,                # False: batches without films, which stay on disk
     ):
-        self.cohort, self.normalize = cohort, normalize
+        self.cohort, self.normalize, self.cine = cohort, normalize, cine
         self.rows = cohort.split(indices) if isinstance(indices, str) else cohort._indices(indices)
 
     def __len__(self): return len(self.rows)
@@ -525,7 +529,7 @@ class Stream(Dataset):
     def names(self) -> list: return list(self.cohort.table.index[self.rows]) # pseudonyms
 
     def __getitems__(self, i) -> dict: # a batch
-        return self.cohort.batch(self.rows[np.asarray(i)], self.normalize) | {"index": torch.as_tensor(i)}
+        return self.cohort.batch(self.rows[np.asarray(i)], self.normalize, self.cine) | {"index": torch.as_tensor(i)}
 
     def __getitem__(self, i: int) -> dict: return {k: v[0] for k, v in self.__getitems__([i]).items()} # one patient
 

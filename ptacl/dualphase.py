@@ -6,7 +6,7 @@
 __all__ = ['volumes', 'ResBlock', 'VolumeCNN', 'TwoPhases', 'phenotype_step', 'three_way_loss', 'DualPhase', 'dualphase_step',
            'mlp_predict']
 
-# %% ../nbs/84_dualphase.ipynb #b8b9132f
+# %% ../nbs/84_dualphase.ipynb #8cb6bae1
 from dataclasses import asdict
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from .augment import centre_crop, random_crop
 from .encoders import ECGEncoder
 from .errors import PtaclError
 from .finetune import masked_error
-from .losses import global_contrastive_loss
+from .losses import BatchNorm3d, global_contrastive_loss
 from .mmcl import end_systole
 from .presets import PHENOTYPES, Preset
 from .simclr import projection_head
@@ -40,12 +40,12 @@ def volumes(
     chosen = torch.rand(len(x), 1, 1, 1, 1, device=x.device) < mirror
     return (torch.where(chosen, two.flip(-1), two) - 0.5) / 0.5
 
-# %% ../nbs/84_dualphase.ipynb #6e42dba3
+# %% ../nbs/84_dualphase.ipynb #0c0163cf
 class ResBlock(nn.Module):
     "Two 3 × 3 × 3 convolutions and a shortcut; rows and columns are halved: (B, a, Z, H, W) → (B, b, Z, H/2, W/2)."
     def __init__(self, a: int, b: int):
         super().__init__()
-        conv = lambda i, o, k, s: nn.Sequential(nn.Conv3d(i, o, k, (1, s, s), k // 2, bias=False), nn.BatchNorm3d(o))
+        conv = lambda i, o, k, s: nn.Sequential(nn.Conv3d(i, o, k, (1, s, s), k // 2, bias=False), BatchNorm3d(o))
         self.main, self.short = nn.Sequential(conv(a, b, 3, 2), nn.ReLU(), conv(b, b, 3, 1)), conv(a, b, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor: return F.relu(self.main(x) + self.short(x))
@@ -55,7 +55,7 @@ class VolumeCNN(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         sizes = [max(1, width // 8), max(1, width // 4), width // 2, width]
-        self.stem = nn.Sequential(nn.Conv3d(1, sizes[0], (1, 5, 5), (1, 2, 2), (0, 2, 2), bias=False), nn.BatchNorm3d(sizes[0]), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv3d(1, sizes[0], (1, 5, 5), (1, 2, 2), (0, 2, 2), bias=False), BatchNorm3d(sizes[0]), nn.ReLU())
         self.blocks = nn.Sequential(*(ResBlock(a, b) for a, b in zip([sizes[0], *sizes], sizes)))
 
     def forward(self, x: Tensor) -> Tensor: return self.blocks(self.stem(x[:, None])).mean((2, 3, 4))

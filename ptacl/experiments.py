@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'checkout', 'find_experiment', 'parameters_of', 'parse', 'check_parameters', 'git_state', 'versions', 'plain',
            'write_result', 'Stages', 'cells', 'show_table', 'write_html', 'settle', 'failure_kept', 'run_experiment']
 
-# %% ../nbs/90_experiments.ipynb #786e9dde
+# %% ../nbs/90_experiments.ipynb #193e2c95
 import ast
 import json
 import math
@@ -15,7 +15,7 @@ import platform
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 import nbformat
@@ -142,16 +142,18 @@ def settle(running: Path, name: str) -> Path: # the notebook under its new name
     done = running.replace(running.with_stem(name)); write_html(done)
     return done
 
-# %% ../nbs/90_experiments.ipynb #5d8d40c4
+# %% ../nbs/90_experiments.ipynb #b1db81ce
 @contextmanager
 def failure_kept(folder: Path, experiment: str, parameters: dict):
     "Where the block fails, `failed.json` with its error and parameters, without paths of the machine; where it succeeds, none."
     try: yield
-    except (PtaclError, KeyboardInterrupt) as e:
+    except (PtaclError, KeyboardInterrupt, OSError) as e:
+        if isinstance(e, OSError):
+            e = PtaclError(f"{experiment}: its report cannot be written ({e.strerror or type(e).__name__}): make room on the disk, then run again")
         error = str(e).split(" The notebook as far as it came")[0].split(": see ")[0] or "stopped by hand"
         names = {k: Path(v).name if isinstance(v, str) and "/" in v else v for k, v in parameters.items()}
-        write_result(folder, {"experiment": experiment, "error": mask_ids(error), "parameters": names}, "failed.json")
-        raise
+        with suppress(OSError): write_result(folder, {"experiment": experiment, "error": mask_ids(error), "parameters": names}, "failed.json")
+        raise e
     for file in folder.glob("failed.*"): file.unlink()
 
 # %% ../nbs/90_experiments.ipynb #49df3dc6

@@ -6,7 +6,7 @@
 __all__ = ['AttentionPool', 'Tuned', 'masked_error', 'training_view', 'tune_step', 'with_targets', 'finetune', 'supervised',
            'predict', 'attention_map', 'load_tuned']
 
-# %% ../nbs/62_finetune.ipynb #f8d59678
+# %% ../nbs/62_finetune.ipynb #b047e769
 import json
 from copy import deepcopy
 from dataclasses import asdict
@@ -21,6 +21,7 @@ from .augment import CMRAugment, augment_ecg, centre_crop
 from .cmr import resample_frames
 from .encoders import CMREncoder, ECGEncoder
 from .errors import PtaclError, check_device
+from .losses import total
 from .presets import Preset
 from .regression import as_numbers
 from .training import Pairs, fit, full_precision, infer
@@ -75,14 +76,15 @@ class Tuned(nn.Module):
         "Predictions in the targets' own units."
         return self(self.view(batch)) * self.sd + self.mean
 
-# %% ../nbs/62_finetune.ipynb #95ec5339
+# %% ../nbs/62_finetune.ipynb #34c64f90
 def masked_error(
     z: Tensor,       # (B, P) predictions, standardised
     targets: Tensor, # (B, P) the truth, standardised, NaN where missing
 ) -> Tensor:         # scalar; 0 where nothing is there
-    "Mean squared error over what was measured."
+    "Own part of the mean squared error over what was measured in the patients of all processes."
     there = targets.isfinite()
-    return (z - torch.where(there, targets, z.detach())).pow(2).sum() / there.sum().clamp(min=1)
+    measured, asked = total(torch.stack([there, torch.ones_like(there)]).sum((1, 2)))
+    return (z - torch.where(there, targets, z.detach())).pow(2).sum() / measured.clamp(min=1) * (asked / there.numel())
 
 # %% ../nbs/62_finetune.ipynb #4bc09c44
 def training_view(encoder: ECGEncoder | CMREncoder, batch: dict) -> Tensor: # what the encoder takes

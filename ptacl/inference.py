@@ -9,11 +9,12 @@ __all__ = ['AROUND', 'LIKENESS', 'BEATS', 'FAULTS', 'POOL', 'ROWS', 'WRITERS', '
            'transform', 'embed', 'Probe', 'fit_probe', 'half_widths', 'predictions', 'fingerprint', 'save_probe',
            'load_probe', 'probe_cohort', 'predict', 'write_onnx', 'run_onnx', 'write_program', 'run_program', 'export']
 
-# %% ../nbs/75_inference.ipynb #ce23955a
+# %% ../nbs/75_inference.ipynb #4af075d4
 import json
 import logging
 import math
 import os
+import re
 import warnings
 from collections import Counter, deque
 from concurrent.futures import Future
@@ -64,20 +65,23 @@ def is_recording(path: Path) -> bool: # within the folder that is searched
     film = "cmr" in parts[:-1] or any((bulk := BULK.fullmatch(part)) and bulk[2] == "20209" for part in parts)
     return path.suffix.lower() in (".xml", ".hea", ".dcm") and not film and not any(part.startswith(".") for part in parts)
 
-# %% ../nbs/75_inference.ipynb #7f7afb48
-def name_of_file(path: Path, key) -> str: # () -> key of `read_key`, called where it is needed
-    "A pseudonym where a person's number may stand in the name of the file; its own name otherwise."
+# %% ../nbs/75_inference.ipynb #44c9dfda
+def name_of_file(path: Path, key, own_names: bool = False) -> str: # key: () -> key of `read_key`, called where it is needed
+    "The pseudonym of whom the file is named after; its own name where that is nobody's."
     bulk = BULK.fullmatch(path.name)
     person, visit = (bulk[1], int(bulk[3])) if bulk else (path.stem, 2)
-    if bulk and not person.startswith("sim-") or person != mask_ids(person): person = pseudonym(person, key())
-    return visit_name(person, visit)
+    nobody = re.fullmatch(r"sim-\d{1,6}", person) or own_names and not bulk and person == mask_ids(person)
+    return visit_name(person if nobody else pseudonym(person, key()), visit)
 
-def tasks_of(files: list, key=None, out="") -> list: # key: a file, see `read_key`; out: what is written
-    "Files with their names; one that is there already gets a number behind it."
+def tasks_of(files: list, key=None, out="", own_names: bool = False) -> list: # key: a file, see `read_key`; out: what is written
+    "Files with their names; one that is there already gets a number behind it. Raises `PtaclError` where a pseudonym has no key."
     kept, seen, tasks = [], Counter(), []
-    def secret(): kept[:] = kept or [read_key(key, out, make=False)]; return kept[0]
+    def secret():
+        try: kept[:] = kept or [read_key(key, out, make=False)]
+        except PtaclError as e: raise PtaclError(f"{e}. Where the files' names are nobody's: own_names=True, --own-names") from None
+        return kept[0]
     for path in files:
-        name = name_of_file(path, secret); seen[name] += 1
+        name = name_of_file(path, secret, own_names); seen[name] += 1
         if seen[name] > 1: name = f"{name}~{seen[name]}"
         tasks.append(Task(name, name, Source(path.stem, 2, [path]), None, ""))
     return tasks
@@ -98,7 +102,7 @@ def likeness(
     others = w.sum(0) - w
     return float(np.mean((w * others).sum(1) / np.maximum(np.linalg.norm(w, axis=1) * np.linalg.norm(others, axis=1), 1e-12)))
 
-# %% ../nbs/75_inference.ipynb #821198c1
+# %% ../nbs/75_inference.ipynb #b71066f2
 FAULTS = ("flat", "clipped", "beatless") # what can be let pass
 
 def faults_of(counts: np.ndarray, r_peaks: np.ndarray, verdict: str) -> dict: # fault -> what is said about it
@@ -109,15 +113,16 @@ def faults_of(counts: np.ndarray, r_peaks: np.ndarray, verdict: str) -> dict: # 
         found["beatless"] = f"no heartbeat that repeats itself ({len(r_peaks)} R-peaks, likeness {like:.2f})"
     return found
 
-def judge(path, allow=()) -> np.ndarray: # faults that pass -> (12, 5000) int16 counts of 1 µV, denoised
+def judge(path, allow=()) -> tuple: # faults that pass -> (12, 5000) int16 counts of 1 µV, denoised; whether a fault was let pass
     "A recording that is fit to be read. Raises `PtaclError` on any other."
     counts, r_peaks, verdict, _ = prepare_ecg(path)
-    bad = {fault: what for fault, what in faults_of(counts, r_peaks, verdict).items() if fault not in allow}
+    found = faults_of(counts, r_peaks, verdict)
+    bad = {fault: what for fault, what in found.items() if fault not in allow}
     if bad: raise PtaclError(f"{mask_ids(Path(path).name)}: {'; '.join(bad.values())}. "
                              f"Record it again, or allow {', '.join(bad)} if that does not matter")
-    return counts
+    return counts, bool(found)
 
-def read_one(task: Task, allow=()) -> np.ndarray | dict: # counts, or a row for the table of those that were refused
+def read_one(task: Task, allow=()) -> tuple | dict: # as `judge`, or a row for the table of those that were refused
     "Read one recording. Never raises."
     try: return judge(task.source.ecg[0], allow)
     except Exception as e: return refusal(task, e)
@@ -168,7 +173,7 @@ def in_order(function, items, workers: int = -1, ahead: int = 128): # -> results
         for future, _ in waiting: future.cancel()
         alone.close()
 
-# %% ../nbs/75_inference.ipynb #df210a37
+# %% ../nbs/75_inference.ipynb #8c5f1b6d
 class ECGFeatures(nn.Module):
     "Denoised ECGs in mV, (B, 12, 5000) at 500 Hz, → features (B, D), or projected embeddings (B, P)."
     def __init__(self, model: nn.Module, projected: bool = False):
@@ -176,6 +181,9 @@ class ECGFeatures(nn.Module):
         self.encoder = getattr(model, "ecg", getattr(model, "encoder", None))
         if not isinstance(self.encoder, ECGEncoder):
             raise PtaclError(f"{type(model).__name__} has no encoder of ECG strips: give a joint model, or an autoencoder of ECGs")
+        scope = self.encoder.preset.normalize
+        if scope != "record": raise PtaclError(f"this model was trained on ECGs normalised by {scope}, files are normalised by record: "
+                                               "train one with the preset's normalize='record'")
         if projected and not hasattr(model, "proj_ecg"):
             raise PtaclError(f"{type(model).__name__} has no projection: only a joint model has one")
         self.projection = model.proj_ecg if projected else nn.Identity()
@@ -252,35 +260,36 @@ def refused_file(out: Path) -> Path:
     "Where the refused are listed."
     return out.with_name(f"{out.stem}.refused.csv")
 
-# %% ../nbs/75_inference.ipynb #667be823
+# %% ../nbs/75_inference.ipynb #038a300b
 def transform(
     paths,               # files and folders
     module: ECGFeatures, # on its device
-    table,               # features (B, D) -> DataFrame with a row for each
+    table,               # features (B, D), who has a fault that was let pass (B,) -> DataFrame with a row for each
     out,                 # .parquet or .csv
     workers: int = -1,   # processes that read; -1: one for each core, 1: this one
     size: int = 64,      # recordings of a batch
     key=None,            # file with the key of the pseudonyms, see `ptacl.ingest.read_key`
+    own_names: bool = False, # rows are called as the files, whose names are nobody's
     allow=(),            # faults that pass: flat, clipped, beatless
     exact: bool = False, # full precision also where bf16 is quicker
 ) -> Written:
     "Files to rows of a table, in bounded memory. Raises `PtaclError` on what concerns more than one file."
     if odd := set(allow) - set(FAULTS): raise PtaclError(f"{', '.join(sorted(odd))} cannot be allowed: choose from {', '.join(FAULTS)}")
     out, refused, rows = Path(out), [], 0
-    tasks = tasks_of(recordings(paths), key, out)
+    tasks = tasks_of(recordings(paths), key, out, own_names)
     def readable(bar):
         for task, got in zip(tasks, in_order(partial(read_one, allow=allow), tasks, workers, 2 * size)):
             bar.update()
-            if isinstance(got, np.ndarray): yield task.name, got
+            if isinstance(got, tuple): yield task.name, *got
             else:
                 refused.append(refusal(task, got) if isinstance(got, Exception) else got)
                 bar.set_postfix(refused=len(refused), refresh=False)
-    like = table(features(module, np.zeros((1, len(LEADS), SAMPLES), np.int16)))
+    like = table(features(module, np.zeros((1, len(LEADS), SAMPLES), np.int16)), np.zeros(1, bool))
     progress = tqdm(total=len(tasks), desc=out.stem, unit="ECG", delay=2, mininterval=0.5)
     with progress as bar, table_file(out, like) as append:
         for part in chunked(readable(bar), size):
-            names, counts = zip(*part); rows += len(part)
-            append(table(features(module, np.stack(counts), exact)).set_axis(list(names)))
+            names, counts, faulty = zip(*part); rows += len(part)
+            append(table(features(module, np.stack(counts), exact), np.array(faulty)).set_axis(list(names)))
     refused = pd.DataFrame(refused, columns=["recording", "reason", "remedy"])
     new = out.with_name(f".{out.stem}.refused.{os.getpid()}")
     try: refused.to_csv(new, index=False); new.replace(refused_file(out))
@@ -290,7 +299,7 @@ def transform(
 
 def embed(paths, module: ECGFeatures, out, **options) -> Written: # options of `transform`
     "Embeddings of ECG files, one row each, columns e000 …"
-    return transform(paths, module, lambda x: pd.DataFrame(x, columns=[f"e{k:03d}" for k in range(x.shape[1])]), out, **options)
+    return transform(paths, module, lambda x, _: pd.DataFrame(x, columns=[f"e{k:03d}" for k in range(x.shape[1])]), out, **options)
 
 # %% ../nbs/75_inference.ipynb #f1f21e2d
 @dataclass(repr=False)
@@ -373,7 +382,7 @@ def load_probe(path, module: ECGFeatures | None = None) -> Probe: # module: what
         raise PtaclError(f"{path.name} was fitted on another model: give that one, or fit a probe on this one by ptacl probe")
     return probe
 
-# %% ../nbs/75_inference.ipynb #b06eb6ca
+# %% ../nbs/75_inference.ipynb #aa3139c4
 def probe_cohort(
     module: ECGFeatures,
     cohort: Cohort,
@@ -388,14 +397,16 @@ def probe_cohort(
         rows = [i for i in cohort.split(split) if good[i]]
         if len(rows) < 2: raise PtaclError(f"{len(rows)} good recordings in the split {split}, at least 2 are needed: "
                                            "give the cohort splits by set_splits, or take a larger one")
-        x = infer(lambda batch: module(batch["ecg"]), module, Stream(cohort, rows, normalize=None))
+        x = infer(lambda batch: module(batch["ecg"]), module, Stream(cohort, rows, normalize=None, cine=False))
         parts += [x.numpy(), cohort.phenotypes.iloc[rows][names]]
     return fit_probe(*parts, model=fingerprint(module), preset=module.encoder.preset.name)
 
 def predict(paths, module: ECGFeatures, probe: Probe, out, level: float = 0.9, **options) -> Written: # options of `transform`
-    "Phenotypes of ECG files with intervals, one row each."
+    "Phenotypes of ECG files with intervals, one row each; no interval where a fault was let pass."
     half_widths(probe, level)
-    return transform(paths, module, lambda x: predictions(probe, x, level), out, **options)
+    ends = [f"{name}_{end}" for name in probe.names for end in ("low", "high")]
+    def table(x, faulty): y = predictions(probe, x, level); y.loc[faulty, ends] = np.nan; return y
+    return transform(paths, module, table, out, **options)
 
 # %% ../nbs/75_inference.ipynb #cb16e1c6
 TOLERANCE = 1e-4 # largest difference of an exported module from the original

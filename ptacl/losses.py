@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['alignment_matrix', 'cosine', 'check_pair', 'distributed', 'AllGather', 'with_others', 'gather', 'total',
-           'global_contrastive_loss', 'BatchNorm', 'local_contrastive_loss', 'masked_mean', 'cosine_local_loss',
-           'ptacl_loss']
+           'global_contrastive_loss', 'BatchNorm', 'BatchNorm3d', 'local_contrastive_loss', 'masked_mean',
+           'cosine_local_loss', 'ptacl_loss']
 
 # %% ../nbs/40_losses.ipynb #d30e2afa
 import torch
@@ -103,7 +103,21 @@ class BatchNorm(nn.BatchNorm1d):
         everyone, own = with_others(x)
         return super().forward(everyone)[own]
 
-# %% ../nbs/40_losses.ipynb #ab34afbc
+# %% ../nbs/40_losses.ipynb #2d4bed77
+class BatchNorm3d(nn.BatchNorm3d):
+    "The same for volumes, of which the processes tell each other the sums alone."
+    def forward(self, x: Tensor) -> Tensor: # (B, C, Z, H, W) -> the same shape
+        "In evaluation, and alone, torch's own."
+        if not (self.training and distributed()): return super().forward(x)
+        def mean_of(y): return gather(y.sum((0, 2, 3, 4))[None]).sum(0) / n
+        def wide(c): return c[:, None, None, None]
+        n, z = total(torch.tensor(x[:, 0].numel(), device=x.device)), x.float()
+        mean = mean_of(z); z = z - wide(mean); var = mean_of(z.square())
+        self.num_batches_tracked += 1
+        for kept, new in ((self.running_mean, mean), (self.running_var, var * n / (n - 1))): kept.lerp_(new.detach(), self.momentum)
+        return (z * wide((var + self.eps).rsqrt() * self.weight) + wide(self.bias)).to(x.dtype)
+
+# %% ../nbs/40_losses.ipynb #042d0561
 def local_contrastive_loss(
     z_ecg: Tensor,              # (B, T, D) segments of the mean heartbeat
     z_cmr: Tensor,              # (B, T, D) frames of the same patients
@@ -127,7 +141,7 @@ def masked_mean(x: Tensor, valid: Tensor | None) -> Tensor: # (B,), (B,) bool ->
     there, everyone = total(torch.stack([valid, torch.ones_like(valid)]).sum(1))
     return torch.where(valid, x, 0).sum() / there.clamp(min=1) * (everyone / len(x))
 
-# %% ../nbs/40_losses.ipynb #a27638cd
+# %% ../nbs/40_losses.ipynb #0a5ad85c
 def cosine_local_loss(
     z_ecg: Tensor,                # (B, T, D)
     z_cmr: Tensor,                # (B, T, D)
@@ -138,7 +152,7 @@ def cosine_local_loss(
     with torch.autocast(z_ecg.device.type, enabled=False):
         return masked_mean(1 - F.cosine_similarity(z_ecg.float(), z_cmr.float(), dim=-1).mean(-1), valid)
 
-# %% ../nbs/40_losses.ipynb #eee03f92
+# %% ../nbs/40_losses.ipynb #36f2cdac
 def ptacl_loss(global_loss: Tensor, local_loss: Tensor, beta: float = 1.0) -> Tensor: # scalar
     "Eq. 4. β = 0 is global-only training."
     return global_loss + beta * local_loss

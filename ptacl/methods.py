@@ -108,13 +108,14 @@ def run_phase(name: str, build, step, data, preset: Preset, epochs: int, lr: flo
     elif folder: save_pretrained(model.eval(), Path(folder) / name / "model")
     return model.eval()
 
-# %% ../nbs/85_methods.ipynb #7cd6a122
+# %% ../nbs/85_methods.ipynb #2941d683
 def train_method(
     name: str,            # one of METHODS
     data: Pairs,          # training patients; extra `stack` (n, F, Z, H, W) and `targets` (n, 10) where a method needs them
     preset: Preset,       # sizes and budget, the same for all methods
     seed: int = 0,
     folder=None,          # of the run, shared by all methods; None keeps nothing
+    processes: int = 1,   # that train together on each batch, as in `fit_in_processes`; more than one need a folder
 ) -> nn.Module:           # in evaluation mode; with features, embeddings and ecg_features of a batch
     "Pre-train and train one method. Raises `PtaclError` on an unknown name and on data that lack what the method needs."
     if name not in METHODS: raise PtaclError(f"unknown method {name!r}: choose from {', '.join(METHODS)}")
@@ -124,9 +125,9 @@ def train_method(
     parts = []
     for part in m.start:
         build, step, budget = PRETRAININGS[part]
-        parts.append(run_phase(part, partial(build, preset), step, data, preset, *budget(preset), seed, folder))
+        parts.append(run_phase(part, partial(build, preset), step, data, preset, *budget(preset), seed, folder, processes))
     p = replace(preset, **m.changes)
-    return run_phase(name, partial(m.build, p, *parts), m.step, data, p, p.epochs_joint, p.lr_joint, seed, folder)
+    return run_phase(name, partial(m.build, p, *parts), m.step, data, p, p.epochs_joint, p.lr_joint, seed, folder, processes)
 
 # %% ../nbs/85_methods.ipynb #24910c31
 RIVALS = {"MMCL": MMCL, "CMAE": CMAE, "DualPhase": DualPhase}  # what `from_pretrained` does not know

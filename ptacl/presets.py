@@ -19,7 +19,7 @@ PHENOTYPES = {  # name -> unit, in the order of UK Biobank fields 24100 to 24109
     "LVEDV": "ml", "LVESV": "ml", "LVSV": "ml", "LVEF": "%", "LVCO": "l/min",
     "LVM": "g", "RVEDV": "ml", "RVESV": "ml", "RVSV": "ml", "RVEF": "%"}
 
-# %% ../nbs/00_presets.ipynb #ea12c52a
+# %% ../nbs/00_presets.ipynb #c2547c4f
 @dataclass(frozen=True)
 class Preset:
     "All sizes and settings of one experiment; `dataclasses.replace` makes variants."
@@ -30,6 +30,7 @@ class Preset:
     ecg_patch: int = 50         # samples of a token
     ecg_layers: int = 6
     ecg_mask: float = 0.75      # share of tokens hidden in pre-training
+    normalize: str = "record"   # scope of the ECG's z-score: record, lead, group or cohort
     # CMR
     frames: int = 26            # frames that the encoder sees, uniform in phase
     size: int = 84              # pixels of a side
@@ -94,7 +95,7 @@ def token_width(self: Preset) -> float:
     "Seconds of one ECG token."
     return self.ecg_patch / self.fs
 
-# %% ../nbs/00_presets.ipynb #27c3bbd9
+# %% ../nbs/00_presets.ipynb #e2eb4d15
 def preset_rules(p): # a preset
     "Pairs (holds, what to do when it does not)."
     sizes = ("ecg_crop ecg_patch ecg_layers frames size cmr_layers width heads mlp_ratio decoder_width decoder_layers decoder_heads "
@@ -107,6 +108,7 @@ def preset_rules(p): # a preset
     yield p.frames % t == 0 and p.size % h == 0 and h == w, f"cmr_patch {p.cmr_patch} does not tile {p.frames}×{p.size}×{p.size}"
     yield p.width % p.heads == 0, f"width {p.width} is no multiple of heads {p.heads}"
     yield p.decoder_width % p.decoder_heads == 0, f"decoder_width {p.decoder_width} is no multiple of decoder_heads {p.decoder_heads}"
+    yield p.normalize in ("record", "lead", "group", "cohort"), f"normalize is record, lead, group or cohort, got {p.normalize!r}"
     yield 0 < p.ecg_mask < 1 and 0 < p.cmr_mask < 1, "mask ratios lie between 0 and 1"
     yield p.augment >= 0, f"augment must be ≥ 0, got {p.augment}"
     yield p.sigma >= 0, f"sigma must be ≥ 0, got {p.sigma}"

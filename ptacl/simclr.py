@@ -5,40 +5,40 @@
 # %% auto #0
 __all__ = ['nt_xent', 'projection_head', 'SimCLR', 'two_views', 'simclr_step']
 
-# %% ../nbs/80_simclr.ipynb #fbf19bb3
+# %% ../nbs/80_simclr.ipynb #aec78b8c
 from dataclasses import asdict
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .augment import CMRAugment, augment_ecg
 from .encoders import CMREncoder, ECGEncoder
-from .losses import check_pair, cosine, gather
+from .losses import BatchNorm, check_pair, cosine, with_others
 from .presets import Preset
 from .training import full_precision
 
-# %% ../nbs/80_simclr.ipynb #7c7bddd3
+# %% ../nbs/80_simclr.ipynb #726b23b1
 def nt_xent(
     a: Tensor,           # (B, P) first views
     b: Tensor,           # (B, P) second views, row i of the same patient
     temperature: float,  # τ
 ) -> Tensor:             # scalar
-    "NT-Xent over both views of the batch (of all processes). Raises `PtaclError` on unequal shapes or τ ≤ 0."
+    "NT-Xent over both views: each own one among those of all processes. Raises `PtaclError` on unequal shapes or τ ≤ 0."
     check_pair(a, b, 2, temperature)
-    z = torch.cat([gather(a), gather(b)])
-    logits = cosine(z, z) / temperature
-    logits = logits.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf)
-    partner = torch.arange(len(z), device=z.device).roll(len(z) // 2)
-    return F.cross_entropy(logits, partner)
+    (all_a, own), (all_b, _) = with_others(a), with_others(b)
+    first = torch.arange(own.start, own.stop, device=a.device); second = first + len(all_a)
+    logits = cosine(torch.cat([a, b]), torch.cat([all_a, all_b])) / temperature
+    logits = logits.scatter(1, torch.cat([first, second])[:, None], -torch.inf)   # no view with itself
+    return F.cross_entropy(logits, torch.cat([second, first]))
 
-# %% ../nbs/80_simclr.ipynb #74704083
+# %% ../nbs/80_simclr.ipynb #ca5c33ec
 def projection_head(
     width: int,      # of the features
     preset: Preset,  # for mlp_ratio and proj_dim
 ) -> nn.Module:      # (B, width) -> (B, proj_dim)
     "SimCLR's non-linear projection: two linear layers, each with a batch norm, and a ReLU between them."
     hidden = preset.mlp_ratio * preset.width
-    return nn.Sequential(nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
-                         nn.Linear(hidden, preset.proj_dim, bias=False), nn.BatchNorm1d(preset.proj_dim))
+    return nn.Sequential(nn.Linear(width, hidden, bias=False), BatchNorm(hidden), nn.ReLU(),
+                         nn.Linear(hidden, preset.proj_dim, bias=False), BatchNorm(preset.proj_dim))
 
 # %% ../nbs/80_simclr.ipynb #bf0d7e56
 class SimCLR(nn.Module):

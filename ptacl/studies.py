@@ -307,7 +307,7 @@ def joint(
     build, step = lambda: start_joint(preset, *encoders, freeze=freeze), partial(joint_step, chunk=chunk)
     return run_phase(name, build, step, data, preset, preset.epochs_joint, preset.lr_joint, seed, folder, processes)
 
-# %% ../nbs/93_studies.ipynb #b8bcecf5
+# %% ../nbs/93_studies.ipynb #bbb91f69
 def beat_seconds(r_peaks: Tensor) -> Tensor: # (n, R) s -> (n,)
     "Median RR interval; 1 s for a patient without one."
     return r_peaks.diff(dim=1).nanmedian(1).values.nan_to_num(1.0)
@@ -322,7 +322,7 @@ def misaligned(
     g = torch.Generator().manual_seed(seed)
     noise, delay = torch.randn(data.r_peaks.shape, generator=g), torch.randn(len(data), generator=g)
     peaks = (data.r_peaks + jitter / 1000 * noise).clamp(min=0).sort(1).values if jitter else data.r_peaks
-    if not shift: return Pairs(data.ecg, peaks, data.cine, data.extra, data.names)
+    if not shift: return Pairs(data.ecg, peaks, data.cine, data.extra, data.names, data.normalize)
     frames, cine = data.cine.shape[1], torch.empty_like(data.cine)
     at = delay * shift / 1000 / beat_seconds(data.r_peaks) * frames                   # in frames
     for rows in torch.arange(len(data)).split(64):
@@ -330,7 +330,7 @@ def misaligned(
         left, b = j.floor(), torch.arange(len(rows))[:, None]
         x = [data.cine[rows][b, (left + k).long() % frames].float() for k in (0, 1)]
         cine[rows] = torch.lerp(*x, (j - left)[..., None, None]).round().to(torch.uint8)
-    return Pairs(data.ecg, peaks, cine, data.extra, data.names)
+    return Pairs(data.ecg, peaks, cine, data.extra, data.names, data.normalize)
 
 # %% ../nbs/93_studies.ipynb #9b20524d
 SCHEMA = {

@@ -6,10 +6,10 @@
 __all__ = ['TIME_LIMIT', 'Pairs', 'pairs_of_virtual', 'as_bytes', 'full_precision', 'mae_ecg_step', 'mae_cmr_step', 'turned_view',
            'joint_step', 'learning_rate', 'make_optimizer', 'precision', 'keep_memory', 'OwnRows', 'share_out',
            'add_gradients', 'means', 'culprits', 'BadSteps', 'backward', 'run_epoch', 'state_files', 'save_state',
-           'read_state', 'load_state', 'check_gpu', 'meet', 'start_accelerator', 'agree', 'tidy', 'begin', 'fit',
-           'report', 'own_part', 'infer']
+           'read_state', 'digest_of_names', 'load_state', 'check_gpu', 'meet', 'start_accelerator', 'agree', 'tidy',
+           'begin', 'check_scope', 'fit', 'report', 'own_part', 'infer']
 
-# %% ../nbs/50_training.ipynb #59bc36f6
+# %% ../nbs/50_training.ipynb #e96a1324
 import ctypes
 import io
 import math
@@ -22,6 +22,7 @@ import warnings
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 import torch
 import torch.distributed as dist
@@ -41,7 +42,7 @@ from .mae import MAE
 from .model import PTACL, joint_loss, save_pretrained, turned
 from .presets import Preset
 
-# %% ../nbs/50_training.ipynb #3e670d9c
+# %% ../nbs/50_training.ipynb #993246c1
 class Pairs(Dataset):
     "Prepared ECG–cine pairs in memory, read in batches."
     def __init__(self,
@@ -50,17 +51,18 @@ class Pairs(Dataset):
         cine: Tensor,     # (n, F, H, W) uint8
         extra: dict | None = None, # name -> (n, …) tensor, more of each patient for the batch
         names=None,       # n pseudonyms
+        normalize: str | None = "record", # scope of the z-score that `ecg` has had
     ):
         counts = len(ecg), len(r_peaks), len(cine)
         if len(set(counts)) > 1: raise PtaclError(f"{counts} ECGs, rows of R-peaks and cines are no pairs")
-        self.ecg, self.r_peaks, self.cine, self.extra, self.names = ecg, r_peaks, cine, extra or {}, names
+        self.ecg, self.r_peaks, self.cine, self.extra, self.names, self.normalize = ecg, r_peaks, cine, extra or {}, names, normalize
         odd = [f"extra {name}" for name, x in self.extra.items() if len(x) != len(ecg)]
         if names is not None and len(names) != len(ecg): odd.append("names")
         if odd: raise PtaclError(f"{', '.join(odd)}: not one row for each of {len(ecg)} patients")
 
     def with_extra(self, **extra: Tensor): # name -> (n, …)
         "The same pairs with more of each patient."
-        return Pairs(self.ecg, self.r_peaks, self.cine, self.extra | extra, self.names)
+        return Pairs(self.ecg, self.r_peaks, self.cine, self.extra | extra, self.names, self.normalize)
 
     def __len__(self): return len(self.ecg)
 
@@ -261,7 +263,7 @@ def save_state(folder: Path, keep: int = 2, **parts):
         if newer.exists(): newer.replace(older)
     new.replace(files[0])
 
-# %% ../nbs/50_training.ipynb #98cafb63
+# %% ../nbs/50_training.ipynb #b822e0e4
 def read_state(folder: Path) -> dict | None: # None where there is none
     "The newest state that can be read; one that cannot is named in a warning. Raises `PtaclError` where none of them can."
     there = [f for f in state_files(folder) if f.exists()]
@@ -271,6 +273,11 @@ def read_state(folder: Path) -> dict | None: # None where there is none
             what = f"{file.name} in {folder.name} is no state of a run ({type(e).__name__})"
             if file == there[-1]: raise PtaclError(f"{what}, nor is any other there: remove it, or resume=False") from e
             warnings.warn(f"{what}, cut short or damaged: going on from the one before it", stacklevel=2)
+
+def digest_of_names(data) -> str | None: # None where the patients have no names
+    "Who the patients are, and in which order."
+    names = getattr(data, "names", None)
+    return None if names is None else blake2b("\n".join(map(str, names)).encode(), digest_size=6).hexdigest()
 
 def load_state(folder: Path, settings: dict, **parts) -> list: # the history so far, empty where there is no state
     "Put every part back where `save_state` left it. Raises `PtaclError` where there is no state that can be read, or one of other settings."
@@ -346,7 +353,14 @@ def begin(model, data, size: int, preset: Preset, steps: int, lr: float, folder,
     agree(model, len(history))
     return loader, parts, history
 
-# %% ../nbs/50_training.ipynb #3479301a
+# %% ../nbs/50_training.ipynb #e9f51c71
+def check_scope(data, preset: Preset, name: str):
+    "Raises `PtaclError` where the ECGs were normalised otherwise than the preset says."
+    scope = getattr(data, "normalize", preset.normalize)
+    if scope != preset.normalize: raise PtaclError(f"{name}: the preset takes ECGs normalised by {preset.normalize}, these have normalize={scope!r}: "
+        f"prepare them with normalize={preset.normalize!r}, or give the preset theirs by dataclasses.replace")
+
+# %% ../nbs/50_training.ipynb #62495bf6
 def fit(
     model: nn.Module,          # MAE or PTACL; trained in place
     step,                      # (model, batch) -> dict with "loss"
@@ -364,9 +378,10 @@ def fit(
 ) -> list:                     # one dict per epoch
     "Train; a progress bar over all steps and one line per epoch. Raises `PtaclError` when loss or gradient stay infinite or NaN."
     if len(data) < 2: raise PtaclError(f"{name}: {len(data)} patients are too few to tell apart, at least 2 are needed")
+    check_scope(data, preset, name)
     folder, size = None if folder is None else Path(folder), min(preset.batch_size, len(data))
     if folder: folder.mkdir(parents=True, exist_ok=True)
-    settings, steps = asdict(preset) | {"seed": seed, "lr": lr, "patients": len(data)}, len(data) // size
+    settings, steps = asdict(preset) | {"seed": seed, "lr": lr, "patients": len(data), "patient_names": digest_of_names(data)}, len(data) // size
     accelerator = start_accelerator(tracker, folder, name, settings)
     if accelerator.device.type == "cpu": keep_memory()
     loader, parts, history = begin(model, data, size, preset, epochs * steps, lr, folder if resume else None, settings, accelerator)
@@ -386,7 +401,7 @@ def fit(
     if folder and main: save_pretrained(model.eval(), folder / "model")
     return history
 
-# %% ../nbs/50_training.ipynb #6a7291da
+# %% ../nbs/50_training.ipynb #3ae48eb1
 def report(row: dict, epochs: int, name: str, accelerator: Accelerator):
     "One line per epoch, to the screen and to the tracker."
     shown = {k: v for k, v in row.items() if k not in ("epoch", "lr", "seconds", "skipped")}
@@ -394,7 +409,7 @@ def report(row: dict, epochs: int, name: str, accelerator: Accelerator):
     if accelerator.is_main_process: tqdm.write(f"{name}  epoch {row['epoch']}/{epochs}  {line}  {row['seconds']:.1f} s")
     accelerator.log(shown | {"lr": row["lr"], "skipped": row["skipped"]}, step=row["epoch"])
 
-# %% ../nbs/50_training.ipynb #274fbdae
+# %% ../nbs/50_training.ipynb #2de3dd06
 def own_part(data: Pairs, size: int) -> tuple[DataLoader, bool]: # in batches; whether other processes have other parts
     "The patients that this process looks at, in order; everybody where there are fewer patients than processes."
     loader = data.batches(size)

@@ -43,6 +43,17 @@ class Harm:
         return joint_loss(model, batch)
 
 
+class Odd:
+    "A step that is not finite in process 1 at its second call; every process notes the weights that it starts from."
+    def __init__(self, folder): self.folder, self.calls = folder, 0
+
+    def __call__(self, model, batch):
+        self.calls += 1
+        weights, out = sum(p.double().sum().item() for p in model.parameters()), joint_loss(model, batch)
+        with open(f"{self.folder}/weights-{os.environ.get('RANK')}", "a") as f: print(weights, file=f)
+        return out | {"loss": out["loss"] * (torch.nan if self.calls == 2 and os.environ.get("RANK") == "1" else 1)}
+
+
 def slow(model, batch):
     time.sleep(0.2)
     return joint_loss(model, batch)

@@ -4,6 +4,8 @@ import os
 import random
 import resource
 import signal
+import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ from accelerate.state import AcceleratorState
 from steps import KINDS, noise, same, start, tiny
 from torch.multiprocessing import get_context
 
+import ptacl.experiments
 import ptacl.training
 from ptacl.encoders import ECGEncoder
 from ptacl.errors import PtaclError
@@ -233,6 +236,35 @@ def test_a_killed_kernel_is_a_failed_run(tmp_path, capfd):
     failed = json.loads((tmp_path / "out" / "failed.json").read_text(encoding="utf-8"))
     assert failed["error"].startswith("dies: its process was killed") and not (tmp_path / "out" / "result.json").exists()
     assert "so far" in (tmp_path / "out" / "failed.ipynb").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("also", [False, True])
+def test_a_full_disk_under_a_report_is_one_sentence(also, tmp_path, monkeypatch):
+    book, code = nbformat.v4.new_notebook(), nbformat.v4.new_code_cell
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
+    book.cells = [code("output_dir: str = 'reports'", metadata={"tags": ["parameters"]})]
+    nbformat.write(book, tmp_path / "full.ipynb")
+    def full(*_, **__): no_space()
+    monkeypatch.setattr(ptacl.experiments.papermill, "execute_notebook", full)
+    if also: monkeypatch.setattr(ptacl.experiments, "write_result", full)
+    with pytest.raises(PtaclError, match=r"^full: its report cannot be written \(No space left on device\): make room on the disk, then run again"):
+        run_experiment(str(tmp_path / "full.ipynb"), {"output_dir": str(tmp_path / "out")})
+    assert (tmp_path / "out" / "failed.json").exists() != also
+
+
+@pytest.mark.long
+def test_a_port_in_use_is_said_and_the_page_has_another():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0)); taken.listen(); port = taken.getsockname()[1]
+        command = [sys.executable, "-c", "from ptacl.cli import app; app()", "explore", "--no-browser", "--port", str(port)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as page:
+            said = []
+            for line in page.stderr:
+                said.append(line)
+                if "token=" in line: break
+            time.sleep(2)                                                   # a server that has just begun does not hear of its end
+            page.send_signal(signal.SIGINT); page.communicate(timeout=60)
+    assert f"port {port} is already in use, trying another" in "".join(said) and f":{port}/" not in said[-1]
 
 
 @pytest.mark.parametrize("use", [lambda folder: simulate(1, 0, "cuda"), lambda folder: from_pretrained(folder, "cuda:1"),

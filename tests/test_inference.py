@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from ptacl import inference
 from ptacl.cli import app
-from ptacl.cohort import MV, SAMPLES, Cohort
+from ptacl.cohort import MV, SAMPLES, Cohort, Stream
 from ptacl.encoders import CMREncoder, ECGEncoder
 from ptacl.errors import PtaclError
 from ptacl.finetune import Tuned
@@ -30,8 +30,9 @@ from ptacl.inference import (ECGFeatures, Probe, embed, export, features, fit_pr
     on_device, predict, predictions, probe_cohort, read_one, recordings, refused_file, run_onnx, run_program, save_probe, tasks_of)
 from ptacl.ingest import ingest, pseudonym, read_key, write_virtual
 from ptacl.mae import MAE
-from ptacl.model import PTACL, save_pretrained
+from ptacl.model import PTACL, joint_loss, save_pretrained
 from ptacl.presets import LEADS, PHENOTYPES, paper_regression, workshop
+from ptacl.training import Pairs, fit
 from ptacl.virtual import simulate
 from ptacl.writers import write_patients
 
@@ -84,7 +85,8 @@ def files(tmp_path, signals): return formats(tmp_path / "ecgs", signals)
 
 
 @pytest.fixture
-def run(module, tmp_path): return lambda paths, out="emb.parquet", **more: embed(paths, module, tmp_path / out, **{"workers": 1} | more)
+def run(module, tmp_path):
+    return lambda paths, out="emb.parquet", **more: embed(paths, module, tmp_path / out, **{"workers": 1, "own_names": True} | more)
 
 
 def left_over(folder): return [f.name for f in Path(folder).iterdir() if f.name.startswith(".")]
@@ -99,7 +101,7 @@ def test_every_format_in_one_run_gives_what_the_model_says(files, run, module, s
     assert table.shape == (4, tiny.width) and (table.dtypes == np.float32).all()
     assert refused_file(done.path).read_text().strip() == "recording,reason,remedy"
     for name, path in zip("abcd", ("a.xml", "b.xml", "c.dcm", "d.hea")):
-        np.testing.assert_allclose(table.loc[name], features(module, judge(files / path)[None])[0], atol=2e-2)  # bf16, another batch
+        np.testing.assert_allclose(table.loc[name], features(module, judge(files / path)[0][None])[0], atol=2e-2)  # bf16, another batch
 
 
 def test_a_file_gives_what_it_gives_after_ingest(module, tmp_path):
@@ -152,8 +154,31 @@ def test_no_number_of_a_person_leaves(run, signals, tmp_path):
 
 
 def test_names_that_are_nobodys_stay_and_need_no_key(tmp_path):
-    names = [t.name for t in tasks_of([Path("HR00001.hea"), Path("x/HR00001.hea"), Path("sim-00001_20205_3_0.xml")], tmp_path / "key")]
-    assert names == ["HR00001", "HR00001~2", "sim-00001-3"] and not (tmp_path / "key").exists()
+    files = [Path("HR00001.hea"), Path("x/HR00001.hea"), Path("sim-00001_20205_3_0.xml")]
+    assert [t.name for t in tasks_of(files, tmp_path / "key", own_names=True)] == ["HR00001", "HR00001~2", "sim-00001-3"]
+    assert [t.name for t in tasks_of(files[2:], tmp_path / "key")] == ["sim-00001-3"] and not (tmp_path / "key").exists()
+
+
+STRANGERS = ("MRN00123456", "7", "Doe_Jane_1950-02-01", "2024.77.1", "AB12345678", "case-0042")
+
+def test_names_of_any_institution_are_pseudonyms_unless_they_are_nobodys(run, signals, tmp_path):
+    raw = tmp_path / "raw"; raw.mkdir()
+    for name in STRANGERS: (raw / f"{name}.xml").write_bytes(strip(signals[0]))
+    for name in STRANGERS[:3]: (raw / f"{name}.dcm").write_bytes(b"no DICOM")
+    done = run([raw], key=tmp_path / "key", own_names=False)
+    secret = read_key(tmp_path / "key", "")
+    assert set(pd.read_parquet(done.path).index.str.removesuffix("~2")) == {pseudonym(name, secret) for name in STRANGERS}
+    assert len(done.refused) == 3 and done.refused.recording.str.fullmatch(r"p-[a-z]{12}(~2)?").all()
+    text = f"{done} {done.refused.to_csv()}".encode() + b"".join(f.read_bytes() for f in tmp_path.glob("emb*"))
+    assert not [name for name in STRANGERS if len(name) > 1 and name.encode() in text]
+    assert {n.removesuffix("~2") for n in pd.read_parquet(run([raw]).path).index} == set(STRANGERS)
+
+
+def test_without_a_key_strangers_are_refused_with_both_ways_out(run, signals, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path)); (tmp_path / "MRN00123456.xml").write_bytes(strip(signals[0]))
+    with pytest.raises(PtaclError, match="no key of pseudonyms at .*--key.*nobody's: own_names=True, --own-names"):
+        run([tmp_path / "MRN00123456.xml"], own_names=False)
+    assert not (tmp_path / "emb.parquet").exists() and not (tmp_path / ".config").exists()
 
 
 def test_folders_are_searched_and_films_left_alone(tmp_path):
@@ -192,13 +217,13 @@ def test_what_should_not_be_read_is_refused_with_reason_and_remedy(fault, run, s
 def test_hearts_out_of_step_are_read(rhythm, tmp_path):
     vp = simulate(6, seed=4, cine=False, rhythm=rhythm)
     for k, x in enumerate(vp.ecg.numpy()): (tmp_path / f"{k}.xml").write_bytes(strip(x))
-    got = [read_one(t) for t in tasks_of(recordings([tmp_path]))]
-    assert all(isinstance(g, np.ndarray) for g in got), [g for g in got if isinstance(g, dict)]
+    got = [read_one(t) for t in tasks_of(recordings([tmp_path]), own_names=True)]
+    assert all(isinstance(g, tuple) for g in got), [g for g in got if isinstance(g, dict)]
 
 
 def test_real_hearts_are_read(shared_real):
-    got = [read_one(t) for t in tasks_of(recordings([shared_real / "ecg_wfdb"]))]
-    assert len(got) == 5 and all(isinstance(g, np.ndarray) for g in got)
+    got = [read_one(t) for t in tasks_of(recordings([shared_real / "ecg_wfdb"]), own_names=True)]
+    assert len(got) == 5 and all(isinstance(g, tuple) and not g[1] for g in got)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 40))
@@ -211,7 +236,7 @@ def test_noise_is_unlike_itself(seed, beats):
 def test_a_run_over_nothing_but_rubbish_says_so(tmp_path, saved):
     (tmp_path / "x.xml").write_bytes(b"<x>")
     files, out = [str(tmp_path / name) for name in ("x.xml", "gone.xml")], str(tmp_path / "e.parquet")
-    out = shell.invoke(app, ["embed", *files, "--model", str(saved), "--out", out, "--workers", "1"])
+    out = shell.invoke(app, ["embed", *files, "--model", str(saved), "--out", out, "--workers", "1", "--own-names"])
     assert out.exit_code == 1 and "0 recordings; 2 refused" in out.output and "Traceback" not in out.output
     assert len(pd.read_parquet(tmp_path / "e.parquet")) == 0 and len(pd.read_csv(tmp_path / "e.refused.csv")) == 2
 
@@ -259,7 +284,7 @@ def test_thousands_of_recordings_in_the_memory_of_a_hundred(module, tmp_path, da
     for k in range(3000): os.symlink(recordings([data_samples])[k % 12].resolve(), tmp_path / f"r{k:05d}.xml")
     links, used = recordings([tmp_path]), {}
     for n in (100, 3000):
-        done = embed(links[:n], module, tmp_path / "e.parquet", workers=1)
+        done = embed(links[:n], module, tmp_path / "e.parquet", workers=1, own_names=True)
         used[n] = psutil.Process().memory_info().rss
         assert (done.rows, len(done.refused)) == (n, 0)
     assert used[3000] < used[100] + 40 * 2**20
@@ -302,9 +327,27 @@ def test_a_probe_comes_back_and_predicts(probe, module, files, tmp_path):
     again = load_probe(save_probe(probe, tmp_path / "p.safetensors"), module)
     x = np.random.default_rng(0).normal(size=(5, tiny.width))
     pd.testing.assert_frame_equal(predictions(again, x, 0.8), predictions(probe, x, 0.8))
-    table = pd.read_parquet(predict([files], module, again, tmp_path / "p.parquet", 0.8, workers=1).path)
+    table = pd.read_parquet(predict([files], module, again, tmp_path / "p.parquet", 0.8, workers=1, own_names=True).path)
     assert list(table)[:3] == ["LVEDV", "LVEDV_low", "LVEDV_high"] and len(table.columns) == 3 * len(PHENOTYPES)
     assert all((table[f"{n}_low"] < table[n]).all() and (table[n] < table[f"{n}_high"]).all() for n in PHENOTYPES)
+
+
+@pytest.mark.parametrize("out", ["p.csv", "p.parquet"])
+def test_what_passes_by_allowance_has_no_interval(out, probe, module, signals, tmp_path):
+    (tmp_path / "clipped.xml").write_bytes(strip(FAULTS["clipped"](signals[0], None))); (tmp_path / "good.xml").write_bytes(strip(signals[0]))
+    done = predict([tmp_path], module, probe, tmp_path / out, 0.8, workers=1, own_names=True, allow=["clipped", "beatless"])
+    table = pd.read_csv(done.path, index_col=0) if out.endswith("csv") else pd.read_parquet(done.path)
+    ends = [c for c in table if c.endswith(("_low", "_high"))]
+    assert table.loc["clipped", ends].isna().all() and table.loc["clipped", list(PHENOTYPES)].notna().all() and table.loc["good"].notna().all()
+
+
+def test_a_probe_reads_no_films(module, cohort, probe, tmp_path):
+    blind = Path(shutil.copytree(cohort.path, tmp_path / "blind"))
+    shutil.rmtree(blind / "cine" / "c")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        again = probe_cohort(module, Cohort.open(blind))
+    np.testing.assert_array_equal(again.weight, probe.weight); np.testing.assert_array_equal(again.residuals, probe.residuals)
 
 
 def test_a_probe_is_tied_to_its_weights(probe, tmp_path):
@@ -333,7 +376,7 @@ def test_what_is_no_probe_is_refused(probe, tmp_path, spoil, why):
 def test_exported_encoders_say_the_same_of_real_and_of_any_number(name, module, data_samples, tmp_path):
     assert export(module, tmp_path / name) < 1e-4
     run = {".onnx": run_onnx, ".pt2": run_program}[Path(name).suffix](tmp_path / name)
-    ecg = torch.from_numpy(np.stack([judge(f) for f in recordings([data_samples])[:5]])).float() * MV
+    ecg = torch.from_numpy(np.stack([judge(f)[0] for f in recordings([data_samples])[:5]])).float() * MV
     with torch.no_grad():
         for n in (1, 2, 5): torch.testing.assert_close(run(ecg[:n]), module(ecg[:n]), atol=1e-4, rtol=0)
     assert not left_over(tmp_path)
@@ -396,6 +439,16 @@ def test_a_run_is_not_its_model(saved):
     assert out.exit_code == 1 and f"Give {saved.parent.name}/model" in out.output
 
 
+def test_a_model_of_another_z_score(cohort, tmp_path, data_samples):
+    by_lead = replace(tiny, normalize="lead", batch_size=4)
+    for data in (Stream(cohort, "train", "lead"), Pairs(**cohort.load("train", normalize="lead"))):
+        with pytest.raises(PtaclError, match="takes ECGs normalised by record, these have normalize='lead'"):
+            fit(PTACL(tiny), joint_loss, data, tiny, 1, 1e-3)
+        fit(PTACL(by_lead), joint_loss, data, by_lead, 1, 1e-3, tmp_path / "run")
+    out = shell.invoke(app, ["embed", str(data_samples), "--model", str(tmp_path / "run" / "model"), "--out", str(tmp_path / "e.parquet")])
+    assert out.exit_code == 1 and "trained on ECGs normalised by lead" in out.output and not (tmp_path / "e.parquet").exists()
+
+
 @pytest.mark.parametrize("shape", [(2, 8, SAMPLES), (2, 12, 2500), (12, SAMPLES)])
 def test_other_leads_or_samples(module, shape):
     with pytest.raises(PtaclError, match="twelve leads of ten seconds at 500 Hz"): module(torch.zeros(shape))
@@ -428,7 +481,7 @@ def test_what_other_models_can_do(signals):
 def test_no_such_device(module):
     if torch.cuda.is_available(): pytest.skip("there is a GPU here")
     for device in ("cuda", "warp"):
-        with pytest.raises(PtaclError, match=f"no {device} that torch"): on_device(module, device)
+        with pytest.raises(PtaclError, match=f"no {device} that torch|device {device} was asked for"): on_device(module, device)
 
 
 def test_a_model_that_went_astray(run, files):
@@ -464,7 +517,8 @@ def test_the_shell_from_end_to_end(saved, cohort, files, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert shell.invoke(app, ["probe", "--model", str(saved), "--cohort", str(cohort.path), "--out", p]).exit_code == 0
-    done = shell.invoke(app, ["predict", str(files), "--model", str(saved), "--probe", p, "--out", out, "--level", "0.8", "--workers", "1"])
+    command = ["predict", str(files), "--model", str(saved), "--probe", p, "--out", out, "--workers", "1"]
+    done = shell.invoke(app, [*command, "--level", "0.8", "--own-names"])
     assert done.exit_code == 0 and "4 recordings; 0 refused" in done.output and len(pd.read_csv(out)) == 4
     few = shell.invoke(app, ["predict", str(files), "--model", str(saved), "--probe", p, "--out", out, "--level", "0.99", "--workers", "1"])
     assert few.exit_code == 1 and "99 are needed" in few.output

@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import redirect_stdout
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -15,16 +16,27 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from steps import Harm, noise, refuses, start, tiny
+from steps import Harm, Odd, noise, refuses, start, tiny
 from torch.multiprocessing import get_context
 
+import ptacl.dualphase
 import ptacl.losses
+import ptacl.methods
+import ptacl.simclr
+from ptacl.cmae import CMAE, Autoencoder, autoencoder_step, beat_preset, cmae_step
+from ptacl.dualphase import DualPhase, TwoPhases, phenotype_step, three_way_loss, volumes
+from ptacl.encoders import ECGEncoder
 from ptacl.errors import PtaclError
+from ptacl.finetune import Tuned, masked_error
 from ptacl.losses import BatchNorm, gather, global_contrastive_loss, local_contrastive_loss, with_others
-from ptacl.model import joint_loss
 from ptacl.experiments import run_experiment
+from ptacl.methods import METHODS, train_method
+from ptacl.mmcl import MMCL
+from ptacl.model import joint_loss
+from ptacl.presets import PHENOTYPES
+from ptacl.simclr import SimCLR, nt_xent
 from ptacl.scaling import child, fit_in_processes, stream
-from ptacl.training import Pairs, add_gradients, fit, infer, joint_step, share_out
+from ptacl.training import Pairs, add_gradients, fit, infer, joint_step, learning_rate, share_out
 
 pytestmark = [pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"),
               pytest.mark.skipif(sys.platform == "win32", reason="no fork")]
@@ -50,15 +62,17 @@ def together(f, world, folder):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def learn(model, data, rank, world, size, chunk=None):
+def learn(model, data, rank, world, size, chunk=None, step=None):
     "Loss and gradients of the first batch, of which this process has a part."
     batch, model = next(iter(share_out(data.batches(size), rank, world))), deepcopy(model).train()
-    out, share = joint_loss(model, batch, chunk), len(batch["index"]) / size
+    free = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    torch.manual_seed(rank)
+    out, share = step(model, batch) if step else joint_loss(model, batch, chunk), len(batch["index"]) / size
     (out["loss"] * share).backward()
-    add_gradients(list(model.parameters()))
-    numbers = {k: ptacl.losses.total(out[k] * share) for k in ("loss", "global", "local", "valid")}
+    add_gradients(list(free.values()))
+    numbers = {k: ptacl.losses.total(v * share) for k, v in out.items()}
     buffers = {k: v.clone() for k, v in model.named_buffers()}
-    return numbers | buffers | {k: p.grad.clone() for k, p in model.named_parameters()}
+    return numbers | buffers | {k: p.grad.clone() for k, p in free.items()}
 
 
 def close(a, b, atol=1e-7, rtol=1e-7):
@@ -107,6 +121,41 @@ def test_processes_have_the_loss_and_the_gradients_of_one(world, case, tmp_path,
     whole = learn(model, data, 0, 1, size)
     assert whole["loss"] > 1 and sum(v.abs().max() > 1e-3 for v in whole.values()) > 20
     for part in parts: close(part, whole)
+
+
+def two_crops(model, batch):
+    return {"loss": nt_xent(*model(torch.cat([batch["ecg"][..., at:at + tiny.ecg_crop] for at in (0, 2500)])).chunk(2), 0.1)}
+
+def both_ways(model, batch): return {"loss": global_contrastive_loss(*model.embeddings(batch), 0.1)}
+def all_three(model, batch): return {"loss": three_way_loss(*model.three(batch), 0.1)}
+def phenotypes_of(model, batch): return {"loss": masked_error(model(batch["ecg"][..., :tiny.ecg_crop]), batch["targets"])}
+
+RIVALS = {"SimCLR": (lambda: SimCLR(ECGEncoder(tiny)), two_crops), "MMCL": (lambda: MMCL(tiny), both_ways), "CMAE": (lambda: CMAE(tiny), cmae_step),
+          "autoencoder": (lambda: Autoencoder(ECGEncoder(beat_preset(tiny))), autoencoder_step), "phases": (lambda: TwoPhases(tiny), phenotype_step),
+          "dual-phase": (lambda: DualPhase(tiny), all_three), "tuned": (lambda: Tuned(ECGEncoder(tiny), PHENOTYPES), phenotypes_of)}
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_rivals_learn_from_the_patients_of_all_processes(name, tmp_path, doubled, monkeypatch):
+    build, step = RIVALS[name]
+    monkeypatch.setattr(ptacl.dualphase, "volumes", lambda batch, mirror=0: volumes(batch).double())   # mirrored by nobody's coin
+    torch.manual_seed(0)
+    data, model = doubled(without_beats(noise(), [0, 2, 4, 5]), build())
+    targets = torch.randn(11, len(PHENOTYPES)).double(); targets[::2, 1:] = torch.nan                  # half of process 0's are missing
+    data = data.with_extra(targets=targets)
+    parts = together(lambda rank, world: learn(model, data, rank, world, 11, step=step), 2, tmp_path / "run")
+    whole = learn(model, data, 0, 1, 11, step=step)
+    assert whole["loss"] > 0.1 and sum(whole[k].abs().max() > 1e-4 for k, _ in model.named_parameters() if k in whole) > 1
+    for part in parts: close(part, whole)
+
+
+def test_nt_xent_compares_its_own_views_only(tmp_path):
+    def shapes(rank, world):
+        seen, real = [], ptacl.simclr.cosine
+        def cosine(x, y): seen.append((len(x), len(y))); return real(x, y)
+        ptacl.simclr.cosine = cosine
+        nt_xent(torch.randn(3 - rank, 4), torch.randn(3 - rank, 4), 0.1)
+        return torch.tensor(seen)
+    assert [x.tolist() for x in together(shapes, 2, tmp_path / "run")] == [[[6, 10]], [[4, 10]]]
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 99])
@@ -217,7 +266,7 @@ def at_work(folder):
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try: line = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError: continue
-        if b"ptacl.scaling" in line and str(folder).encode() in line: found.append(int(pid))
+        if b"\0ptacl.scaling\0" in line and str(folder).encode() in line: found.append(int(pid))
     return found
 
 
@@ -281,6 +330,30 @@ def test_what_a_process_refuses_is_said_here(tmp_path, importable):
     assert gone(tmp_path)
 
 
+def test_a_step_that_fails_in_one_process_is_skipped_in_all(tmp_path, importable):
+    _, history = launched(tmp_path / "run", Odd(str(tmp_path)))
+    zero, one = ((tmp_path / f"weights-{rank}").read_text().split() for rank in (0, 1))
+    assert zero == one and len(zero) == 6 and [zero[i] == zero[i + 1] for i in range(5)] == [False, True, False, False, False]
+    assert [row["skipped"] for row in history] == [1, 0, 0]
+    assert [row["lr"] for row in history] == pytest.approx([3e-3 * learning_rate(k, 6, tiny.warmup) for k in (1, 3, 5)])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_phase_of_a_method_is_trained_in_processes(name, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(ptacl.methods, "fit_in_processes", lambda processes, *_, name, **__: asked.append((name, processes)))
+    train_method(name, noise().with_extra(targets=torch.randn(11, len(PHENOTYPES))), tiny, 0, tmp_path, processes=3)
+    assert asked == [(part, 3) for part in (*METHODS[name].start, *[name] * bool(METHODS[name].step))]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["supervised", "cmae", "dualphase"])
+def test_a_method_in_two_processes(name, tmp_path, importable):
+    data = noise().with_extra(targets=torch.randn(11, len(PHENOTYPES)))
+    model = train_method(name, data, replace(tiny, epochs_mae=1, epochs_joint=1), 0, tmp_path, processes=2)
+    assert all(v.isfinite().all() for v in model.state_dict().values()) and gone(tmp_path, 0)
+
+
 @pytest.mark.long
 def test_a_process_that_hangs_is_stopped(tmp_path, importable):
     with pytest.raises(PtaclError, match="no sign of life for 20 s"): launched(tmp_path, Harm(signal.SIGSTOP), silence=20)
@@ -300,9 +373,8 @@ def test_where_the_caller_is_killed_nobody_trains_on(tmp_path, importable, how):
     with subprocess.Popen([sys.executable, "-c", LAUNCH, str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as caller:
         until = time.monotonic() + 120
         while not (tmp_path / "state.pt").exists() and time.monotonic() < until: time.sleep(0.2)
-        assert len(at_work(tmp_path)) == 3                                               # torchrun and two
-        caller.send_signal(how); caller.wait(60)
-    assert gone(tmp_path)
+        there = len(at_work(tmp_path)); caller.send_signal(how); caller.wait(60)
+    assert there == 3 and gone(tmp_path)                                                    # torchrun and two
 
 
 @pytest.mark.parametrize("processes, why", [(0, "at least 1"), (9, "9 processes cannot share a batch of 4")])

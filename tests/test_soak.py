@@ -117,9 +117,9 @@ class Soak:
         module, out = ECGFeatures(from_pretrained(self.folder / "run" / "model")), self.folder / "out"
         out.mkdir(exist_ok=True); paths = [*self.whole, self.spoil(k)]
         probe = load_probe(save_probe(probe_cohort(module, self.cohort), out / "p.safetensors"), module)
-        done = embed(paths, module, out / "e.parquet", workers=2 if k % 25 == 0 else 1)
+        done = embed(paths, module, out / "e.parquet", workers=2 if k % 25 == 0 else 1, own_names=True)
         assert (done.rows, len(done.refused)) == (6, 5), done
-        assert predict(paths, module, probe, out / "p.csv", 0.5, workers=1).rows == 6
+        assert predict(paths, module, probe, out / "p.csv", 0.5, workers=1, own_names=True).rows == 6
         refused(load_probe, out / "p.safetensors", ECGFeatures(PTACL(self.tiny)))
         refused(embed, paths, module, out / "none" / "e.parquet", workers=1)
         (out / "p.safetensors").write_bytes((out / "p.safetensors").read_bytes()[:100]); refused(load_probe, out / "p.safetensors")

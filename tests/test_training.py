@@ -263,8 +263,32 @@ def test_a_state_of_other_settings_is_refused(pairs, tmp_path):
 def test_state_and_settings_come_back(pairs, tmp_path):
     history = run(start(), pairs, 2, folder=tmp_path)
     settings = torch.load(tmp_path / "state.pt", weights_only=True)["settings"]
-    assert settings == asdict(tiny) | {"seed": 0, "lr": 3e-3, "patients": 10}
+    assert settings == asdict(tiny) | {"seed": 0, "lr": 3e-3, "patients": 10, "patient_names": None}
     assert load_state(tmp_path, settings) == history and load_state(tmp_path / "none", settings) == []
+
+
+def test_other_patients_of_the_same_number_are_refused(pairs, tmp_path):
+    def named(names): return Pairs(pairs.ecg, pairs.r_peaks, pairs.cine, names=names)
+    a, b = ([f"{letter}-{i}" for i in range(10)] for letter in "ab")
+    history = run(start(), named(a), 1, folder=tmp_path)
+    for others in (named(b), named(a[::-1]), named(None)):
+        with pytest.raises(PtaclError, match=r"holds a run of other settings, patient_names \w+ \(now \w+\): use another folder, or resume=False"):
+            run(start(), others, 2, folder=tmp_path, resume=True)
+    assert run(start(), named(a), 2, folder=tmp_path, resume=True)[:1] == history
+    state = torch.load(tmp_path / "state.pt", weights_only=True)                    # of a kit that did not ask for names
+    del state["settings"]["patient_names"]; torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(PtaclError, match="patient_names None"): run(start(), named(a), 3, folder=tmp_path, resume=True)
+    assert len(run(start(), named(None), 3, folder=tmp_path, resume=True)) == 3
+
+
+def test_a_skipped_step_moves_neither_optimiser_nor_learning_rate(pairs, tmp_path):
+    calls = iter(range(100))
+    def odd(model, batch): return {"loss": joint_step(model, batch)["loss"] * (math.nan if next(calls) in (1, 4) else 1)}
+    history = run(start(), pairs, 5, step=odd, folder=tmp_path)                     # of 10 steps 8 are taken
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert {int(s["step"]) for s in state["optimizer"]["state"].values()} == {state["schedule"]["last_epoch"]} == {8}
+    taken = [1, 3, 4, 6, 8]
+    assert [row["lr"] for row in history] == pytest.approx([3e-3 * learning_rate(k, 10, tiny.warmup) for k in taken])
 
 
 # --- optimiser -------------------------------------------------------------------------------------------------------------
