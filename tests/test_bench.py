@@ -81,7 +81,14 @@ def test_segments_equal_the_loop_over_patients_and_beats(peaks, start, n, T):
     most = max(map(len, peaks)) + 1
     r = torch.tensor([p + [torch.nan] * (most - len(p)) for p in peaks])
     x, first = torch.randn(len(peaks), n, 5), torch.full((len(peaks),), start)
-    torch.testing.assert_close(segment_beats(x, r, first, 0.1, T)[0], bench.segment_by_beat(x, r, first, 0.1, T), atol=2e-3, rtol=1e-3)
+    quick, slow = x.clone().requires_grad_(), x.clone().requires_grad_()
+    z, valid = segment_beats(quick, r, first, 0.1, T)
+    (z.square().sum() + z.sum()).backward()
+    for beat in (bench.by_segment, bench.segments_at_once):
+        want = bench.segment_by_beat(slow, r, first, 0.1, T, beat)
+        torch.testing.assert_close(z, want, atol=2e-3, rtol=1e-3)
+    if valid.any(): (want.square().sum() + want.sum()).backward(); torch.testing.assert_close(quick.grad, slow.grad, atol=2e-2, rtol=1e-2)
+    else: assert not quick.grad.any()
 
 
 def test_weights_of_one_token_and_of_nobody():
@@ -121,7 +128,7 @@ def test_a_section_through_the_shell(root, tmp_path):
     run = shell(root, "-c", "from ptacl.cli import app; app()", *words)
     assert run.returncode == 0, run.stderr
     result = json.loads((tmp_path / "b.json").read_text())
-    assert {r["way"] for r in result["rows"]} == {"kit", "loop"} and result["versions"]["torch"] and "times a loop" in run.stdout
+    assert {r["way"] for r in result["rows"]} == {"kit", "loop", "loop, segments at once"} and result["versions"]["torch"] and "times a loop" in run.stdout
 
 
 def test_it_says_what_it_cannot_measure(monkeypatch):
