@@ -69,7 +69,7 @@ def test_targets_say_what_was_met():
 def test_denoising_equals_the_loop_over_leads():
     for n in (1, 3, 20):
         ecg = simulate(n, 1, cine=False).ecg.numpy()
-        np.testing.assert_allclose(denoise(ecg, 500), bench.denoise_by_lead(ecg), atol=1e-6)
+        np.testing.assert_allclose(denoise(ecg, 500), bench.denoise_by_lead(ecg.astype(float)), atol=1e-6)  # the loop in float32 is no nearer
         assert denoise(ecg[0, 0], 500).shape == (5000,)
 
 
