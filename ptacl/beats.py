@@ -36,7 +36,7 @@ def _spikiness(ecg: np.ndarray) -> np.ndarray: # (12, N) -> (12,)
     k = (slope**4).mean(-1) / np.maximum((slope**2).mean(-1) ** 2, 1e-30)
     return np.where(np.isfinite(k), k, -1)
 
-# %% ../nbs/21_beats.ipynb #906b3ea7
+# %% ../nbs/21_beats.ipynb #2387bdd4
 def detect_r_peaks(
     ecg: np.ndarray,          # (12, N) raw or denoised, in any unit, or one lead (N,)
     fs: float,                # Hz
@@ -47,23 +47,24 @@ def detect_r_peaks(
     if ecg.ndim == 1: return _peaks(ecg, fs)
     if ecg.ndim != 2 or len(ecg) != len(LEADS): raise PtaclError(f"expected a record of shape (12, N), got {ecg.shape}")
     if lead is not None and lead not in LEADS: raise PtaclError(f"unknown lead {lead!r}: choose from {', '.join(LEADS)}")
-    order = [LEADS.index(lead or "II")] + ([] if lead else list(np.argsort(-_spikiness(ecg), kind="stable")))
-    for i in order:
+    peaks = _peaks(ecg[LEADS.index(lead or "II")], fs)
+    if lead or len(peaks) > 1: return peaks
+    for i in np.argsort(-_spikiness(ecg), kind="stable"):
         peaks = _peaks(ecg[i], fs)
         if len(peaks) > 1: break
     return peaks
 
-# %% ../nbs/21_beats.ipynb #2869e4de
+# %% ../nbs/21_beats.ipynb #d9ef6ae4
 def pad_r_peaks(peaks: list) -> Tensor: # n lists of seconds -> (n, most) float32, NaN-padded
     "R-peaks of many records as one array."
     out = np.full((len(peaks), max([len(p) for p in peaks], default=0)), np.nan, np.float32)
     for row, p in zip(out, peaks): row[:len(p)] = p
     return torch.from_numpy(out)
 
-FEW = 1000 # records that one core is done with before others have started
+FEW = 3000 # records that one core is done with before others have started
 
 def r_peaks_of(
-    ecg,                      # (n, 12, N)
+    ecg,                      # (n, 12, N), or one lead of each (n, N)
     fs: float,                # Hz
     lead: str | None = None,  # as in `detect_r_peaks`
     workers: int = -1,        # processes for `FEW` records and more; -1: one for each core
@@ -71,10 +72,13 @@ def r_peaks_of(
     "R-peaks of a cohort, found once and kept beside the records."
     ecg = np.asarray(ecg)
     if len(ecg) < FEW: return pad_r_peaks([detect_r_peaks(e, fs, lead) for e in tqdm(ecg, "R-peaks", mininterval=1, disable=len(ecg) < 300)])
-    parts = Parallel(workers, return_as="generator")(delayed(_peaks_of_part)(ecg[i:i + 128], fs, lead) for i in range(0, len(ecg), 128))
-    return pad_r_peaks([peaks for part in tqdm(parts, "R-peaks", -(-len(ecg) // 128), unit="×128", mininterval=1) for peaks in part])
+    detect_r_peaks(ecg[0], fs, lead)  # refuses what cannot be read
+    one = ecg if ecg.ndim == 2 else ecg[:, LEADS.index(lead or "II")]
+    parts = Parallel(workers, return_as="generator")(delayed(_peaks_of_part)(one[i:i + 128], fs) for i in range(0, len(ecg), 128))
+    peaks = [p for part in tqdm(parts, "R-peaks", -(-len(ecg) // 128), unit="×128", mininterval=1) for p in part]
+    return pad_r_peaks([p if lead or len(p) > 1 else detect_r_peaks(e, fs) for p, e in zip(peaks, ecg)])
 
-def _peaks_of_part(ecg, fs, lead): return [detect_r_peaks(e, fs, lead) for e in ecg]
+def _peaks_of_part(leads, fs): return [_peaks(x, fs) for x in leads]
 
 # %% ../nbs/21_beats.ipynb #f8fb609f
 def beat_weights(
