@@ -379,7 +379,7 @@ def streaming(batches: int, size: int) -> list: # of rows
             rows.append(row("streaming", f"{n} patients", "kit", seconds, batches * size, peak_mb=peak_mb(draw)))
     return rows
 
-# %% ../nbs/97_bench.ipynb #3df50994
+# %% ../nbs/97_bench.ipynb #d565cd10
 @dataclass(frozen=True)
 class Size:
     "How much `bench` does."
@@ -388,7 +388,7 @@ class Size:
     repeats: int = 5
     batch: dict | None = None # step -> patients; None: a quarter second's worth on a GPU, some on a CPU
     records: int = 256
-    peaks: int = 2048
+    peaks: int = 4096
     segments: int = 256
     losses: tuple = (256, 1024, 4096)
     scale: dict | None = None # stage -> patients of the smallest size; None: none is measured
