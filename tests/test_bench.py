@@ -128,7 +128,8 @@ def test_a_section_through_the_shell(root, tmp_path):
     run = shell(root, "-c", "from ptacl.cli import app; app()", *words)
     assert run.returncode == 0, run.stderr
     result = json.loads((tmp_path / "b.json").read_text())
-    assert {r["way"] for r in result["rows"]} == {"kit", "loop", "loop, segments at once"} and result["versions"]["torch"] and "times a loop" in run.stdout
+    assert {r["way"] for r in result["rows"]} == {"kit", "loop", "loop, segments at once"}
+    assert result["versions"]["torch"] and "times a loop" in run.stdout
 
 
 def test_it_says_what_it_cannot_measure(monkeypatch):
