@@ -6,9 +6,9 @@
 __all__ = ['STEPS', 'CPU_BATCH', 'GPU_BATCH', 'FULL', 'QUICK', 'wait', 'take_turns', 'ratio', 'row', 'trim', 'Peak', 'peak_mb',
            'dtype_of', 'block_shapes', 'yardsticks', 'start', 'autocast', 'view_of', 'encode_and_back', 'parts',
            'count_flops', 'step_flops', 'made_up', 'steps', 'stock', 'usual_memory', 'peers', 'against',
-           'metric_learning', 'infonce', 'denoise_by_lead', 'segment_by_beat', 'segmentation', 'repeated',
-           'preparation', 'a_table', 'train_and_probe', 'stages', 'slope', 'scaling', 'epoch', 'streaming', 'Size',
-           'sections', 'bench', 'conditions', 'targets', 'tables']
+           'metric_learning', 'infonce', 'denoise_by_lead', 'by_segment', 'segments_at_once', 'segment_by_beat',
+           'segmentation', 'repeated', 'preparation', 'a_table', 'train_and_probe', 'stages', 'slope', 'scaling',
+           'epoch', 'streaming', 'Size', 'sections', 'bench', 'conditions', 'targets', 'tables']
 
 # %% ../nbs/97_bench.ipynb #2a833dfe
 import ctypes
@@ -268,7 +268,7 @@ def infonce(sizes, repeats: int, device: str) -> list: # of rows
         rows += against("InfoNCE", f"{n} patients", ways, n, repeats, device)
     return rows
 
-# %% ../nbs/97_bench.ipynb #6c3a57d2
+# %% ../nbs/97_bench.ipynb #b89abb0d
 def denoise_by_lead(ecg: np.ndarray, fs: float = 500) -> np.ndarray: # (n, 12, N)
     "What the manual of pywt shows, for each lead of each record."
     out, keep = np.empty_like(ecg), wavelet_bands(fs).keep
@@ -279,26 +279,42 @@ def denoise_by_lead(ecg: np.ndarray, fs: float = 500) -> np.ndarray: # (n, 12, N
             clean[lead] = pywt.waverec(coefs, "db6")[:record.shape[-1]]
     return out
 
-def segment_by_beat(tokens: Tensor, r_peaks: Tensor, start: Tensor, width: float, T: int) -> Tensor: # as `segment_beats`
+def by_segment(x: Tensor, a: float, b: float, T: int) -> Tensor: # (n, D), R-peaks in tokens -> (T, D)
+    "One beat, segment after segment."
+    segments = []
+    for k in range(T):
+        at = min(max(a + (k + 0.5) / T * (b - a) - 0.5, 0), len(x) - 1); left = min(int(at), len(x) - 2)
+        segments.append((1 - at + left) * x[left] + (at - left) * x[left + 1])
+    return torch.stack(segments)
+
+def segments_at_once(x: Tensor, a: float, b: float, T: int) -> Tensor: # as `by_segment`
+    "One beat, all segments in one go."
+    at = (a + (torch.arange(T, device=x.device) + 0.5) / T * (b - a) - 0.5).clamp(0, len(x) - 1)
+    left = at.long().clamp(max=len(x) - 2)
+    return torch.lerp(x[left], x[left + 1], (at - left)[:, None])
+
+def segment_by_beat(tokens: Tensor, r_peaks: Tensor, start: Tensor, width: float, T: int, beat=by_segment) -> Tensor: # as `segment_beats`
     "A loop over patients and beats."
-    n, k, hearts = tokens.shape[1], (torch.arange(T, device=tokens.device) + 0.5) / T, []
-    for x, peaks, first in zip(tokens, r_peaks, start):
-        beats = [torch.zeros(T, x.shape[1], device=x.device)][:0]
-        for a, b in zip(peaks[:-1], peaks[1:]):
-            if not (a >= first and b <= first + n * width): continue
-            at = ((a + k * (b - a) - first) / width - 0.5).clamp(0, n - 1); left = at.floor().clamp(max=n - 2).long()
-            beats.append(torch.lerp(x[left], x[left + 1], (at - left)[:, None]))
-        hearts.append(torch.stack(beats).mean(0) if beats else torch.zeros(T, x.shape[1], device=x.device))
+    hearts = []
+    for x, peaks, first in zip(tokens, r_peaks.tolist(), start.tolist()):
+        at = [(r - first) / width for r in peaks if not math.isnan(r)]
+        beats = [beat(x, a, b, T) for a, b in zip(at, at[1:]) if a >= 0 and b <= len(x)]
+        hearts.append(torch.stack(beats).mean(0) if beats else x.new_zeros(T, x.shape[1]))
     return torch.stack(hearts)
 
-# %% ../nbs/97_bench.ipynb #d5a1fea6
+# %% ../nbs/97_bench.ipynb #ae8a49f0
 def segmentation(size: int, repeats: int, device: str) -> list: # of rows
-    "Beat segmentation of a batch in the paper's sizes."
+    "Beat segmentation of a batch in the paper's sizes, forward and as in training, where a gradient comes back."
     p, g = PRESETS["paper_regression"], torch.Generator().manual_seed(0)
     x, first = torch.randn(size, p.ecg_times, p.width, generator=g).to(device), (torch.rand(size, generator=g) * 5).to(device)
     peaks = F.pad(torch.arange(0.3, 10, 0.9), (0, 29), value=torch.nan).repeat(size, 1).to(device)  # 40 places, as in a cohort
-    ways = {"kit": lambda: segment_beats(x, peaks, first, p.token_width, p.T), "loop": lambda: segment_by_beat(x, peaks, first, p.token_width, p.T)}
-    return against("beat segmentation", f"{size} patients", ways, size, repeats, device)
+    rest = peaks, first, p.token_width, p.T
+    ways = {"kit": lambda x: segment_beats(x, *rest)[0], "loop": lambda x: segment_by_beat(x, *rest),
+            "loop, segments at once": lambda x: segment_by_beat(x, *rest, segments_at_once)}
+    there, weight = x.clone().requires_grad_(), torch.randn(size, p.T, p.width, generator=g).to(device)
+    back = {name: lambda f=f: torch.autograd.grad(f(there), there, weight) for name, f in ways.items()}
+    rows = against("beat segmentation", f"{size} patients, forward", {name: partial(f, x) for name, f in ways.items()}, size, repeats, device)
+    return rows + against("beat segmentation", f"{size} patients, and back", back, size, repeats, device)
 
 def repeated(n: int) -> np.ndarray: # (n, 12, 5000) mV
     "The same sixteen records again and again."
@@ -363,7 +379,7 @@ def streaming(batches: int, size: int) -> list: # of rows
             rows.append(row("streaming", f"{n} patients", "kit", seconds, batches * size, peak_mb=peak_mb(draw)))
     return rows
 
-# %% ../nbs/97_bench.ipynb #3df50994
+# %% ../nbs/97_bench.ipynb #d565cd10
 @dataclass(frozen=True)
 class Size:
     "How much `bench` does."
@@ -372,7 +388,7 @@ class Size:
     repeats: int = 5
     batch: dict | None = None # step -> patients; None: a quarter second's worth on a GPU, some on a CPU
     records: int = 256
-    peaks: int = 2048
+    peaks: int = 4096
     segments: int = 256
     losses: tuple = (256, 1024, 4096)
     scale: dict | None = None # stage -> patients of the smallest size; None: none is measured
@@ -429,7 +445,7 @@ def conditions(device: str) -> str:
     load = f", load {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
     return f"{name}, {str(dtype_of(device)).removeprefix('torch.')}{load}"
 
-# %% ../nbs/97_bench.ipynb #4d5bef25
+# %% ../nbs/97_bench.ipynb #6c2bda09
 def targets(rows: pd.DataFrame, device: str) -> pd.DataFrame: # columns target, goal, measured, met
     "Goals and what was measured."
     share, least = ("square_share", 0.45) if device == "cuda" else ("share", 0.70)
@@ -441,7 +457,8 @@ def targets(rows: pd.DataFrame, device: str) -> pd.DataFrame: # columns target, 
         found.extend((f"{name}, {r.what}", goal, r[column], sign) for _, r in some.iterrows())
     for kind in STEPS:
         for way, goal in (("stock, bf16", 2), ("stock, fp32", 5)): add(f"{kind} against stock", way, f"{kind}: times the rate of {way}", goal)
-    add("beat segmentation", "loop", "beat segmentation: times a loop", 50); add("denoising", "loop", "denoising: times a loop of leads", 3)
+    for way in ("loop", "loop, segments at once"): add("beat segmentation", way, f"beat segmentation: times a {way}", 50)
+    add("denoising", "loop", "denoising: times a loop of leads", 3)
     add("R-peaks", "all cores", "R-peaks: efficiency on all cores", 0.85, "efficiency")
     for part in {"simulator", "denoising", "feeding", "probe"} & set(rows.part):
         found.append((f"{part}: exponent of time over patients", 1.1, rows[rows.part.eq(part)].get("slope", pd.Series([np.nan])).max(), -1))

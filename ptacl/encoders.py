@@ -60,7 +60,7 @@ def start_positions(
         total = total + torch.randn(shape)
     return total * std / len(places) ** 0.5
 
-# %% ../nbs/30_encoders.ipynb #b28d0e56
+# %% ../nbs/30_encoders.ipynb #8f7e7ad3
 class TokenEncoder(nn.Module):
     "Patches → positions → transformer → norm; a modality adds its convolution, its layout and its typical values."
     mean, sd = 0.0, 1.0  # of the input: what comes in is standardised with them
@@ -72,10 +72,11 @@ class TokenEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(preset.width, preset.heads, preset.mlp_ratio) for _ in range(layers))
         self.norm = nn.LayerNorm(preset.width)
 
-    def encode(self, patches: Tensor, keep: Tensor | None = None) -> Tensor: # (B, N, D), (B, K) -> (B, N or K, D)
-        "Add positions, drop what `keep` does not name, run the transformer."
-        x = patches + self.pos.flatten(0, -2)
-        if keep is not None: x = take_tokens(x, keep)
+    def encode(self, values: Tensor, keep: Tensor | None = None) -> Tensor: # (B, N, values of a patch), (B, K) -> (B, N or K, D)
+        "Take the patches that `keep` names, make vectors of them, add positions, run the transformer."
+        pos = self.pos.flatten(0, -2)
+        if keep is not None: values, pos = take_tokens(values, keep), F.embedding(keep, pos)
+        x = F.linear(values, self.patch.weight.flatten(1), self.patch.bias) + pos
         for block in self.blocks: x = block(x)
         return self.norm(x)
 
@@ -91,7 +92,7 @@ def take_tokens(x: Tensor, keep: Tensor) -> Tensor: # (B, N, D), (B, K) -> (B, K
     "The tokens of each patient that `keep` names."
     return x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
 
-# %% ../nbs/30_encoders.ipynb #7998e8a2
+# %% ../nbs/30_encoders.ipynb #80e183d8
 class ECGEncoder(TokenEncoder):
     "12-lead ECG → tokens of 100 ms of one lead. Its input has mean 0 and SD 1 by its own z-score."
     def __init__(self, preset: Preset):
@@ -102,14 +103,17 @@ class ECGEncoder(TokenEncoder):
         "(B, 12, ecg_crop) → (B, 12·n, D), lead by lead. Raises `PtaclError` on another shape."
         expected = (len(LEADS), self.preset.ecg_crop)
         if ecg.shape[1:] != expected: raise PtaclError(f"ECG of shape {tuple(ecg.shape)}: this preset takes (B, *{expected})")
-        x = self.patch(rearrange(ecg, "b l n -> (b l) 1 n"))
-        return self.encode(rearrange(x, "(b l) d n -> b (l n) d", l=len(LEADS)), keep)
+        return self.encode(self.patches(ecg), keep)
+
+    def patches(self, ecg: Tensor) -> Tensor: # (B, 12, ecg_crop) -> (B, 12·n, ecg_patch)
+        "The samples under each token."
+        return rearrange(ecg, "b l (n p) -> b (l n) p", p=self.preset.ecg_patch)
 
     def over_time(self, tokens: Tensor) -> Tensor: # (B, 12·n, D) -> (B, n, D)
         "Mean over leads: one vector for each 100 ms."
         return rearrange(tokens, "b (l n) d -> b l n d", l=len(LEADS)).float().mean(1)
 
-# %% ../nbs/30_encoders.ipynb #57115989
+# %% ../nbs/30_encoders.ipynb #7c9448e9
 class CMREncoder(TokenEncoder):
     "Short-axis cine → tokens of two frames and one image patch."
     mean, sd = 0.3, 0.2  # grey levels of a min-maxed crop, rounded
@@ -122,8 +126,12 @@ class CMREncoder(TokenEncoder):
         "(B, frames, size, size) → (B, T·s, D), moment by moment. Raises `PtaclError` on another shape."
         expected = (self.preset.frames, self.preset.size, self.preset.size)
         if cine.shape[1:] != expected: raise PtaclError(f"cine of shape {tuple(cine.shape)}: this preset takes (B, *{expected})")
-        cine = (cine - self.mean) / self.sd
-        return self.encode(rearrange(self.patch(cine[:, None]), "b d t h w -> b (t h w) d"), keep)
+        return self.encode(self.patches((cine - self.mean) / self.sd), keep)
+
+    def patches(self, cine: Tensor) -> Tensor: # (B, frames, size, size) -> (B, T·s, pixels of a patch)
+        "The pixels under each token."
+        t, h, w = self.preset.cmr_patch
+        return rearrange(cine, "b (t pt) (h ph) (w pw) -> b (t h w) (pt ph pw)", pt=t, ph=h, pw=w)
 
     def over_time(self, tokens: Tensor) -> Tensor: # (B, T·s, D) -> (B, T, D)
         "Mean over places: one vector for each moment of the heartbeat."

@@ -25,12 +25,10 @@ def random_mask(
     restore = order.argsort(1)
     return order[:, :K], restore, restore >= K
 
-# %% ../nbs/31_mae.ipynb #74df4bcc
+# %% ../nbs/31_mae.ipynb #4c7ef4f7
 def patchify(x: Tensor, encoder: nn.Module) -> Tensor: # (B, 12, N) or (B, F, H, W) -> (B, tokens, values)
     "The values under each token."
-    if isinstance(encoder, ECGEncoder): return rearrange(x, "b l (n p) -> b (l n) p", p=encoder.preset.ecg_patch)
-    t, h, w = encoder.preset.cmr_patch
-    return rearrange(x, "b (t pt) (h ph) (w pw) -> b (t h w) (pt ph pw)", pt=t, ph=h, pw=w)
+    return encoder.patches(x)
 
 def unpatchify(patches: Tensor, encoder: nn.Module) -> Tensor: # (B, tokens, values) -> (B, 12, N) or (B, F, H, W)
     "The inverse of `patchify`."

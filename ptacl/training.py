@@ -129,13 +129,13 @@ def learning_rate(step: int, steps: int, warmup: float = 0.1) -> float: # share 
     if step < first: return (step + 1) / first
     return 0.5 * (1 + math.cos(math.pi * (step - first) / max(1, steps - first)))
 
-# %% ../nbs/50_training.ipynb #bd82f1aa
+# %% ../nbs/50_training.ipynb #5637d185
 def make_optimizer(model: nn.Module, preset: Preset, lr: float) -> torch.optim.AdamW:
     "AdamW over what is trainable, with weight decay on matrices only."
     free = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     decays = lambda n, p: p.ndim > 1 and not n.endswith("pos")
     groups = [{"params": [p for n, p in free if decays(n, p) == d], "weight_decay": preset.weight_decay * d} for d in (True, False)]
-    return torch.optim.AdamW(groups, lr=lr, betas=preset.betas)
+    return torch.optim.AdamW(groups, lr=lr, betas=preset.betas, fused=True)
 
 # %% ../nbs/50_training.ipynb #5a54843a
 def precision(

@@ -12,6 +12,7 @@ from ptacl.beats import beat_weights, detect_r_peaks, pad_r_peaks, r_peaks_of, s
 from ptacl.errors import PtaclError
 from ptacl.presets import LEADS
 from ptacl.readers import read_ecg
+from ptacl.virtual import simulate
 
 WIDTH = 0.1  # seconds of a token
 crops = st.sampled_from([30, 50])  # tokens: workshop, paper
@@ -229,3 +230,15 @@ def test_real_wfdb_records_have_plausible_peaks(shared_real, name, rate):
     slope = np.abs(np.diff(ecg.signal[1])); window = np.arange(-30, 30)
     steep = [slope[np.clip(i + window, 0, len(slope) - 1)].max() for i in at]
     assert np.median(steep) > np.quantile(slope, 0.97)     # they stand on QRS complexes
+
+
+def test_a_large_cohort_is_read_as_its_records_one_by_one(monkeypatch):
+    ecg = simulate(6, 3, cine=False).ecg.numpy()
+    ecg[1, LEADS.index("II")] = 0; ecg[2] = 0; ecg[3, LEADS.index("II"), 100] = np.nan
+    for lead in (None, "V5"):
+        few = r_peaks_of(ecg, 500, lead)
+        with monkeypatch.context() as m:
+            m.setattr("ptacl.beats.FEW", 5)
+            torch.testing.assert_close(r_peaks_of(ecg, 500, lead, workers=1), few, equal_nan=True, atol=0, rtol=0)
+            with pytest.raises(PtaclError, match="shape"): r_peaks_of(ecg[:, :3], 500, lead)
+            with pytest.raises(PtaclError, match="choose from"): r_peaks_of(ecg, 500, "X")
