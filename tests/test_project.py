@@ -109,6 +109,8 @@ def test_notebook_is_clean(file):
     clean_nb(cleaned, allowed_cell_metadata_keys=settings["allowed_cell_metadata_keys"].split())
     assert nb == cleaned, "run nbdev_clean"
     assert "widgets" not in nb["metadata"], "widget state is stored: clear the outputs that show widgets"
+    shown = [kind for c in nb["cells"] for o in c.get("outputs", []) for kind in o.get("data", {})]
+    assert "application/vnd.jupyter.widget-view+json" not in shown, "a widget without its state is an error on the page: keep its picture alone"
     assert len(raw.encode()) < LARGEST_NOTEBOOK
     kinds = [output["output_type"] for cell in nb["cells"] for output in cell.get("outputs", [])]
     assert "error" not in kinds
