@@ -107,7 +107,7 @@ def test_in_single_precision_too(tmp_path):
     whole = learn(model, data, 0, 1, 11)
     for part in parts:
         assert part["loss"] == pytest.approx(whole["loss"].item(), rel=1e-5)
-        assert (flat(part) - flat(whole)).abs().max() < 1e-5 * flat(whole).abs().max()   # rounding; the cases below have none
+        assert (flat(part) - flat(whole)).norm() < 2e-5 * flat(whole).norm()   # either is 1e-5 off by rounding; the cases below are not
 
 
 QUICK = [(2, "uneven"), (2, "in chunks, uneven"), (4, "uneven"), (4, "no beats in process 0")]
