@@ -44,7 +44,7 @@ def find_experiment(name: str) -> Path: # of a notebook
     if name not in there: raise PtaclError(f"unknown experiment {name!r}: choose from {', '.join(there)}, or give the path of a notebook")
     return there[name]
 
-# %% ../nbs/90_experiments.ipynb #407a8317
+# %% ../nbs/90_experiments.ipynb #a9d13523
 def parameters_of(notebook: Path) -> dict: # name -> {"inferred_type_name", "default", "help"}
     "What the notebook's parameters cell offers."
     return papermill.inspect_notebook(str(notebook))
@@ -54,7 +54,7 @@ KINDS = {"int": "whole number", "float": "number", "bool": "True or False", "str
 def parse(text: str, kind: str): # "12", "int" -> 12
     "A parameter typed on the command line, as the type that the notebook asks for. Raises `ValueError`."
     if kind == "str": return text
-    value = ast.literal_eval(text)
+    value = ast.literal_eval(text.capitalize() if kind == "bool" else text)  # true is True to most people
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool): return float(value)
     if kind not in ("None", type(value).__name__): raise ValueError
     return value
