@@ -454,7 +454,7 @@ def targets(rows: pd.DataFrame, device: str) -> pd.DataFrame: # columns target, 
     found += [(f"{r.part}, {r.what}: share of the step outside the encoders", 0.10, r.outside, -1) for _, r in big.iterrows()]
     def add(part, way, name, goal, column="ratio", sign=1):
         some = rows[rows.part.eq(part) & rows.way.eq(way)]
-        found.extend((f"{name}, {r.what}", goal, r[column], sign) for _, r in some.iterrows())
+        found.extend((f"{name}, {r.what}", goal, r[column], sign) for _, r in some.iterrows() if column in some)  # few records: one core
     for kind in STEPS:
         for way, goal in (("stock, bf16", 2), ("stock, fp32", 5)): add(f"{kind} against stock", way, f"{kind}: times the rate of {way}", goal)
     for way in ("loop", "loop, segments at once"): add("beat segmentation", way, f"beat segmentation: times a {way}", 50)
