@@ -445,7 +445,7 @@ def conditions(device: str) -> str:
     load = f", load {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
     return f"{name}, {str(dtype_of(device)).removeprefix('torch.')}{load}"
 
-# %% ../nbs/97_bench.ipynb #6c2bda09
+# %% ../nbs/97_bench.ipynb #228f7e2e
 def targets(rows: pd.DataFrame, device: str) -> pd.DataFrame: # columns target, goal, measured, met
     "Goals and what was measured."
     share, least = ("square_share", 0.45) if device == "cuda" else ("share", 0.70)
