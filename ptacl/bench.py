@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'CPU_BATCH', 'GPU_BATCH', 'FULL', 'QUICK', 'wait', 'take_turns', 'ratio', 'row', 'trim', 'Peak', 'peak_mb',
-           'dtype_of', 'block_shapes', 'yardsticks', 'start', 'autocast', 'view_of', 'encode_and_back', 'parts',
-           'count_flops', 'step_flops', 'made_up', 'steps', 'stock', 'usual_memory', 'peers', 'against',
-           'metric_learning', 'infonce', 'denoise_by_lead', 'by_segment', 'segments_at_once', 'segment_by_beat',
-           'segmentation', 'repeated', 'preparation', 'a_table', 'train_and_probe', 'stages', 'slope', 'scaling',
-           'epoch', 'streaming', 'Size', 'sections', 'bench', 'conditions', 'targets', 'tables']
+           'dtype_of', 'block_shapes', 'own_shapes', 'products', 'yardsticks', 'start', 'autocast', 'view_of',
+           'encode_and_back', 'one_step', 'parts', 'count_flops', 'step_flops', 'made_up', 'ways_of_step', 'steps',
+           'stock', 'usual_memory', 'peers', 'against', 'metric_learning', 'infonce', 'denoise_by_lead', 'by_segment',
+           'segments_at_once', 'segment_by_beat', 'segmentation', 'repeated', 'preparation', 'a_table',
+           'train_and_probe', 'stages', 'slope', 'scaling', 'epoch', 'streaming', 'Size', 'sections', 'bench',
+           'conditions', 'targets', 'tables']
 
-# %% ../nbs/97_bench.ipynb #2a833dfe
+# %% ../nbs/97_bench.ipynb #15c8b331
 import ctypes
 import gc
 import importlib.util
@@ -25,16 +26,19 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import psutil
 import pywt
 import torch
 import torch.nn.functional as F
+from accelerate.utils import send_to_device
 from joblib import cpu_count
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 from .augment import CMRAugment, augment_ecg
 from .beats import FEW, detect_r_peaks, r_peaks_of, segment_beats
 from .cohort import Cohort, Stream, to_counts
@@ -48,7 +52,7 @@ from .model import start_joint
 from .presets import PHENOTYPES, PRESETS, Preset
 from .regression import linear_probe
 from .retrieval import phenotype_retrieval
-from .training import Pairs, joint_step, keep_memory, mae_cmr_step, mae_ecg_step, make_optimizer, precision
+from .training import BadSteps, Pairs, compile_blocks, joint_step, keep_memory, mae_cmr_step, mae_ecg_step, make_optimizer, precision, run_epoch
 from .virtual import simulate
 
 # %% ../nbs/97_bench.ipynb #4bf41846
@@ -76,19 +80,17 @@ def ratio(seconds: dict, slow: str, fast: str) -> float:
     "How many times as long the slow way takes: the median over rounds."
     return float(np.median(seconds[slow] / seconds[fast]))
 
-# %% ../nbs/97_bench.ipynb #8fcd0f71
+# %% ../nbs/97_bench.ipynb #7340dda4
 def row(
     part: str, what: str, way: str, seconds, # (repeats,)
     items: float = 1,    # what is counted: patients, records, samples
     flops: float = 0,    # of all of them
-    yardstick: float = 0,  # FLOP/s that this device reaches in the same shapes
     **more,
 ) -> dict:
     "One line of the result: median and quartiles, and what follows from them."
     median, lo, hi = np.quantile(seconds, [.5, .25, .75])
     out = {"part": part, "what": what, "way": way, "seconds": median, "lo": lo, "hi": hi, "per_second": items / median}
     if flops: out["gflops"] = flops / median / 1e9
-    if flops and yardstick: out["share"] = flops / median / yardstick
     return out | more
 
 # %% ../nbs/97_bench.ipynb #0d93f214
@@ -119,25 +121,34 @@ def peak_mb(f, device: str = "cpu") -> float:
     with Peak() as memory: f()
     return max(0, memory.most - before) / 2**20
 
-# %% ../nbs/97_bench.ipynb #809a4221
+# %% ../nbs/97_bench.ipynb #1bc6a292
 def dtype_of(device: str) -> torch.dtype:
     "The precision in which `fit` trains on that device."
     return torch.bfloat16 if precision(device) == "bf16" else torch.float32
 
-def block_shapes(preset: Preset) -> list: # (in, out)
+def block_shapes(width: int, mlp_ratio: int) -> list: # (in, out)
     "The four matrices of a block."
-    w, m = preset.width, preset.mlp_ratio * preset.width
-    return [(w, 3 * w), (w, w), (w, m), (m, w)]
+    m = mlp_ratio * width
+    return [(width, 3 * width), (width, width), (width, m), (m, width)]
 
-def yardsticks(preset: Preset, size: int, square: int, repeats: int, device: str, dtype=None) -> list: # of rows
-    "Matrix-product rates of large squares and of the preset's own shapes."
-    like = {"device": device, "dtype": dtype or dtype_of(device)}
-    a, n, shapes = torch.randn(square, square, **like), size * 12 * preset.ecg_times, block_shapes(preset)
-    pairs = [(torch.randn(n, i, **like), torch.randn(o, i, **like)) for i, o in shapes]
-    turns = take_turns({"squares": lambda: a @ a, "shapes": lambda: [F.linear(x, w) for x, w in pairs]}, repeats, device)
-    name = str(like["dtype"]).removeprefix("torch.")
-    return [row("yardstick", f"{square} × {square}", name, turns["squares"], flops=2 * square**3),
-            row("yardstick", f"{preset.name}, {n} tokens", name, turns["shapes"], flops=2 * n * sum(i * o for i, o in shapes))]
+def own_shapes(kind: str, preset: Preset, size: int) -> list: # (tokens, in, out) of each matrix of each block
+    "What the blocks of a model multiply: the visible tokens in an autoencoder's encoder, all of them in its decoder and in the joint phase."
+    p, blocks = preset, []
+    for mae, n, layers, hidden in (("mae_ecg", 12 * p.ecg_times, p.ecg_layers, p.ecg_mask), ("mae_cmr", p.T * p.cmr_places, p.cmr_layers, p.cmr_mask)):
+        if kind == "joint": blocks += layers * [(n, p.width)]
+        if kind == mae: blocks += layers * [(max(1, round(n * (1 - hidden))), p.width)] + p.decoder_layers * [(n, p.decoder_width)]
+    return [(size * n, i, o) for n, width in blocks for i, o in block_shapes(width, p.mlp_ratio)]
+
+def products(shapes: list, device: str, dtype: torch.dtype) -> tuple: # -> function, its operations
+    "The products of these shapes, forward."
+    like = {"device": device, "dtype": dtype}
+    pairs = {s: (torch.randn(s[0], s[1], **like), torch.randn(s[2], s[1], **like)) for s in shapes}
+    return lambda: [F.linear(*pairs[s]) for s in shapes], 2 * sum(map(math.prod, shapes))
+
+def yardsticks(kind: str, preset: Preset, size: int, square: int, device: str, dtype=None) -> dict: # name -> (function, operations)
+    "Large squares and the model's own shapes, in the precision of training."
+    dtype = dtype or dtype_of(device)
+    return {"squares": products([(square,) * 3], device, dtype), "shapes": products(own_shapes(kind, preset, size), device, dtype)}
 
 # %% ../nbs/97_bench.ipynb #ec6db740
 STEPS = {"mae_ecg": mae_ecg_step, "mae_cmr": mae_cmr_step, "joint": joint_step}
@@ -158,7 +169,7 @@ def view_of(kind: str, batch: dict, preset: Preset) -> dict:
     if kind != "mae_ecg": cine = {"cine": CMRAugment(preset)(batch["cine"])}
     return batch | ecg | cine
 
-# %% ../nbs/97_bench.ipynb #1dd1abe6
+# %% ../nbs/97_bench.ipynb #08a85886
 def encode_and_back(kind: str, model: nn.Module, view: dict, dtype: torch.dtype):
     "Forward and backward of the transformers alone."
     device = view["ecg"].device.type
@@ -168,20 +179,20 @@ def encode_and_back(kind: str, model: nn.Module, view: dict, dtype: torch.dtype)
     torch.autograd.backward(outs, [torch.ones_like(x) for x in outs])
     model.zero_grad(set_to_none=True)
 
+def one_step(kind: str, model: nn.Module, preset: Preset, draw, size: int, device: str, dtype=None): # -> function
+    "An epoch of one batch, as `fit` runs it."
+    optimizer = make_optimizer(model.to(device), preset, 1e-4)
+    parts = {"model": model, "optimizer": optimizer, "schedule": torch.optim.lr_scheduler.ConstantLR(optimizer)}
+    alone = SimpleNamespace(device=torch.device(device), process_index=0, autocast=lambda: autocast(device, dtype or dtype_of(device)))
+    return lambda: run_epoch(STEPS[kind], [draw()], size, parts, alone, preset.clip, BadSteps(3, kind, None, None), tqdm(disable=True))
+
 def parts(kind: str, model: nn.Module, preset: Preset, data, size: int, device: str, dtype=None) -> dict: # name -> function
     "A training step and its pieces."
-    dtype, model = dtype or dtype_of(device), model.to(device).train()
-    optimizer = make_optimizer(model, preset, 1e-4)
-    draw = lambda: {k: v.to(device) for k, v in data.__getitems__(torch.randint(len(data), (size,)).tolist()).items()}
-    def whole():
-        batch = draw()
-        with autocast(device, dtype): loss = STEPS[kind](model, batch)["loss"]
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), preset.clip)
-        optimizer.step(); optimizer.zero_grad(set_to_none=True)
-    batch = draw(); view = view_of(kind, batch, preset)
-    return {"step": whole, "encoders": lambda: encode_and_back(kind, model, view, dtype),
-            "feeding": draw, "augmentation": lambda: view_of(kind, batch, preset)}
+    draw = lambda: data.__getitems__(torch.randint(len(data), (size,)).tolist())
+    whole, there = one_step(kind, model, preset, draw, size, device, dtype), lambda: send_to_device(draw(), device)
+    batch = there(); view = view_of(kind, batch, preset)
+    return {"step": whole, "encoders": lambda: encode_and_back(kind, model, view, dtype or dtype_of(device)),
+            "feeding": there, "augmentation": lambda: view_of(kind, batch, preset)}
 
 # %% ../nbs/97_bench.ipynb #22858f64
 def count_flops(f) -> int:
@@ -194,25 +205,32 @@ def step_flops(kind: str, preset: Preset) -> float: # of one sample
     two = {"ecg": torch.randn(2, 12, preset.ecg_crop), "cine": torch.rand(2, preset.frames, preset.size, preset.size)}
     return count_flops(lambda: encode_and_back(kind, start(kind, preset), two, torch.float32)) / 2
 
-# %% ../nbs/97_bench.ipynb #e62b009a
+# %% ../nbs/97_bench.ipynb #bc53a9bf
 def made_up(n: int = 32, seed: int = 0) -> Pairs:
     "Pairs of noise with regular beats: as large as real ones, and quickly made."
     g = torch.Generator().manual_seed(seed)
     return Pairs(torch.randn(n, 12, 5000, generator=g), torch.arange(0.3, 10, 0.9).repeat(n, 1),
                  torch.randint(0, 256, (n, 50, 84, 84), generator=g, dtype=torch.uint8))
 
-def steps(preset: Preset, sizes: dict, repeats: int, device: str, sticks: dict, kinds=tuple(STEPS), **more) -> list: # of rows
+def ways_of_step(kind: str, preset: Preset, data, size: int, device: str, compiling: bool) -> dict: # name -> function
+    "A step and its pieces, as it is and through torch.compile."
+    ways = parts(kind, start(kind, preset), preset, data, size, device)
+    if compiling: ways["step, compiled"] = parts(kind, compile_blocks(start(kind, preset)), preset, data, size, device)["step"]
+    return ways
+
+def steps(preset: Preset, sizes: dict, repeats: int, device: str, square: int, kinds=tuple(STEPS), compiling=False) -> list: # of rows
     "Training steps of a preset: samples/s, FLOP/s, shares of both yardsticks, what is not the encoders, memory."
     rows, data = [], made_up()
     for kind in kinds:
-        ways, n = parts(kind, start(kind, preset), preset, data, sizes[kind], device), sizes[kind]
-        peak, turns = peak_mb(ways["step"], device), take_turns(ways, repeats, device)
-        flops = n * step_flops(kind, preset)
+        n, ways = sizes[kind], ways_of_step(kind, preset, data, sizes[kind], device, compiling)
+        sticks, done = yardsticks(kind, preset, n, square, device), n * step_flops(kind, preset)
+        flops = dict.fromkeys(("step", "encoders", "step, compiled"), done) | {k: v for k, (_, v) in sticks.items()}
+        peak, turns = peak_mb(ways["step"], device), take_turns(ways | {k: f for k, (f, _) in sticks.items()}, repeats, device)
+        rate = {k: flops[k] / s for k, s in turns.items() if k in flops}
         for way, s in turns.items():
-            done = flops if way in ("step", "encoders") else 0
-            rows.append(row(kind, preset.name, way, s, n, done, sticks["shapes"], batch=n))
-        rows[-4] |= {"peak_mb": peak, "square_share": rows[-4]["gflops"] * 1e9 / sticks["squares"],
-                     "outside": 1 - ratio(turns, "encoders", "step")} | more
+            more = {"share": np.median(rate[way] / rate["shapes"]), "square_share": np.median(rate[way] / rate["squares"])} if way in rate else {}
+            if way == "step": more |= {"peak_mb": peak, "outside": 1 - ratio(turns, "encoders", "step")}
+            rows.append(row(kind, preset.name, way, s, n, flops.get(way, 0), batch=n, **more))
     return rows
 
 # %% ../nbs/97_bench.ipynb #791f5eab
@@ -379,7 +397,7 @@ def streaming(batches: int, size: int) -> list: # of rows
             rows.append(row("streaming", f"{n} patients", "kit", seconds, batches * size, peak_mb=peak_mb(draw)))
     return rows
 
-# %% ../nbs/97_bench.ipynb #d565cd10
+# %% ../nbs/97_bench.ipynb #02f782c0
 @dataclass(frozen=True)
 class Size:
     "How much `bench` does."
@@ -393,21 +411,20 @@ class Size:
     losses: tuple = (256, 1024, 4096)
     scale: dict | None = None # stage -> patients of the smallest size; None: none is measured
     batches: int = 12         # of 32, from each store
+    compiling: bool = True    # also through torch.compile, the first preset's steps
 
 CPU_BATCH, GPU_BATCH = {"mae_ecg": 16, "mae_cmr": 32, "joint": 8}, {"mae_ecg": 512, "mae_cmr": 1024, "joint": 256}
 FULL = Size(scale={"simulator": 16, "denoising": 64, "R-peaks": 16, "feeding": 64, "probe": 2048, "retrieval": 256})
 QUICK = Size(("workshop",), 1024, 3, dict.fromkeys(STEPS, 8), 32, 32, 32, (64, 256),
-             {"simulator": 1, "denoising": 8, "R-peaks": 1, "feeding": 8, "probe": 256, "retrieval": 64}, 3)
+             {"simulator": 1, "denoising": 8, "R-peaks": 1, "feeding": 8, "probe": 256, "retrieval": 64}, 3, False)
 
-# %% ../nbs/97_bench.ipynb #66668840
+# %% ../nbs/97_bench.ipynb #f0acbdfb
 def sections(size: Size, device: str) -> dict: # name -> function that returns rows
-    "The parts of a run, in their order. Yardsticks are measured again beside every preset, so that load hits both."
+    "The parts of a run, in their order."
     batch = size.batch or (GPU_BATCH if device == "cuda" else CPU_BATCH)
     def step_rows(name):
-        preset, kinds = PRESETS[name], ("joint",) if name == "paper_retrieval" else tuple(STEPS)  # pre-training knows neither σ nor τ
-        found = yardsticks(preset, batch["joint"], size.square, size.repeats, device)
-        sticks = dict(zip(("squares", "shapes"), (r["gflops"] * 1e9 for r in found)))
-        return found + steps(preset, batch, size.repeats, device, sticks, kinds)
+        kinds = ("joint",) if name == "paper_retrieval" else tuple(STEPS)  # pre-training knows neither σ nor τ
+        return steps(PRESETS[name], batch, size.repeats, device, size.square, kinds, size.compiling and name == size.presets[0])
     first, few = PRESETS[size.presets[0]], max(2, size.repeats // 2)
     found = {f"steps, {name}": lambda name=name: step_rows(name) for name in size.presets}
     found |= {f"stock layers, {k}": lambda k=k: peers(k, first, batch[k], few, device) for k in STEPS}
@@ -445,13 +462,14 @@ def conditions(device: str) -> str:
     load = f", load {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
     return f"{name}, {str(dtype_of(device)).removeprefix('torch.')}{load}"
 
-# %% ../nbs/97_bench.ipynb #228f7e2e
+# %% ../nbs/97_bench.ipynb #b121dfd8
 def targets(rows: pd.DataFrame, device: str) -> pd.DataFrame: # columns target, goal, measured, met
     "Goals and what was measured."
     share, least = ("square_share", 0.45) if device == "cuda" else ("share", 0.70)
-    big = rows[rows.part.isin(STEPS) & rows.way.eq("step")]
-    found = [(f"{r.part}, {r.what}: share of the {'squares' if device == 'cuda' else 'shapes'}' rate", least, r[share], 1) for _, r in big.iterrows()]
-    found += [(f"{r.part}, {r.what}: share of the step outside the encoders", 0.10, r.outside, -1) for _, r in big.iterrows()]
+    big = rows[rows.part.isin(STEPS) & rows.way.str.startswith("step")]
+    found = [(f"{r.part}, {r.what}, {r.way}: share of the {'squares' if device == 'cuda' else 'shapes'}' rate", least, r[share], 1)
+             for _, r in big.iterrows()]
+    found += [(f"{r.part}, {r.what}: share of the step outside the encoders", 0.10, r.outside, -1) for _, r in big.iterrows() if r.way == "step"]
     def add(part, way, name, goal, column="ratio", sign=1):
         some = rows[rows.part.eq(part) & rows.way.eq(way)]
         found.extend((f"{name}, {r.what}", goal, r[column], sign) for _, r in some.iterrows() if column in some)  # few records: one core

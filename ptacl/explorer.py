@@ -68,7 +68,7 @@ def shipped_cohort(
         try: return (Path(tmp) / "new").rename(path)
         except OSError: return path # somebody else was quicker
 
-# %% ../nbs/73_explorer.ipynb #2e528148
+# %% ../nbs/73_explorer.ipynb #324cb1bd
 def model_name(model: PTACL) -> str:
     "What the local loss of a model was."
     p = model.preset
@@ -88,7 +88,7 @@ def joint_model(given, name: str | None = None) -> PTACL: # a model, or its fold
         raise PtaclError(f"{name or ('this' if loaded else Path(given).name)} is no joint model but a {kind}: give a trained PTACL")
     return given if loaded else from_pretrained(given)
 
-ALIKE = ("T", "ecg_crop", "frames", "size", "cmr_patch") # what one page can show of several models
+ALIKE = ("T", "ecg_crop", "frames", "size", "cmr_patch", "normalize") # what one page can show of several models
 
 def open_models(
     models, # one or several: folders of `save_pretrained`, or models; or a dict with names
@@ -108,7 +108,7 @@ def open_models(
     if apart: raise PtaclError(f"models of different presets ({', '.join(named)}): {'; '.join(apart)}. Compare models that see the same input")
     return named
 
-# %% ../nbs/73_explorer.ipynb #9c30fabd
+# %% ../nbs/73_explorer.ipynb #47572992
 class Compared:
     "Up to three models on the patients of a cohort: maps at every depth, and scores."
     def __init__(self,
@@ -116,19 +116,17 @@ class Compared:
         models,              # as in `open_models`
         rows=None,           # which patients; None: those of the test split, else all
         most: int = 500,     # patients, the first ones of these
-        normalize="record",  # scope of the z-score that the models were trained with
         batch: int = 16,
     ):
         self.cohort = cohort if isinstance(cohort, Cohort) else Cohort.open(cohort)
-        self.models, self.normalize = open_models(models), normalize
+        self.models = open_models(models)
         rows = self.cohort._indices(rows if rows is not None else (lambda test: test if len(test) else None)(self.cohort.split("test")))
         self.rows, self.left_out = rows[:most], len(rows[most:])
         if not len(self.rows): raise PtaclError("no patients to look at: choose others")
-        self.ids = list(self.cohort.table.index[self.rows])
+        self.ids, self.preset = list(self.cohort.table.index[self.rows]), next(iter(self.models.values())).preset
         parts = [self.rows[i:i + batch] for i in range(0, len(self.rows), batch)]
         done = [self.maps_of(*self.read(part)) for part in tqdm(parts, "maps", delay=2, disable=None)]
         self.maps = {name: torch.cat([d[name] for d in done]) for name in self.models} # (n, depths, T, T)
-        self.preset = next(iter(self.models.values())).preset
         self.T, self.depth = self.preset.T, max(m.shape[1] for m in self.maps.values()) - 1
 
     def read(self, rows) -> tuple: # mV (B, 12, 5000), R-peaks (B, R), cine (B, F, H, W) uint8
@@ -138,7 +136,7 @@ class Compared:
 
     def maps_of(self, mv, r_peaks, cine) -> dict: # name -> (B, depths, T, T)
         "Maps of any patients, at every depth."
-        batch = as_batch(mv, r_peaks, cine, self.normalize)
+        batch = as_batch(mv, r_peaks, cine, self.preset.normalize)
         return {name: layer_maps(m, batch) for name, m in self.models.items()}
 
     def at(self, maps: torch.Tensor, depth: int) -> torch.Tensor: # (…, depths, T, T) -> (…, T, T)
@@ -212,7 +210,7 @@ def map_part(both: Compared, maps: dict, asked: Asked) -> dict: # maps: name -> 
     colours = [c for _, c in plotly_colours(scale["cmap"])]
     return {"maps": figures, "names": list(numbers), "values": values, "scale": scale | {"colours": colours}}
 
-# %% ../nbs/73_explorer.ipynb #6decd563
+# %% ../nbs/73_explorer.ipynb #53064e2e
 def about(both: Compared, i: int) -> str:
     "A patient in a line."
     c = both.cohort.covariates.iloc[both.rows[i]]
@@ -251,7 +249,7 @@ def view_of(
     view = {"patient": both.ids[i], "title": title, "alert": alert, "T": p.T, **record,
             **cine_part(both, i, cine, lead, record["beats"], maps), **map_part(both, maps, asked)}
     model = both.models.get(asked.carries)
-    view["carries"] = carried_by(model, as_batch(mv, r_peaks, cine, both.normalize), asked.carries) if model is not None and over is None else None
+    view["carries"] = carried_by(model, as_batch(mv, r_peaks, cine, both.preset.normalize), asked.carries) if model is not None and over is None else None
     return view, maps
 
 # %% ../nbs/73_explorer.ipynb #0353438b
@@ -323,7 +321,7 @@ def button(text: str, told: str, on_click, width="auto") -> W.Button:
     b.on_click(on_click)
     return b
 
-# %% ../nbs/73_explorer.ipynb #5742dfcf
+# %% ../nbs/73_explorer.ipynb #88bf70b7
 class AlignmentExplorer(W.VBox):
     """Look at alignment maps: in JupyterLab as the last value of a cell, in a browser by `ptacl explore`.
     Raises `PtaclError` on what is no cohort, no model, or on models that cannot be compared."""
@@ -332,9 +330,8 @@ class AlignmentExplorer(W.VBox):
         models=None,         # as in `open_models`; None: the three that travel with the package
         rows=None,           # which patients; None: those of the test split, else all
         most: int = 500,     # patients, the first ones of these
-        normalize="record",  # scope of the z-score that the models were trained with
     ):
-        self.both = Compared(cohort or shipped_cohort(), models or shipped_models(), rows, most, normalize)
+        self.both = Compared(cohort or shipped_cohort(), models or shipped_models(), rows, most)
         self.page, self.maps = LinkedView(), {}
         self.own, self.verdict, self.quiet = None, "good", False # another ECG, its quality; quiet: controls are being set together
         self.controls()

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TIME_LIMIT', 'Pairs', 'pairs_of_virtual', 'as_bytes', 'full_precision', 'mae_ecg_step', 'mae_cmr_step', 'turned_view',
-           'joint_step', 'learning_rate', 'make_optimizer', 'precision', 'keep_memory', 'OwnRows', 'share_out',
-           'add_gradients', 'means', 'culprits', 'BadSteps', 'backward', 'run_epoch', 'state_files', 'save_state',
-           'read_state', 'digest_of_names', 'load_state', 'check_gpu', 'meet', 'start_accelerator', 'agree', 'tidy',
-           'begin', 'check_scope', 'fit', 'report', 'own_part', 'infer']
+           'joint_step', 'learning_rate', 'make_optimizer', 'precision', 'keep_memory', 'compile_blocks', 'can_compile',
+           'compiled', 'OwnRows', 'share_out', 'add_gradients', 'means', 'culprits', 'BadSteps', 'backward',
+           'run_epoch', 'state_files', 'save_state', 'read_state', 'digest_of_names', 'load_state', 'check_gpu', 'meet',
+           'start_accelerator', 'agree', 'tidy', 'begin', 'check_scope', 'fit', 'report', 'own_part', 'infer']
 
-# %% ../nbs/50_training.ipynb #e96a1324
+# %% ../nbs/50_training.ipynb #4b96b6f9
 import ctypes
 import io
 import math
@@ -19,6 +19,7 @@ import shutil
 import sys
 import time
 import warnings
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -36,6 +37,7 @@ from .augment import CMRAugment, augment_ecg, corrupt_ecg, random_crop
 from .beats import r_peaks_of
 from .cmr import minmax
 from .ecg import preprocess as preprocess_ecg
+from .encoders import Block
 from .errors import PtaclError
 from .losses import distributed, gather, total
 from .mae import MAE
@@ -154,7 +156,33 @@ def keep_memory():
     if hasattr(libc, "mallopt"):
         for option in (-1, -3): libc.mallopt(option, 2**31 - 1)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 
-# %% ../nbs/50_training.ipynb #c96d54a6
+# %% ../nbs/50_training.ipynb #3fe92de2
+def compile_blocks(model: nn.Module) -> nn.Module: # the same one, changed in place
+    "Its transformer blocks through torch.compile; what was compiled for models before it is forgotten."
+    torch._dynamo.reset()
+    for m in model.modules():
+        if isinstance(m, Block): m.compile(dynamic=False)
+    return model
+
+def can_compile(device: str) -> bool:
+    "Whether torch.compile works there; where it does not, say why."
+    try: torch.compile(torch.exp)(torch.zeros(2, device=device)); return True
+    except Exception as e:  # a compiler may fail in any way, and nobody's training is to end with it
+        why = str(e).strip().partition("\n")[0]
+        tqdm.write(f"blocks are not compiled, and training goes on without: {why}. Install a C++ compiler (on a GPU: Triton), or set PTACL_COMPILE=0")
+        return False
+
+@contextmanager
+def compiled(model: nn.Module, device: str): # "cuda" or "cpu"
+    "Compiled blocks in a training: on a GPU, unless PTACL_COMPILE=0, on a CPU with PTACL_COMPILE=1."
+    if os.environ.get("PTACL_COMPILE", "1" if device == "cuda" else "0") != "1" or not can_compile(device): yield; return
+    compile_blocks(model)
+    try:
+        with torch._dynamo.config.patch(suppress_errors=True): yield
+    finally:
+        for m in model.modules(): m._compiled_call_impl = None
+
+# %% ../nbs/50_training.ipynb #bb275111
 class OwnRows:
     "Batches of indices, of which this process takes its share: every `world`-th patient."
     def __init__(self, batches, rank: int, world: int): self.batches, self.rank, self.world = batches, rank, world
@@ -168,7 +196,7 @@ def share_out(loader: DataLoader, rank: int, world: int) -> DataLoader:
     rows = OwnRows(loader.batch_sampler, rank, world)
     return DataLoader(loader.dataset, batch_sampler=rows, collate_fn=loader.collate_fn, num_workers=loader.num_workers, generator=loader.generator)
 
-# %% ../nbs/50_training.ipynb #8c65289b
+# %% ../nbs/50_training.ipynb #9658bc83
 def add_gradients(parameters: list):
     "Every process gets the sum of the gradients of all."
     if not distributed(): return
@@ -183,7 +211,7 @@ def means(totals: dict, n: int) -> dict: # name -> sum over steps of this proces
     if not totals: return {}
     return dict(zip(totals, (total(torch.stack(list(totals.values()))) / n).tolist()))
 
-# %% ../nbs/50_training.ipynb #0b7734b6
+# %% ../nbs/50_training.ipynb #867eaa9a
 def culprits(batch: dict, data) -> tuple[list, bool]: # names, whether their values are at fault
     "Who, in all processes' parts of the batch, has values that are no numbers; everybody where nobody has."
     odd = ~torch.stack([batch[k].flatten(1).isfinite().all(1) for k in ("ecg", "cine")]).all(0)
@@ -214,7 +242,7 @@ class BadSteps:
         advice = "Leave these patients out, or mend their data" if at_fault else "Lower the learning rate"
         raise PtaclError(f"{self.name}: {what} in {self.row} steps in a row; {why}.{kept} {advice}")
 
-# %% ../nbs/50_training.ipynb #79de6e1d
+# %% ../nbs/50_training.ipynb #2b803b2b
 def backward(model: nn.Module, step, batch: dict, share: float, accelerator: Accelerator) -> dict: # the numbers that the step returns
     "Loss and gradients of the whole batch; `share` of its patients are here."
     with accelerator.autocast(): out = step(model, batch)
@@ -241,7 +269,7 @@ def run_epoch(step, loader, size: int, parts: dict, accelerator, clip: float, ba
         optimizer.zero_grad(set_to_none=True); bar.update()
     return (means(totals, done) if done else {"loss": math.nan, "gradient": math.nan}) | {"skipped": skipped}
 
-# %% ../nbs/50_training.ipynb #8ea172f1
+# %% ../nbs/50_training.ipynb #0f34134f
 def state_files(folder: Path, keep: int | None = None) -> list: # of Path; keep None: those that are there
     "state.pt, state-1.pt, …, from new to old."
     if keep is None: keep = 1 + max((int(f.stem[6:]) for f in folder.glob("state-*.pt") if f.stem[6:].isdigit()), default=0)
@@ -263,7 +291,7 @@ def save_state(folder: Path, keep: int = 2, **parts):
         if newer.exists(): newer.replace(older)
     new.replace(files[0])
 
-# %% ../nbs/50_training.ipynb #b822e0e4
+# %% ../nbs/50_training.ipynb #4b8b23cb
 def read_state(folder: Path) -> dict | None: # None where there is none
     "The newest state that can be read; one that cannot is named in a warning. Raises `PtaclError` where none of them can."
     there = [f for f in state_files(folder) if f.exists()]
@@ -292,7 +320,7 @@ def load_state(folder: Path, settings: dict, **parts) -> list: # the history so 
         raise PtaclError(f"{folder.name} holds a run of another model: use another folder, or resume=False") from e
     return state["history"]
 
-# %% ../nbs/50_training.ipynb #ddb7384d
+# %% ../nbs/50_training.ipynb #43363169
 TIME_LIMIT = 600  # seconds that a process waits for the others
 
 def check_gpu():
@@ -302,7 +330,7 @@ def check_gpu():
         raise PtaclError(f"CUDA_VISIBLE_DEVICES={asked} asks for a GPU, but torch {torch.__version__} finds none: check nvidia-smi and the "
                          "number, install a torch with CUDA, or unset it to train on the CPU")
 
-# %% ../nbs/50_training.ipynb #9f613ba3
+# %% ../nbs/50_training.ipynb #99c8f99e
 def meet(**kw) -> Accelerator:
     "Accelerate, with the processes that were started together. Raises `PtaclError` where they do not find each other."
     limit = InitProcessGroupKwargs(timeout=timedelta(seconds=TIME_LIMIT))
@@ -327,7 +355,7 @@ def start_accelerator(tracker: str | None, folder: Path | None, name: str, setti
         raise PtaclError(f"tracker {tracker} is not installed: pip install {tracker}, or take tensorboard")
     return accelerator
 
-# %% ../nbs/50_training.ipynb #a8dc5d72
+# %% ../nbs/50_training.ipynb #9054799e
 def agree(model: nn.Module, epochs_done: int):
     "Same epoch and weights in all processes. Raises `PtaclError` where they found different states."
     if not distributed(): return
@@ -342,7 +370,7 @@ def tidy(folder: Path, fresh: bool = False):
     for f in folder.glob(".state.*"): f.unlink(missing_ok=True)
     for f in folder.glob(".model.*"): shutil.rmtree(f, ignore_errors=True)
 
-# %% ../nbs/50_training.ipynb #ba000245
+# %% ../nbs/50_training.ipynb #9d8bade1
 def begin(model, data, size: int, preset: Preset, steps: int, lr: float, folder, settings: dict, accelerator) -> tuple: # folder: None for a new run
     "What a run begins with: this process's loader, the parts of the state, the history so far."
     loader = share_out(data.batches(size, train=True), accelerator.process_index, accelerator.num_processes)
@@ -353,14 +381,14 @@ def begin(model, data, size: int, preset: Preset, steps: int, lr: float, folder,
     agree(model, len(history))
     return loader, parts, history
 
-# %% ../nbs/50_training.ipynb #e9f51c71
+# %% ../nbs/50_training.ipynb #88d5fc4a
 def check_scope(data, preset: Preset, name: str):
     "Raises `PtaclError` where the ECGs were normalised otherwise than the preset says."
     scope = getattr(data, "normalize", preset.normalize)
     if scope != preset.normalize: raise PtaclError(f"{name}: the preset takes ECGs normalised by {preset.normalize}, these have normalize={scope!r}: "
         f"prepare them with normalize={preset.normalize!r}, or give the preset theirs by dataclasses.replace")
 
-# %% ../nbs/50_training.ipynb #62495bf6
+# %% ../nbs/50_training.ipynb #07a36046
 def fit(
     model: nn.Module,          # MAE or PTACL; trained in place
     step,                      # (model, batch) -> dict with "loss"
@@ -387,7 +415,8 @@ def fit(
     loader, parts, history = begin(model, data, size, preset, epochs * steps, lr, folder if resume else None, settings, accelerator)
     rank, main, bad = accelerator.process_index, accelerator.is_main_process, BadSteps(bad_steps, name, data, folder)
     if folder and main: tidy(folder, fresh=not resume)
-    with tqdm(total=epochs * steps, initial=len(history) * steps, desc=name, mininterval=1, disable=not main) as bar:
+    bar = tqdm(total=epochs * steps, initial=len(history) * steps, desc=name, mininterval=1, disable=not main)
+    with bar, compiled(model, accelerator.device.type):
         for epoch in range(len(history), epochs):
             started = time.perf_counter()
             torch.manual_seed(1000 * seed + epoch + 10**9 * rank); loader.generator.manual_seed(1000 * seed + epoch)
@@ -401,7 +430,7 @@ def fit(
     if folder and main: save_pretrained(model.eval(), folder / "model")
     return history
 
-# %% ../nbs/50_training.ipynb #3ae48eb1
+# %% ../nbs/50_training.ipynb #ff7c7ea5
 def report(row: dict, epochs: int, name: str, accelerator: Accelerator):
     "One line per epoch, to the screen and to the tracker."
     shown = {k: v for k, v in row.items() if k not in ("epoch", "lr", "seconds", "skipped")}
@@ -409,7 +438,7 @@ def report(row: dict, epochs: int, name: str, accelerator: Accelerator):
     if accelerator.is_main_process: tqdm.write(f"{name}  epoch {row['epoch']}/{epochs}  {line}  {row['seconds']:.1f} s")
     accelerator.log(shown | {"lr": row["lr"], "skipped": row["skipped"]}, step=row["epoch"])
 
-# %% ../nbs/50_training.ipynb #2de3dd06
+# %% ../nbs/50_training.ipynb #1c63e3a7
 def own_part(data: Pairs, size: int) -> tuple[DataLoader, bool]: # in batches; whether other processes have other parts
     "The patients that this process looks at, in order; everybody where there are fewer patients than processes."
     loader = data.batches(size)

@@ -54,8 +54,28 @@ def test_frozen_layers_cost_their_forward_pass_only():
 
 
 def test_a_row_has_median_quartiles_and_shares():
-    r = bench.row("a", "b", "c", [1., 2., 3., 4., 100.], items=6, flops=9e9, yardstick=6e9)
-    assert (r["seconds"], r["lo"], r["hi"], r["per_second"], r["gflops"], r["share"]) == (3, 2, 4, 2, 3, 0.5)
+    r = bench.row("a", "b", "c", [1., 2., 3., 4., 100.], items=6, flops=9e9)
+    assert (r["seconds"], r["lo"], r["hi"], r["per_second"], r["gflops"]) == (3, 2, 4, 2, 3)
+
+
+def test_the_yardstick_multiplies_what_the_blocks_multiply(monkeypatch):
+    "Forward, apart from patches, head and attention's own products, the products of a model are those of its yardstick."
+    for kind in bench.STEPS:
+        p, seen = workshop, []
+        model, view = bench.start(kind, p), {"ecg": torch.randn(2, 12, p.ecg_crop), "cine": torch.rand(2, p.frames, p.size, p.size)}
+        hooks = [m.register_forward_hook(lambda m, x, y: seen.append((x[0].shape[0] * x[0].shape[1], m.in_features, m.out_features)))
+                 for b in model.modules() if type(b).__name__ == "Block" for m in b.modules() if isinstance(m, torch.nn.Linear)]
+        bench.encode_and_back(kind, model, view, torch.float32)
+        assert sorted(seen) == sorted(bench.own_shapes(kind, p, 2)) and len(hooks) == len(seen)
+        f, flops = bench.yardsticks(kind, p, 2, 64, "cpu")["shapes"]
+        assert bench.count_flops(f) == flops
+
+
+def test_a_timed_step_is_a_step_of_fit():
+    model = bench.start("mae_ecg", workshop)
+    before = [x.clone() for x in model.parameters()]
+    row = bench.parts("mae_ecg", model, workshop, bench.made_up(8), 4, "cpu")["step"]()
+    assert row["skipped"] == 0 and np.isfinite(row["loss"]) and all((a != b).any() for a, b in zip(before, model.parameters()))
 
 
 def test_targets_say_what_was_met():

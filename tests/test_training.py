@@ -328,3 +328,38 @@ def test_gradients_are_clipped(pairs):
     try: run(model, pairs, 1, step=steep)
     finally: handle.remove()
     assert len(norms) == 2 and norms == pytest.approx([tiny.clip] * 2, rel=1e-3)
+
+
+# --- compiled blocks -----------------------------------------------------------------------------------------------------
+
+def test_nothing_is_compiled_on_a_cpu_unless_asked(monkeypatch):
+    asked = []
+    monkeypatch.setattr(ptacl.training, "can_compile", asked.append)
+    for value in (None, "0", ""):
+        monkeypatch.setenv("PTACL_COMPILE", value) if value is not None else monkeypatch.delenv("PTACL_COMPILE", raising=False)
+        with ptacl.training.compiled(start(), "cpu"): pass
+    assert asked == []
+    monkeypatch.delenv("PTACL_COMPILE")
+    with ptacl.training.compiled(start(), "cuda"): pass
+    assert asked == ["cuda"]
+
+
+def test_without_a_compiler_training_goes_on(pairs, monkeypatch, capsys):
+    monkeypatch.setenv("PTACL_COMPILE", "1")
+    def fails(f): raise RuntimeError("No working compiler found\nin a long list")
+    plain = losses(run(start("ecg"), pairs, 1, "ecg", seed=1))
+    monkeypatch.setattr(torch, "compile", fails)
+    assert run(start("ecg"), pairs, 1, "ecg", seed=1)[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-4)
+    assert "training goes on without: No working compiler found. Install" in capsys.readouterr().out
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_blocks_learn_the_same(kind, pairs, tmp_path, monkeypatch):
+    plain = losses(run(start(kind), pairs, 2, kind, seed=1))
+    monkeypatch.setenv("PTACL_COMPILE", "1")
+    model = start(kind)
+    quick = losses(run(model, pairs, 2, kind, seed=1, folder=tmp_path))
+    assert [row["loss"] for row in quick] == pytest.approx([row["loss"] for row in plain], rel=2e-3)
+    assert not any(m._compiled_call_impl for m in model.modules())
+    assert same(from_pretrained(tmp_path / "model"), model)
