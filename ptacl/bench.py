@@ -11,7 +11,7 @@ __all__ = ['STEPS', 'CPU_BATCH', 'GPU_BATCH', 'FULL', 'QUICK', 'wait', 'take_tur
            'train_and_probe', 'stages', 'slope', 'scaling', 'epoch', 'streaming', 'Size', 'sections', 'bench',
            'conditions', 'targets', 'tables']
 
-# %% ../nbs/97_bench.ipynb #15c8b331
+# %% ../nbs/97_bench.ipynb #5715588d
 import ctypes
 import gc
 import importlib.util
@@ -39,6 +39,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
+
+# %% ../nbs/97_bench.ipynb #0a047265
 from .augment import CMRAugment, augment_ecg
 from .beats import FEW, detect_r_peaks, r_peaks_of, segment_beats
 from .cohort import Cohort, Stream, to_counts
@@ -55,7 +57,7 @@ from .retrieval import phenotype_retrieval
 from .training import BadSteps, Pairs, compile_blocks, joint_step, keep_memory, mae_cmr_step, mae_ecg_step, make_optimizer, precision, run_epoch
 from .virtual import simulate
 
-# %% ../nbs/97_bench.ipynb #4bf41846
+# %% ../nbs/97_bench.ipynb #f49aff78
 def wait(device: str):
     "Until the device has done what it was asked."
     if device == "cuda": torch.cuda.synchronize()
@@ -80,7 +82,7 @@ def ratio(seconds: dict, slow: str, fast: str) -> float:
     "How many times as long the slow way takes: the median over rounds."
     return float(np.median(seconds[slow] / seconds[fast]))
 
-# %% ../nbs/97_bench.ipynb #7340dda4
+# %% ../nbs/97_bench.ipynb #9b61e6ec
 def row(
     part: str, what: str, way: str, seconds, # (repeats,)
     items: float = 1,    # what is counted: patients, records, samples
@@ -93,7 +95,7 @@ def row(
     if flops: out["gflops"] = flops / median / 1e9
     return out | more
 
-# %% ../nbs/97_bench.ipynb #0d93f214
+# %% ../nbs/97_bench.ipynb #90324a94
 def trim():
     "Give freed memory back to the system, where the C library can."
     gc.collect()
@@ -121,7 +123,7 @@ def peak_mb(f, device: str = "cpu") -> float:
     with Peak() as memory: f()
     return max(0, memory.most - before) / 2**20
 
-# %% ../nbs/97_bench.ipynb #1bc6a292
+# %% ../nbs/97_bench.ipynb #604bbc17
 def dtype_of(device: str) -> torch.dtype:
     "The precision in which `fit` trains on that device."
     return torch.bfloat16 if precision(device) == "bf16" else torch.float32
@@ -150,7 +152,7 @@ def yardsticks(kind: str, preset: Preset, size: int, square: int, device: str, d
     dtype = dtype or dtype_of(device)
     return {"squares": products([(square,) * 3], device, dtype), "shapes": products(own_shapes(kind, preset, size), device, dtype)}
 
-# %% ../nbs/97_bench.ipynb #ec6db740
+# %% ../nbs/97_bench.ipynb #33dc8341
 STEPS = {"mae_ecg": mae_ecg_step, "mae_cmr": mae_cmr_step, "joint": joint_step}
 
 def start(kind: str, preset: Preset) -> nn.Module:
@@ -169,7 +171,7 @@ def view_of(kind: str, batch: dict, preset: Preset) -> dict:
     if kind != "mae_ecg": cine = {"cine": CMRAugment(preset)(batch["cine"])}
     return batch | ecg | cine
 
-# %% ../nbs/97_bench.ipynb #08a85886
+# %% ../nbs/97_bench.ipynb #b863c4cc
 def encode_and_back(kind: str, model: nn.Module, view: dict, dtype: torch.dtype):
     "Forward and backward of the transformers alone."
     device = view["ecg"].device.type
@@ -194,7 +196,7 @@ def parts(kind: str, model: nn.Module, preset: Preset, data, size: int, device: 
     return {"step": whole, "encoders": lambda: encode_and_back(kind, model, view, dtype or dtype_of(device)),
             "feeding": there, "augmentation": lambda: view_of(kind, batch, preset)}
 
-# %% ../nbs/97_bench.ipynb #22858f64
+# %% ../nbs/97_bench.ipynb #b4134be1
 def count_flops(f) -> int:
     "Floating-point operations of matrix products and convolutions in f."
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH): f()
@@ -205,7 +207,7 @@ def step_flops(kind: str, preset: Preset) -> float: # of one sample
     two = {"ecg": torch.randn(2, 12, preset.ecg_crop), "cine": torch.rand(2, preset.frames, preset.size, preset.size)}
     return count_flops(lambda: encode_and_back(kind, start(kind, preset), two, torch.float32)) / 2
 
-# %% ../nbs/97_bench.ipynb #bc53a9bf
+# %% ../nbs/97_bench.ipynb #18a85512
 def made_up(n: int = 32, seed: int = 0) -> Pairs:
     "Pairs of noise with regular beats: as large as real ones, and quickly made."
     g = torch.Generator().manual_seed(seed)
@@ -233,7 +235,7 @@ def steps(preset: Preset, sizes: dict, repeats: int, device: str, square: int, k
             rows.append(row(kind, preset.name, way, s, n, flops.get(way, 0), batch=n, **more))
     return rows
 
-# %% ../nbs/97_bench.ipynb #791f5eab
+# %% ../nbs/97_bench.ipynb #2c2c5b04
 def stock(model: nn.Module, preset: Preset) -> nn.Module: # MAE or PTACL, changed in place
     "The same model with PyTorch's own transformer layers, frozen where ours is."
     layer = lambda width, heads: nn.TransformerEncoderLayer(width, heads, preset.mlp_ratio * width, 0., "gelu", batch_first=True, norm_first=True)
@@ -251,7 +253,7 @@ def usual_memory():
         for option in (-1, -3): ctypes.CDLL(None).mallopt(option, 128 * 1024)
         trim()
 
-# %% ../nbs/97_bench.ipynb #334cf550
+# %% ../nbs/97_bench.ipynb #618a771b
 def peers(kind: str, preset: Preset, size: int, repeats: int, device: str) -> list: # of rows
     "Training steps of this kit and of stock layers, taking turns."
     data, ways, before, fast = made_up(), {}, {}, dtype_of(device)
@@ -262,7 +264,7 @@ def peers(kind: str, preset: Preset, size: int, repeats: int, device: str) -> li
     turns = take_turns(ways, repeats, device, before); keep_memory()
     return [row(f"{kind} against stock", preset.name, way, s, size, ratio=ratio(turns, way, "kit"), batch=size) for way, s in turns.items()]
 
-# %% ../nbs/97_bench.ipynb #043ac9ba
+# %% ../nbs/97_bench.ipynb #e0f35148
 def against(part: str, what: str, ways: dict, items: int, repeats: int, device="cpu", **more) -> list: # of rows
     "Rows of ways that take turns; `ratio` is how many times as long as the first they take."
     turns = take_turns(ways, repeats, device); kit = next(iter(ways))
@@ -282,11 +284,12 @@ def infonce(sizes, repeats: int, device: str) -> list: # of rows
     losses, rows = {"kit": partial(global_contrastive_loss, temperature=0.1), "pytorch-metric-learning": metric_learning()}, []
     for n in sizes if losses["pytorch-metric-learning"] else ():
         pair = torch.randn(2, n, 128, device=device).requires_grad_()
-        ways = {way: lambda loss=loss, pair=pair: loss(*pair).backward() for way, loss in losses.items()}
-        rows += against("InfoNCE", f"{n} patients", ways, n, repeats, device)
+        ways = {way: lambda loss=loss, pair=pair: loss(*pair).backward() for way, loss in losses.items() if way == "kit" or n <= 512}
+        memory = {way: peak_mb(f, device) for way, f in ways.items()}
+        rows += [r | {"peak_mb": memory[r["way"]]} for r in against("InfoNCE", f"{n} patients", ways, n, repeats, device)]
     return rows
 
-# %% ../nbs/97_bench.ipynb #b89abb0d
+# %% ../nbs/97_bench.ipynb #902363a2
 def denoise_by_lead(ecg: np.ndarray, fs: float = 500) -> np.ndarray: # (n, 12, N)
     "What the manual of pywt shows, for each lead of each record."
     out, keep = np.empty_like(ecg), wavelet_bands(fs).keep
@@ -320,7 +323,7 @@ def segment_by_beat(tokens: Tensor, r_peaks: Tensor, start: Tensor, width: float
         hearts.append(torch.stack(beats).mean(0) if beats else x.new_zeros(T, x.shape[1]))
     return torch.stack(hearts)
 
-# %% ../nbs/97_bench.ipynb #ae8a49f0
+# %% ../nbs/97_bench.ipynb #34fda295
 def segmentation(size: int, repeats: int, device: str) -> list: # of rows
     "Beat segmentation of a batch in the paper's sizes, forward and as in training, where a gradient comes back."
     p, g = PRESETS["paper_regression"], torch.Generator().manual_seed(0)
@@ -347,7 +350,7 @@ def preparation(records: int, peaks: int, repeats: int) -> list: # of rows
     if peaks < FEW: return rows + found   # one core does them
     return rows + [found[0] | {"efficiency": found[1]["ratio"] / cpu_count()}, found[1]]
 
-# %% ../nbs/97_bench.ipynb #b098e7d1
+# %% ../nbs/97_bench.ipynb #a8530177
 def a_table(n: int) -> pd.DataFrame: # n × phenotypes
     "Random phenotypes."
     return pd.DataFrame(np.random.default_rng(0).normal(size=(n, 10)), columns=list(PHENOTYPES))
@@ -370,7 +373,7 @@ def slope(n, values) -> float:
     "Exponent of growth between the first and the last."
     return math.log(values[-1] / values[0]) / math.log(n[-1] / n[0])
 
-# %% ../nbs/97_bench.ipynb #d60578c7
+# %% ../nbs/97_bench.ipynb #f2108e65
 def scaling(preset: Preset, sizes: dict, repeats: int, device: str) -> list: # sizes: stage -> patients of the smallest
     "Time and memory of 1, 4 and 16 times as many patients."
     rows = []
@@ -397,7 +400,7 @@ def streaming(batches: int, size: int) -> list: # of rows
             rows.append(row("streaming", f"{n} patients", "kit", seconds, batches * size, peak_mb=peak_mb(draw)))
     return rows
 
-# %% ../nbs/97_bench.ipynb #02f782c0
+# %% ../nbs/97_bench.ipynb #5e0619ea
 @dataclass(frozen=True)
 class Size:
     "How much `bench` does."
@@ -408,7 +411,7 @@ class Size:
     records: int = 256
     peaks: int = 4096
     segments: int = 256
-    losses: tuple = (256, 1024, 4096)
+    losses: tuple = (128, 512, 4096) # the peer bears 512
     scale: dict | None = None # stage -> patients of the smallest size; None: none is measured
     batches: int = 12         # of 32, from each store
     compiling: bool = True    # also through torch.compile, the first preset's steps
@@ -418,7 +421,7 @@ FULL = Size(scale={"simulator": 16, "denoising": 64, "R-peaks": 16, "feeding": 6
 QUICK = Size(("workshop",), 1024, 3, dict.fromkeys(STEPS, 8), 32, 32, 32, (64, 256),
              {"simulator": 1, "denoising": 8, "R-peaks": 1, "feeding": 8, "probe": 256, "retrieval": 64}, 3, False)
 
-# %% ../nbs/97_bench.ipynb #f0acbdfb
+# %% ../nbs/97_bench.ipynb #1ba1305d
 def sections(size: Size, device: str) -> dict: # name -> function that returns rows
     "The parts of a run, in their order."
     batch = size.batch or (GPU_BATCH if device == "cuda" else CPU_BATCH)
@@ -433,7 +436,7 @@ def sections(size: Size, device: str) -> dict: # name -> function that returns r
                     "preparation": lambda: preparation(size.records, size.peaks, size.repeats),
                     "scaling": lambda: scaling(first, size.scale, few, device), "streaming": lambda: streaming(size.batches, 32)}
 
-# %% ../nbs/97_bench.ipynb #168b9dd8
+# %% ../nbs/97_bench.ipynb #4313c7d6
 def bench(
     quick: bool = False,
     device: str | None = None,  # "cpu" or "cuda"; None: a GPU where there is one
@@ -462,7 +465,7 @@ def conditions(device: str) -> str:
     load = f", load {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
     return f"{name}, {str(dtype_of(device)).removeprefix('torch.')}{load}"
 
-# %% ../nbs/97_bench.ipynb #b121dfd8
+# %% ../nbs/97_bench.ipynb #15015103
 def targets(rows: pd.DataFrame, device: str) -> pd.DataFrame: # columns target, goal, measured, met
     "Goals and what was measured."
     share, least = ("square_share", 0.45) if device == "cuda" else ("share", 0.70)
@@ -483,7 +486,7 @@ def targets(rows: pd.DataFrame, device: str) -> pd.DataFrame: # columns target, 
     table = pd.DataFrame(found, columns=["target", "goal", "measured", "sign"]).dropna()
     return table.assign(met=(table.measured - table.goal) * table.sign >= 0).drop(columns="sign")
 
-# %% ../nbs/97_bench.ipynb #6b85c9b4
+# %% ../nbs/97_bench.ipynb #c757f4aa
 def tables(result: dict) -> str:
     "A result of `bench` as text: conditions, all rows, targets."
     rows = pd.DataFrame(result["rows"]).drop(columns=["section", "lo", "hi"])

@@ -6,7 +6,7 @@
 __all__ = ['LEAD_GROUPS', 'SCOPES', 'wavelet_bands', 'approximation', 'low_pass', 'without_bands', 'denoise', 'quality',
            'ecg_stats', 'normalize', 'preprocess', 'plot_ecg']
 
-# %% ../nbs/20_ecg.ipynb #1cde1ffd
+# %% ../nbs/20_ecg.ipynb #805793ec
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 from joblib import cpu_count
 from scipy.ndimage import maximum_filter1d, minimum_filter1d
 from scipy.signal import resample_poly
+from threadpoolctl import threadpool_limits
 from .errors import PtaclError
 from .presets import LEADS
 
@@ -58,7 +59,7 @@ def without_bands(leads: np.ndarray, wavelet: str, keep) -> np.ndarray: # (m, N)
     else: down, up = low_pass(n, wavelet, levels); slow = low @ down @ up
     return pywt.waverec([low - slow] + [None] * fast, wavelet, mode="symmetric", axis=-1)[:, :leads.shape[-1]]
 
-# %% ../nbs/20_ecg.ipynb #68ec1a2f
+# %% ../nbs/20_ecg.ipynb #0729d107
 def denoise(
     ecg: np.ndarray,       # (..., N) mV, any leading axes
     fs: float,             # sampling rate, Hz
@@ -72,9 +73,11 @@ def denoise(
     leads = ecg.reshape(-1, n); out, keep = np.empty_like(leads), bands.keep.to_numpy()
     def clean(i): out[i:i + 48] = without_bands(leads[i:i + 48], wavelet, keep)
     parts = range(0, len(leads), 48)  # four records, which fit a core's cache
-    with warnings.catch_warnings(), ThreadPoolExecutor(cpu_count()) as pool:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # under six seconds every A8 coefficient sees an end; mirroring copes
-        list(map(clean, parts) if len(parts) < 3 else pool.map(clean, parts))
+        if len(parts) < 3: list(map(clean, parts))
+        else:  # each thread multiplies by itself: BLAS with threads of its own would have them wait for each other
+            with threadpool_limits(1, "blas"), ThreadPoolExecutor(cpu_count()) as pool: list(pool.map(clean, parts))
     return out.reshape(ecg.shape)
 
 # %% ../nbs/20_ecg.ipynb #a98eb478

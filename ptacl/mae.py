@@ -5,25 +5,25 @@
 # %% auto #0
 __all__ = ['random_mask', 'patchify', 'unpatchify', 'MAE', 'reconstruct']
 
-# %% ../nbs/31_mae.ipynb #b9a1ec71
+# %% ../nbs/31_mae.ipynb #a3d662f9
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from .encoders import Block, CMREncoder, ECGEncoder, start_positions, take_tokens
+from .encoders import Block, CMREncoder, ECGEncoder, put_tokens, start_positions
 from .errors import PtaclError
 
-# %% ../nbs/31_mae.ipynb #b556412e
+# %% ../nbs/31_mae.ipynb #9809978f
 def random_mask(
     B: int,         # patients
     N: int,         # tokens
     ratio: float,   # share that is hidden
     device="cpu",
-) -> tuple:         # keep (B, K) indices, restore (B, N) indices, hidden (B, N) bool
+) -> tuple:         # keep (B, K) indices, hidden (B, N) bool
     "A random choice of visible tokens for each patient, at least one of them."
     K = max(1, round(N * (1 - ratio)))
-    order = torch.rand(B, N, device=device).argsort(1)
-    restore = order.argsort(1)
-    return order[:, :K], restore, restore >= K
+    keep = torch.rand(B, N, device=device).argsort(1)[:, :K]
+    return keep, torch.ones(B, N, dtype=torch.bool, device=device).scatter_(1, keep, False)
 
 # %% ../nbs/31_mae.ipynb #4c7ef4f7
 def patchify(x: Tensor, encoder: nn.Module) -> Tensor: # (B, 12, N) or (B, F, H, W) -> (B, tokens, values)
@@ -36,7 +36,7 @@ def unpatchify(patches: Tensor, encoder: nn.Module) -> Tensor: # (B, tokens, val
     if isinstance(encoder, ECGEncoder): return rearrange(patches, "b (l n) p -> b l (n p)", n=p.ecg_times)
     return rearrange(patches, "b (t h w) (pt ph pw) -> b (t pt) (h ph) (w pw)", t=p.T, h=p.size // h, pt=t, ph=h, pw=w)
 
-# %% ../nbs/31_mae.ipynb #ee556658
+# %% ../nbs/31_mae.ipynb #badcedaf
 class MAE(nn.Module):
     "A masked autoencoder around either encoder."
     def __init__(self, encoder: ECGEncoder | CMREncoder):
@@ -48,20 +48,19 @@ class MAE(nn.Module):
         self.blocks = nn.Sequential(*(Block(p.decoder_width, p.decoder_heads, p.mlp_ratio) for _ in range(p.decoder_layers)))
         self.head = nn.Sequential(nn.LayerNorm(p.decoder_width), nn.Linear(p.decoder_width, encoder.patch.weight[0].numel()))
 
-    def decode(self, visible: Tensor, restore: Tensor) -> Tensor: # (B, K, D), (B, N) -> (B, N, values)
+    def decode(self, visible: Tensor, keep: Tensor) -> Tensor: # (B, K, D), (B, K) their places -> (B, N, values)
         "Guess all patches from the visible tokens."
-        x = self.embed(visible)
-        rest = self.hidden.to(x.dtype).expand(len(x), restore.shape[1] - x.shape[1], -1)
-        return self.head(self.blocks(take_tokens(torch.cat([x, rest], 1), restore) + self.pos))
+        x, blank = self.embed(visible) + F.embedding(keep, self.pos), self.hidden + self.pos
+        return self.head(self.blocks(put_tokens(blank.expand(len(x), -1, -1), keep, x)))
 
     def forward(self, x: Tensor, target: Tensor | None = None) -> dict: # what the encoder sees; the uncorrupted input
         "`loss` on hidden tokens; `guess` (B, N, values) and `hidden` (B, N) to look at. Raises `PtaclError` on unequal shapes."
         target = x if target is None else target
         if target.shape != x.shape: raise PtaclError(f"input {tuple(x.shape)} and target {tuple(target.shape)} differ in shape")
-        keep, restore, hidden = random_mask(len(x), len(self.pos), self.ratio, x.device)
-        guess = self.decode(self.encoder(x, keep), restore).float()
-        error = (guess - (patchify(target, self.encoder) - self.encoder.mean) / self.encoder.sd).pow(2).mean(-1)
-        return {"loss": error[hidden].mean(), "guess": guess * self.encoder.sd + self.encoder.mean, "hidden": hidden}
+        keep, hidden = random_mask(len(x), len(self.pos), self.ratio, x.device)
+        guess, mean, sd = self.decode(self.encoder(x, keep), keep).float(), self.encoder.mean, self.encoder.sd
+        error = F.mse_loss(guess, patchify(target, self.encoder).sub(mean).div_(sd), reduction="none").mean(-1)
+        return {"loss": (error * hidden).sum() / hidden.sum(), "guess": guess.detach().mul(sd).add_(mean), "hidden": hidden}
 
 # %% ../nbs/31_mae.ipynb #25abca53
 @torch.no_grad()
