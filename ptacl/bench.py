@@ -123,7 +123,7 @@ def peak_mb(f, device: str = "cpu") -> float:
     with Peak() as memory: f()
     return max(0, memory.most - before) / 2**20
 
-# %% ../nbs/97_bench.ipynb #604bbc17
+# %% ../nbs/97_bench.ipynb #24b4d2e0
 def dtype_of(device: str) -> torch.dtype:
     "The precision in which `fit` trains on that device."
     return torch.bfloat16 if precision(device) == "bf16" else torch.float32
@@ -136,7 +136,8 @@ def block_shapes(width: int, mlp_ratio: int) -> list: # (in, out)
 def own_shapes(kind: str, preset: Preset, size: int) -> list: # (tokens, in, out) of each matrix of each block
     "What the blocks of a model multiply: the visible tokens in an autoencoder's encoder, all of them in its decoder and in the joint phase."
     p, blocks = preset, []
-    for mae, n, layers, hidden in (("mae_ecg", 12 * p.ecg_times, p.ecg_layers, p.ecg_mask), ("mae_cmr", p.T * p.cmr_places, p.cmr_layers, p.cmr_mask)):
+    ecg, cmr = ("mae_ecg", 12 * p.ecg_times, p.ecg_layers, p.ecg_mask), ("mae_cmr", p.T * p.cmr_places, p.cmr_layers, p.cmr_mask)
+    for mae, n, layers, hidden in (ecg, cmr):
         if kind == "joint": blocks += layers * [(n, p.width)]
         if kind == mae: blocks += layers * [(max(1, round(n * (1 - hidden))), p.width)] + p.decoder_layers * [(n, p.decoder_width)]
     return [(size * n, i, o) for n, width in blocks for i, o in block_shapes(width, p.mlp_ratio)]

@@ -108,7 +108,7 @@ def open_models(
     if apart: raise PtaclError(f"models of different presets ({', '.join(named)}): {'; '.join(apart)}. Compare models that see the same input")
     return named
 
-# %% ../nbs/73_explorer.ipynb #47572992
+# %% ../nbs/73_explorer.ipynb #42a897c5
 class Compared:
     "Up to three models on the patients of a cohort: maps at every depth, and scores."
     def __init__(self,
@@ -123,7 +123,8 @@ class Compared:
         rows = self.cohort._indices(rows if rows is not None else (lambda test: test if len(test) else None)(self.cohort.split("test")))
         self.rows, self.left_out = rows[:most], len(rows[most:])
         if not len(self.rows): raise PtaclError("no patients to look at: choose others")
-        self.ids, self.preset = list(self.cohort.table.index[self.rows]), next(iter(self.models.values())).preset
+        self.ids = list(self.cohort.table.index[self.rows])
+        self.preset = next(iter(self.models.values())).preset
         parts = [self.rows[i:i + batch] for i in range(0, len(self.rows), batch)]
         done = [self.maps_of(*self.read(part)) for part in tqdm(parts, "maps", delay=2, disable=None)]
         self.maps = {name: torch.cat([d[name] for d in done]) for name in self.models} # (n, depths, T, T)

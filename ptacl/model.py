@@ -117,13 +117,13 @@ def joint_loss(
     return {"loss": ptacl_loss(L_global, L_local, p.beta), "global": L_global.detach(), "local": L_local.detach(),
             "valid": valid.float().mean()}
 
-# %% ../nbs/41_ptacl.ipynb #ad4b7d6b
+# %% ../nbs/41_ptacl.ipynb #44a79631
 def start_joint(preset: Preset, ecg: ECGEncoder | None = None, cmr: CMREncoder | None = None, freeze: bool = True) -> PTACL:
     "A joint model from copies of pre-trained encoders; without any, nothing is frozen. Raises `PtaclError` on those of other sizes or inputs."
     model = PTACL(preset)
     if ecg is not None and ecg.preset.normalize != preset.normalize:
-        raise PtaclError(f"the ECG encoder has seen ECGs normalised by {ecg.preset.normalize}, the preset takes them normalised by {preset.normalize}: "
-                         "take the scope of the pre-training, or pre-train again")
+        raise PtaclError(f"the ECG encoder has seen ECGs normalised by {ecg.preset.normalize}, preset {preset.name} takes them normalised by "
+                         f"{preset.normalize}: take the scope of the pre-training, or pre-train again")
     for mine, given in ((model.ecg, ecg), (model.cmr, cmr)):
         if given is not None:
             try: mine.load_state_dict(given.state_dict())

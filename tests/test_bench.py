@@ -58,12 +58,12 @@ def test_a_row_has_median_quartiles_and_shares():
     assert (r["seconds"], r["lo"], r["hi"], r["per_second"], r["gflops"]) == (3, 2, 4, 2, 3)
 
 
-def test_the_yardstick_multiplies_what_the_blocks_multiply(monkeypatch):
+def test_the_yardstick_multiplies_what_the_blocks_multiply():
     "Forward, apart from patches, head and attention's own products, the products of a model are those of its yardstick."
     for kind in bench.STEPS:
         p, seen = workshop, []
         model, view = bench.start(kind, p), {"ecg": torch.randn(2, 12, p.ecg_crop), "cine": torch.rand(2, p.frames, p.size, p.size)}
-        hooks = [m.register_forward_hook(lambda m, x, y: seen.append((x[0].shape[0] * x[0].shape[1], m.in_features, m.out_features)))
+        hooks = [m.register_forward_hook(lambda m, x, y, seen=seen: seen.append((x[0].shape[0] * x[0].shape[1], m.in_features, m.out_features)))
                  for b in model.modules() if type(b).__name__ == "Block" for m in b.modules() if isinstance(m, torch.nn.Linear)]
         bench.encode_and_back(kind, model, view, torch.float32)
         assert sorted(seen) == sorted(bench.own_shapes(kind, p, 2)) and len(hooks) == len(seen)
