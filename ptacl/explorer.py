@@ -211,7 +211,7 @@ def map_part(both: Compared, maps: dict, asked: Asked) -> dict: # maps: name -> 
     colours = [c for _, c in plotly_colours(scale["cmap"])]
     return {"maps": figures, "names": list(numbers), "values": values, "scale": scale | {"colours": colours}}
 
-# %% ../nbs/73_explorer.ipynb #53064e2e
+# %% ../nbs/73_explorer.ipynb #12932f95
 def about(both: Compared, i: int) -> str:
     "A patient in a line."
     c = both.cohort.covariates.iloc[both.rows[i]]
@@ -250,7 +250,8 @@ def view_of(
     view = {"patient": both.ids[i], "title": title, "alert": alert, "T": p.T, **record,
             **cine_part(both, i, cine, lead, record["beats"], maps), **map_part(both, maps, asked)}
     model = both.models.get(asked.carries)
-    view["carries"] = carried_by(model, as_batch(mv, r_peaks, cine, both.preset.normalize), asked.carries) if model is not None and over is None else None
+    batch = as_batch(mv, r_peaks, cine, both.preset.normalize)
+    view["carries"] = carried_by(model, batch, asked.carries) if model is not None and over is None else None
     return view, maps
 
 # %% ../nbs/73_explorer.ipynb #0353438b
