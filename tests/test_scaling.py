@@ -32,11 +32,11 @@ from ptacl.losses import BatchNorm, gather, global_contrastive_loss, local_contr
 from ptacl.experiments import run_experiment
 from ptacl.methods import METHODS, train_method
 from ptacl.mmcl import MMCL
-from ptacl.model import joint_loss
+from ptacl.model import from_pretrained, joint_loss
 from ptacl.presets import PHENOTYPES
 from ptacl.simclr import SimCLR, nt_xent
 from ptacl.scaling import child, fit_in_processes, stream
-from ptacl.training import Pairs, add_gradients, fit, infer, joint_step, learning_rate, share_out
+from ptacl.training import Pairs, add_gradients, fit, infer, joint_step, learning_rate, read_state, share_out
 
 pytestmark = [pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"),
               pytest.mark.skipif(sys.platform == "win32", reason="no fork")]
@@ -454,3 +454,32 @@ def test_a_gpu_that_was_asked_for_and_is_not_there(monkeypatch):
     for none in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
         assert fit(start(), joint_loss, noise(4), tiny, 1, 1e-3)
+
+
+# --- several machines ------------------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+from steps import noise, start, tiny
+from ptacl.model import joint_loss
+from ptacl.training import fit
+fit(start(), joint_loss, noise(), tiny, 2, 3e-3, sys.argv[1], seed=4, resume=True)
+"""
+
+@pytest.mark.long
+def test_two_machines_meet_and_train_one_model(tmp_path, importable):
+    "The documented line of torchrun, once for each of two machines that see the same folder; each has one process."
+    (tmp_path / "train.py").write_text(SCRIPT)
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    line = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1",
+            "--master-port", str(port), "--local-addr", "127.0.0.1"]
+    env = os.environ | ({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {})
+    machines = [subprocess.Popen([*line, "--node-rank", str(rank), "train.py", "runs"], cwd=tmp_path, env=env, stdout=subprocess.PIPE,
+                                 stderr=subprocess.STDOUT, text=True) for rank in (0, 1)]
+    said = [m.communicate(timeout=150)[0] for m in machines]
+    assert [m.returncode for m in machines] == [0, 0], "\n".join(said)[-3000:]
+    assert "epoch 2/2" in said[0] and "epoch 2/2" not in said[1]     # one of them reports and writes
+    alone, ours = fit(start(), joint_loss, noise(), tiny, 2, 3e-3, seed=4), read_state(tmp_path / "runs")["history"]
+    for a, b in zip(ours, alone, strict=True):
+        assert [a[k] for k in ("loss", "valid")] == pytest.approx([b[k] for k in ("loss", "valid")], rel=0.03)  # bf16
+    from_pretrained(tmp_path / "runs/model")
