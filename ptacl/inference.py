@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['AROUND', 'LIKENESS', 'BEATS', 'FAULTS', 'POOL', 'ROWS', 'WRITERS', 'PROBE', 'TOLERANCE', 'FORMATS', 'recordings',
-           'is_recording', 'name_of_file', 'tasks_of', 'likeness', 'faults_of', 'judge', 'read_one', 'refusal', 'Alone',
-           'submit', 'in_order', 'ECGFeatures', 'on_device', 'features', 'table_file', 'Written', 'refused_file',
-           'transform', 'embed', 'Probe', 'fit_probe', 'half_widths', 'predictions', 'fingerprint', 'save_probe',
-           'load_probe', 'probe_cohort', 'predict', 'write_onnx', 'run_onnx', 'write_program', 'run_program', 'export']
+           'is_recording', 'is_dicom', 'name_of_file', 'tasks_of', 'likeness', 'faults_of', 'judge', 'read_one',
+           'refusal', 'Alone', 'submit', 'in_order', 'ECGFeatures', 'on_device', 'features', 'table_file', 'Written',
+           'refused_file', 'transform', 'embed', 'Probe', 'fit_probe', 'half_widths', 'predictions', 'fingerprint',
+           'save_probe', 'load_probe', 'probe_cohort', 'predict', 'write_onnx', 'run_onnx', 'write_program',
+           'run_program', 'export']
 
-# %% ../nbs/75_inference.ipynb #4af075d4
+# %% ../nbs/75_inference.ipynb #e86bf38b
 import json
 import logging
 import math
@@ -19,7 +20,7 @@ import warnings
 from collections import Counter, deque
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -45,25 +46,32 @@ from .ingest import BULK, Source, Task, counts_of, prepare_ecg, pseudonym, read_
 from .presets import FS, LEADS, PHENOTYPES, SAMPLES
 from .readers import mask_ids
 from .regression import ols_predict
-from .training import infer, precision
+from .training import check_gpu, infer, precision
 
-# %% ../nbs/75_inference.ipynb #01b4a9df
+# %% ../nbs/75_inference.ipynb #f6e08ac5
 def recordings(paths) -> list: # files and folders -> files
     "The ECG files that are meant. Raises `PtaclError` where there is none."
     found = []
     for path in map(Path, paths):
-        if path.is_dir(): found += sorted(f for f in path.rglob("*") if is_recording(f.relative_to(path)) and f.is_file())
+        if path.is_dir(): found += sorted(f for f in path.rglob("*") if f.is_file() and is_recording(f, path))
         else: found.append(path)
     headers = {f.with_suffix("") for f in found if f.suffix.lower() == ".hea"}
     found = [f for f in dict.fromkeys(found) if f.suffix.lower() not in (".dat", ".mat") or f.with_suffix("") not in headers]
     if not found: raise PtaclError("no ECG there: give files, or folders with .xml, .hea or .dcm in them")
     return found
 
-def is_recording(path: Path) -> bool: # within the folder that is searched
-    "Whether a file of a folder is taken for an ECG: by its suffix, hidden files and films aside."
-    parts = path.parts
+def is_recording(file: Path, folder: Path) -> bool: # folder: the one that is searched
+    "Whether a file of a folder is taken for an ECG: by its suffix, or as DICOM without one; hidden files and films aside."
+    parts = file.relative_to(folder).parts
     film = "cmr" in parts[:-1] or any((bulk := BULK.fullmatch(part)) and bulk[2] == "20209" for part in parts)
-    return path.suffix.lower() in (".xml", ".hea", ".dcm") and not film and not any(part.startswith(".") for part in parts)
+    if film or any(part.startswith(".") for part in parts): return False
+    return file.suffix.lower() in (".xml", ".hea", ".dcm") or is_dicom(file)
+
+def is_dicom(file: Path) -> bool:
+    "Whether a file without a suffix is DICOM, by its preamble."
+    if file.suffix: return False
+    with suppress(OSError), file.open("rb") as f: return f.read(132)[128:] == b"DICM"
+    return False
 
 # %% ../nbs/75_inference.ipynb #44c9dfda
 def name_of_file(path: Path, key, own_names: bool = False) -> str: # key: () -> key of `read_key`, called where it is needed
@@ -198,10 +206,10 @@ class ECGFeatures(nn.Module):
         x = (ecg - mean) / torch.where(sd > 1e-6, sd, 1.0)
         return self.projection(self.encoder(x[..., start:start + crop]).mean(1))
 
-# %% ../nbs/75_inference.ipynb #2e4dd380
+# %% ../nbs/75_inference.ipynb #c3a2b48e
 def on_device(module: nn.Module, device: str | None = None) -> nn.Module: # None: a GPU where there is one
     "The module where it is to run. Raises `PtaclError` where there is no such device."
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device is None: check_gpu(); device = "cuda" if torch.cuda.is_available() else "cpu"
     check_device(device)
     try: return module.to(device)
     except (RuntimeError, AssertionError) as e:

@@ -98,7 +98,7 @@ def why(tail: str, processes: int, folder: Path) -> str:
     how = {None: "failed", -9: "was killed, by lack of memory or by hand"}.get(status, f"ended with status {status}")
     return f"{who} {how}, and the others were stopped; its last words stand above. The states in {folder.name} are kept: run again with resume=True"
 
-# %% ../nbs/51_scaling.ipynb #9bac604d
+# %% ../nbs/51_scaling.ipynb #fe21fcdf
 FROM_MODULE = "cannot be handed to other processes: import it from a module"
 
 def fit_in_processes(
@@ -117,6 +117,8 @@ def fit_in_processes(
     run = {"model": model, "step": step, "data": data, "preset": preset, "epochs": epochs, "lr": lr, "folder": folder}
     if processes == 1: return fit(**run, **options)
     if folder is None: raise PtaclError(f"{processes} processes need a folder, from which the trained model comes back: give one")
+    if min(preset.batch_size, len(data)) < processes:
+        raise PtaclError(f"{processes} processes cannot share a batch of {min(preset.batch_size, len(data))}: take fewer processes")
     if getattr(step, "__module__", "") == "__main__": raise PtaclError(f"step {step.__name__} {FROM_MODULE}")
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(".call.*"): shutil.rmtree(old, ignore_errors=True)   # of a launch that was killed

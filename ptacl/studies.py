@@ -9,9 +9,10 @@ __all__ = ['SCORES', 'SCHEMA', 'middle_and_stack', 'resized', 'prepared', 'simul
            'show_summary', 'sentences', 'board_sentences', 'pretrained', 'joint', 'beat_seconds', 'misaligned',
            'check_result', 'save_result']
 
-# %% ../nbs/93_studies.ipynb #fd1c8494
+# %% ../nbs/93_studies.ipynb #000393ee
 import hashlib
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -110,7 +111,7 @@ def virtual_task(
     about = {"kind": "virtual", "n_train": n_train, "n_test": n_test, "seed": seed, "train": train, "test": test}
     return Task(with_targets(a, y), b, y, test_y, c, test_c, possible, about)
 
-# %% ../nbs/93_studies.ipynb #220db416
+# %% ../nbs/93_studies.ipynb #1112cdd1
 def cohort_task(
     path,                         # of a cohort
     n_train: int | None = None,   # take the first ones; None: all of the split
@@ -123,9 +124,15 @@ def cohort_task(
         raise PtaclError(f"{name_of(path)}: {len(rows[0])} training and {len(rows[1])} test patients, at least 16 and 20 are needed")
     (y, test_y), (c, test_c) = ([table.iloc[r] for r in rows] for table in (cohort.phenotypes, cohort.covariates))
     train, test = (Pairs(**cohort.load(r)) for r in rows)
+    train = train.with_extra(targets=torch.tensor(y.to_numpy(float), dtype=torch.float32))
+    flat = [p for p in y if y[p].nunique() < 2]
+    if flat:
+        warnings.warn(f"{name_of(path)}: {', '.join(flat)} left out, as no two training patients differ in it", stacklevel=2)
+        train.extra["targets"][:, [y.columns.get_loc(p) for p in flat]] = torch.nan  # nothing is learned from it
+        y, test_y = y.drop(columns=flat), test_y.drop(columns=flat)
     who = hashlib.blake2b(" ".join(y.index).encode(), digest_size=6).hexdigest()
     about = {"kind": "cohort", "name": mask_ids(name_of(path)), "n_train": len(y), "n_test": len(test_y), "training_patients": who}
-    return Task(with_targets(train, y), test, y, test_y, c, test_c, cohort.ceilings, about)
+    return Task(train, test, y, test_y, c, test_c, cohort.ceilings, about)
 
 def make_task(
     cohort: str = "",             # path; empty: virtual patients
@@ -171,7 +178,7 @@ def about(task: Task, preset: Preset, seeds) -> dict: # cohort, preset, seed, bu
     budget = f"{preset.epochs_mae} epochs of pre-training and {preset.epochs_joint} of joint training, batches of {preset.batch_size}"
     return {"cohort": cohort_words(task.about), "preset": ", ".join([preset.name, *changed]), "seed": ", ".join(map(str, seeds)), "budget": budget}
 
-# %% ../nbs/93_studies.ipynb #0a2d3494
+# %% ../nbs/93_studies.ipynb #485067d6
 def everything(model, batch: dict) -> tuple: # features ecg, cmr; embeddings ecg, cmr; (B, T, T) maps where there are moments
     "All outputs of a batch."
     if type(model) is not PTACL: return (*model.features(batch), *model.embeddings(batch))
@@ -187,11 +194,11 @@ def outputs(model, task: Task, cmr: bool = False) -> dict: # cmr: features of th
     else: out["train_ecg"] = infer(model.ecg_features, model, task.train)
     return out
 
-def supervised_predictions(folder, task: Task) -> np.ndarray: # (n, 10) of the test patients, in their units
+def supervised_predictions(folder, task: Task) -> np.ndarray: # (n, phenotypes) of the test patients, in their units
     "What a supervised pre-training of `train_method`, which is standardised, predicts."
     model = load_tuned(Path(folder) / "model", "cuda" if torch.cuda.is_available() else "cpu")
     y = task.train_y.to_numpy(float)
-    return predict(model, task.test).to_numpy() * np.nanstd(y, 0) + np.nanmean(y, 0)
+    return predict(model, task.test)[list(task.train_y)].to_numpy() * np.nanstd(y, 0) + np.nanmean(y, 0)
 
 # %% ../nbs/93_studies.ipynb #6dd4079d
 def r2_draws(train_x, test_x, task: Task, n_boot: int = 1000) -> np.ndarray: # (1 + n_boot,): the value, then its draws

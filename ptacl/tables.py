@@ -96,7 +96,7 @@ def patient_ids(
         if bad.any(): raise PtaclError(f"row {', '.join(map(str, np.flatnonzero(bad)[:5] + 2))} has {why}")
     return list(ids)
 
-# %% ../nbs/12_tables.ipynb #a98bbae2
+# %% ../nbs/12_tables.ipynb #386d1505
 def read_table(
     path,              # .csv, .csv.gz, .tab, .tsv or .parquet with UK Biobank column names
     instance: int = 2, # 2 the first imaging visit, 3 the repeat
@@ -108,7 +108,8 @@ def read_table(
         columns = {c: column_values(table, c, instance) for c in FIELDS}
     except PtaclError as e: raise PtaclError(mask_ids(f"{name}: {e}")) from None
     lost = [f"{p} ({FIELDS[p][0]}-{instance}.0)" for p in PHENOTYPES if columns[p] is None]
-    if lost: raise PtaclError(f"{name} lacks {', '.join(lost)}. Fields 22420 to 22427 are another set and no replacement.")
+    if lost: raise PtaclError(f"{name} lacks {', '.join(lost)}. Fields 22420 to 22427 are another set and no replacement: "
+                              "add the columns, empty where nothing was measured; what nobody has is then left out of the tables")
     frame = pd.DataFrame({k: np.nan if x is None else x for k, x in columns.items()}, index=table.index)
     return ids, frame[list(PHENOTYPES)], frame[list(COVARIATES)]
 

@@ -6,10 +6,11 @@
 __all__ = ['TIME_LIMIT', 'Pairs', 'pairs_of_virtual', 'as_bytes', 'full_precision', 'mae_ecg_step', 'mae_cmr_step', 'turned_view',
            'joint_step', 'learning_rate', 'make_optimizer', 'precision', 'keep_memory', 'compile_blocks', 'can_compile',
            'compiled', 'OwnRows', 'share_out', 'add_gradients', 'means', 'culprits', 'BadSteps', 'backward',
-           'run_epoch', 'state_files', 'save_state', 'read_state', 'digest_of_names', 'load_state', 'check_gpu', 'meet',
-           'start_accelerator', 'agree', 'tidy', 'begin', 'check_scope', 'fit', 'report', 'own_part', 'infer']
+           'run_epoch', 'state_files', 'save_state', 'readable', 'read_state', 'digest_of_names', 'load_state',
+           'check_gpu', 'meet', 'start_accelerator', 'agree', 'tidy', 'begin', 'check_scope', 'fit', 'report',
+           'own_part', 'infer']
 
-# %% ../nbs/50_training.ipynb #4b96b6f9
+# %% ../nbs/50_training.ipynb #1d7c6642
 import ctypes
 import io
 import math
@@ -19,6 +20,7 @@ import shutil
 import sys
 import time
 import warnings
+import zipfile
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
@@ -156,7 +158,7 @@ def keep_memory():
     if hasattr(libc, "mallopt"):
         for option in (-1, -3): libc.mallopt(option, 2**31 - 1)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 
-# %% ../nbs/50_training.ipynb #3fe92de2
+# %% ../nbs/50_training.ipynb #33d9d20a
 def compile_blocks(model: nn.Module) -> nn.Module: # the same one, changed in place
     "Its transformer blocks through torch.compile; what was compiled for models before it is forgotten."
     torch._dynamo.reset()
@@ -175,7 +177,8 @@ def can_compile(device: str) -> bool:
 @contextmanager
 def compiled(model: nn.Module, device: str): # "cuda" or "cpu"
     "Compiled blocks in a training: on a GPU, unless PTACL_COMPILE=0, on a CPU with PTACL_COMPILE=1."
-    if os.environ.get("PTACL_COMPILE", "1" if device == "cuda" else "0") != "1" or not can_compile(device): yield; return
+    asked = os.environ.get("PTACL_COMPILE", "1" if device == "cuda" else "0").lower()
+    if asked in ("", "0", "no", "off", "false") or not can_compile(device): yield; return
     compile_blocks(model)
     try:
         with torch._dynamo.config.patch(suppress_errors=True): yield
@@ -269,7 +272,7 @@ def run_epoch(step, loader, size: int, parts: dict, accelerator, clip: float, ba
         optimizer.zero_grad(set_to_none=True); bar.update()
     return (means(totals, done) if done else {"loss": math.nan, "gradient": math.nan}) | {"skipped": skipped}
 
-# %% ../nbs/50_training.ipynb #0f34134f
+# %% ../nbs/50_training.ipynb #03f3a25c
 def state_files(folder: Path, keep: int | None = None) -> list: # of Path; keep None: those that are there
     "state.pt, state-1.pt, …, from new to old."
     if keep is None: keep = 1 + max((int(f.stem[6:]) for f in folder.glob("state-*.pt") if f.stem[6:].isdigit()), default=0)
@@ -288,8 +291,12 @@ def save_state(folder: Path, keep: int = 2, **parts):
                          "The state before it is intact") from e
     files = state_files(folder, keep)
     for older, newer in zip(files[::-1], files[-2::-1]):
-        if newer.exists(): newer.replace(older)
+        if newer.exists() and readable(newer): newer.replace(older)  # a damaged one does not take a good one's place
     new.replace(files[0])
+
+def readable(file: Path) -> bool:
+    "Whether a state is whole, by the directory at its end."
+    return zipfile.is_zipfile(file)
 
 # %% ../nbs/50_training.ipynb #4b8b23cb
 def read_state(folder: Path) -> dict | None: # None where there is none
@@ -370,7 +377,7 @@ def tidy(folder: Path, fresh: bool = False):
     for f in folder.glob(".state.*"): f.unlink(missing_ok=True)
     for f in folder.glob(".model.*"): shutil.rmtree(f, ignore_errors=True)
 
-# %% ../nbs/50_training.ipynb #9d8bade1
+# %% ../nbs/50_training.ipynb #9a6b93b3
 def begin(model, data, size: int, preset: Preset, steps: int, lr: float, folder, settings: dict, accelerator) -> tuple: # folder: None for a new run
     "What a run begins with: this process's loader, the parts of the state, the history so far."
     loader = share_out(data.batches(size, train=True), accelerator.process_index, accelerator.num_processes)
@@ -378,6 +385,8 @@ def begin(model, data, size: int, preset: Preset, steps: int, lr: float, folder,
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(learning_rate, steps=steps, warmup=preset.warmup))
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     history = load_state(folder, settings, **parts) if folder else []
+    if len(history) * (len(data) // size) > steps:
+        raise PtaclError(f"{folder.name} holds a run of {len(history)} epochs already: ask for as many or more, or take another folder")
     agree(model, len(history))
     return loader, parts, history
 

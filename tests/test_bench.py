@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -46,11 +47,11 @@ def test_attention_counts_the_same_by_every_kernel():
 
 
 def test_frozen_layers_cost_their_forward_pass_only():
-    whole, frozen = (bench.step_flops("joint", p) for p in (bench.PRESETS["workshop"], workshop))
-    assert whole == frozen
+    whole, free = (bench.step_flops("joint", p) for p in (workshop, replace(workshop, frozen_layers=0)))
     block = lambda n: 24 * n * workshop.width**2 + 4 * n**2 * workshop.width
     ecg, cmr = 12 * workshop.ecg_times, workshop.T * workshop.cmr_places
     assert 0.97 < ((3 + 2 * 2) * (block(ecg) + block(cmr))) / whole < 1
+    assert 0.96 < ((3 + 3 * 2) * (block(ecg) + block(cmr))) / free < 1
 
 
 def test_a_row_has_median_quartiles_and_shares():
@@ -158,10 +159,33 @@ def test_it_says_what_it_cannot_measure(monkeypatch):
     with pytest.raises(PtaclError, match="choose from steps"): bench.bench(True, "cpu", "speed")
 
 
+def test_a_result_that_could_not_be_written_is_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "sections", lambda *_: {"steps": lambda: pytest.fail("measured")})
+    (tmp_path / "file").touch()
+    for out in (tmp_path, tmp_path / "file" / "b.json"):
+        with pytest.raises(PtaclError, match="cannot be written there"): bench.bench(True, "cpu", out=out)
+
+
+def test_without_the_peer_our_loss_is_measured_alone(monkeypatch):
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    assert [r["way"] for r in bench.infonce((8, 16), 2, "cpu")] == ["kit", "kit"]
+
+
+def test_targets_of_growth():
+    rows = [bench.row(part, f"{n} patients", "kit", [1.], peak_mb=n, slope=s, memory=1.) for part, s in (("probe", 1.5), ("retrieval", 2.)) for n in (4, 16)]
+    rows += [bench.row("streaming", f"{n} patients", "kit", [1.], peak_mb=p) for n, p in ((64, 10.), (256, 10.), (1024, 30.))]
+    table = bench.targets(pd.DataFrame(rows), "cpu").set_index("target")
+    assert table.met.to_dict() == {"probe: exponent of time over patients": False, "probe: exponent of memory over patients": True,
+                                   "streaming: memory for 16 times the patients": False}
+
+
 def test_the_kept_result_has_what_the_chapter_shows(root):
     kept = json.loads((root / "nbs/results/bench.json").read_text(encoding="utf-8"))
     assert {"conditions", "rows", "targets", "versions"} <= set(kept)
-    assert "share" in bench.tables(kept)
+    assert set(kept["size"]) == set(bench.asdict(bench.FULL)) and kept["size"]["presets"] == list(bench.FULL.presets)
+    assert {"step", "step, compiled", "encoders", "squares", "shapes"} <= {r["way"] for r in kept["rows"]}
+    assert bench.targets(pd.DataFrame(kept["rows"]), "cpu").target.tolist() == [r["target"] for r in kept["targets"]]
+    assert kept["conditions"] in bench.tables(kept)
 
 
 @pytest.mark.long
@@ -191,5 +215,7 @@ def test_paper_scale_stops_and_goes_on(root, tmp_path):
     for k in (1, 2):
         result = json.loads((tmp_path / f"table{k}" / "result.json").read_text())
         assert result["cohort"]["n_train"] == 112 and {r["method"] for r in result["rows"]} > {"PTACL", "Global"}
+    other = shell(root, "scripts/paper_scale.py", *words[:1], 0.005, *words[2:], "--out", tmp_path)
+    assert other.returncode == 1 and "take the --scale of its first call" in other.stderr
     states = [torch.load(tmp_path / f"setting-{k}/runs/seed-0/mae_cmr/state.pt", weights_only=True) for k in (1, 2)]
     assert all(torch.equal(a, b) for a, b in zip(*(s["phase"].values() for s in states)))

@@ -184,7 +184,8 @@ def test_without_a_key_strangers_are_refused_with_both_ways_out(run, signals, tm
 def test_folders_are_searched_and_films_left_alone(tmp_path):
     for f in ("a/1.xml", "a/b/2.hea", "a/b/2.dat", "3.dcm", "cmr/x/im1.dcm", f"{ID}_20209_2_0/1.dcm", ".hidden/4.xml", "._5.xml", "table.csv"):
         (tmp_path / f).parent.mkdir(parents=True, exist_ok=True); (tmp_path / f).touch()
-    assert {f.name for f in recordings([tmp_path])} == {"1.xml", "2.hea", "3.dcm"}
+    (tmp_path / "IM0001").write_bytes(dicom_ecg(np.zeros((12, 5000)))); (tmp_path / "README").write_text("no DICOM")
+    assert {f.name for f in recordings([tmp_path])} == {"1.xml", "2.hea", "3.dcm", "IM0001"}
     assert [f.name for f in recordings([tmp_path / "a/b/2.dat", tmp_path / "a/b/2.hea"])] == ["2.hea"]
 
 
@@ -526,3 +527,10 @@ def test_the_shell_from_end_to_end(saved, cohort, files, tmp_path):
                        (["--out", str(tmp_path / "none" / "x.csv")], "no folder for x.csv"), (["--level", "1.5"], "between 0 and 1")):
         bad = shell.invoke(app, ["predict", str(files), "--model", str(saved), "--probe", p, "--out", out, "--workers", "1", *wrong])
         assert bad.exit_code == 1 and why in bad.output
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there(module, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(PtaclError, match="asks for a GPU"): inference.on_device(module)
+    assert inference.on_device(module, "cpu") is module

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression
@@ -19,9 +20,11 @@ from ptacl import studies
 from ptacl.cli import app
 from ptacl.errors import PtaclError
 from ptacl.experiments import failure_kept, parameters_of, run_experiment, write_result
+from ptacl.ingest import write_virtual
 from ptacl.presets import PHENOTYPES, workshop
 from ptacl.report import gather, page, report, rows_of, sweep_grid
 from ptacl.training import Pairs
+from ptacl.virtual import simulate
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "nbs" / "experiments").glob("*.ipynb"))
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:root|home|work|tmp|Users|mnt|opt|private|scratch)/\w[^\s'\"<]*")
@@ -239,3 +242,11 @@ def test_every_study_runs_and_is_found_trained_the_second_time(tmp_path, name):
     assert trained and {f: f.read_bytes() for f in tmp_path.rglob("state.pt")} == trained
     a, b = (pd.DataFrame(found["rows"]).value.astype(float) for found in (first, second))
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_phenotype_that_nobody_has_is_left_out(tmp_path):
+    cohort = write_virtual(simulate(90, 0, frames=4, size=84), tmp_path / "cohort", workers=1, shares={"train": .6, "test": .4})
+    zarr.open(tmp_path / "cohort", mode="r+")["table/1/phenotypes"][:, 5] = np.nan
+    with pytest.warns(UserWarning, match="cohort: LVM left out"): task = studies.make_task(str(tmp_path / "cohort"))
+    assert "LVM" not in task.train_y and list(task.test_y) == list(task.train_y) and len(task.train_y.columns) == 9
+    assert task.train.extra["targets"].isnan().all(0).tolist() == [p == "LVM" for p in cohort.phenotypes]

@@ -363,3 +363,28 @@ def test_compiled_blocks_learn_the_same(kind, pairs, tmp_path, monkeypatch):
     assert [row["loss"] for row in quick] == pytest.approx([row["loss"] for row in plain], rel=2e-3)
     assert not any(m._compiled_call_impl for m in model.modules())
     assert same(from_pretrained(tmp_path / "model"), model)
+
+
+@pytest.mark.parametrize("value, on", [("1", True), ("true", True), ("0", False), ("off", False), ("", False)])
+def test_the_switch(value, on, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ptacl.training, "can_compile", asked.append)
+    monkeypatch.setenv("PTACL_COMPILE", value)
+    with ptacl.training.compiled(start(), "cuda"): pass
+    assert bool(asked) == on
+
+
+# --- states that are damaged ---------------------------------------------------------------------------------------------
+
+def test_a_damaged_state_does_not_take_a_good_ones_place(pairs, tmp_path):
+    "Cut short after three epochs, gone on from the second, killed after one more: there is still a way back."
+    run(start(), pairs, 3, folder=tmp_path)
+    state = tmp_path / "state.pt"; state.write_bytes(state.read_bytes()[:500])
+    with pytest.warns(UserWarning, match="cut short"): run(start(), pairs, 3, folder=tmp_path, resume=True)
+    assert [len(torch.load(f, weights_only=True)["history"]) for f in ptacl.training.state_files(tmp_path)] == [3, 2]
+
+
+def test_fewer_epochs_than_there_are(pairs, tmp_path):
+    run(start(), pairs, 3, folder=tmp_path)
+    with pytest.raises(PtaclError, match="3 epochs already: ask for as many or more"): run(start(), pairs, 2, folder=tmp_path, resume=True)
+    assert len(run(start(), pairs, 3, folder=tmp_path, resume=True)) == 3
