@@ -172,7 +172,8 @@ def test_without_the_peer_our_loss_is_measured_alone(monkeypatch):
 
 
 def test_targets_of_growth():
-    rows = [bench.row(part, f"{n} patients", "kit", [1.], peak_mb=n, slope=s, memory=1.) for part, s in (("probe", 1.5), ("retrieval", 2.)) for n in (4, 16)]
+    both = (("probe", 1.5, 4), ("probe", 1.5, 16), ("retrieval", 2., 4), ("retrieval", 2., 16))
+    rows = [bench.row(part, f"{n} patients", "kit", [1.], peak_mb=n, slope=s, memory=1.) for part, s, n in both]
     rows += [bench.row("streaming", f"{n} patients", "kit", [1.], peak_mb=p) for n, p in ((64, 10.), (256, 10.), (1024, 30.))]
     table = bench.targets(pd.DataFrame(rows), "cpu").set_index("target")
     assert table.met.to_dict() == {"probe: exponent of time over patients": False, "probe: exponent of memory over patients": True,

@@ -154,8 +154,8 @@ def soak(minutes: float, log: Path):
 
 
 def growth(rows: list) -> dict:
-    """Lowest tenth of the last fifth less that of the first fifth, after a fifth to warm up, of each measure: freed memory stays in the
-    heap now and then, in steps of 100 MB, and goes again; what leaks raises the lowest, too."""
+    """Lowest tenth of the last fifth less that of the first fifth, after a fifth to warm up, of each measure: the heap is 100 MB larger at
+    times, as freed memory stays in it, and comes back; what leaks raises the lowest, too."""
     rows = rows[len(rows) // 5:]; n = max(2, len(rows) // 5)
     def low(part, what): return float(np.quantile([r[what] for r in part], 0.1))
     return {what: low(rows[-n:], what) - low(rows[:n], what) for what in rows[0] if what not in ("round", "seconds")}
