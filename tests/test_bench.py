@@ -219,4 +219,4 @@ def test_paper_scale_stops_and_goes_on(root, tmp_path):
     other = shell(root, "scripts/paper_scale.py", *words[:1], 0.005, *words[2:], "--out", tmp_path)
     assert other.returncode == 1 and "take the --scale of its first call" in other.stderr
     states = [torch.load(tmp_path / f"setting-{k}/runs/seed-0/mae_cmr/state.pt", weights_only=True) for k in (1, 2)]
-    assert all(torch.equal(a, b) for a, b in zip(*(s["phase"].values() for s in states)))
+    assert all(torch.equal(a, b) for a, b in zip(*(s["model"].values() for s in states)))

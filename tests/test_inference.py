@@ -21,6 +21,7 @@ from makers import ID, dicom_ecg, muse, record, strip
 from typer.testing import CliRunner
 
 from ptacl import inference
+from ptacl.bench import trim
 from ptacl.cli import app
 from ptacl.cohort import MV, SAMPLES, Cohort, Stream
 from ptacl.encoders import CMREncoder, ECGEncoder
@@ -286,7 +287,7 @@ def test_thousands_of_recordings_in_the_memory_of_some_hundred(module, tmp_path,
     links, used = recordings([tmp_path]), {}
     for n in (600, 3000):
         done = embed(links[:n], module, tmp_path / "e.parquet", workers=1, own_names=True)
-        used[n] = psutil.Process().memory_info().rss
+        trim(); used[n] = psutil.Process().memory_info().rss   # what was freed goes back first: the heap alone varies by 100 MB
         assert (done.rows, len(done.refused)) == (n, 0)
     assert used[3000] < used[600] + 40 * 2**20
 
