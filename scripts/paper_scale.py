@@ -72,8 +72,8 @@ def make_cohort(path: Path, n_train: int, n_test: int, device: str) -> Cohort:
     if not len(cohort.split("test")): cohort.set_splits({"train": n_train / n, "test": n_test / n}, SEED)
     there = [len(cohort.split(s)) for s in ("train", "test")]
     if sum(there) != n or abs(there[0] - n_train) > max(2, 0.01 * n):
-        raise PtaclError(f"{path.name} holds {there[0]:,} and {there[1]:,} patients, not {n_train:,} and {n_test:,}: take the --scale of its first call, "
-                         "or another --out")
+        raise PtaclError(f"{path.name} holds {there[0]:,} and {there[1]:,} patients, not {n_train:,} and {n_test:,}: "
+                         "take the --scale of its first call, or another --out")
     return cohort
 
 
