@@ -96,7 +96,7 @@ def augment_ecg(
     crop, start = random_crop(ecg, preset)
     return corrupt_ecg(crop, preset, **strengths), start
 
-# %% ../nbs/23_augment.ipynb #acbf73f0
+# %% ../nbs/23_augment.ipynb #53dcdcf1
 class CMRAugment(nn.Module):
     "Time sampling, resized crop, rotation, flip, contrast, brightness, blur and noise; all frames of a patient alike."
     def __init__(self,
@@ -115,9 +115,8 @@ class CMRAugment(nn.Module):
         self.preset, self.time, self.noise, self.size = preset, time, a * noise, (preset.size, preset.size)
         self.place = K.AugmentationSequential(K.RandomRotation(degrees, p=1.), K.RandomHorizontalFlip(p=flip),
             K.RandomResizedCrop(self.size, scale=scale, ratio=(0.9, 1.1), cropping_mode="resample"), data_keys=["input"])
-        self.look = nn.Sequential(K.RandomContrast((1 - light, 1 + light), p=1.),
-            K.RandomBrightness((1 - light / 3, 1 + light / 3), p=1.),
-            K.RandomGaussianBlur((5, 5), (0.1, max(0.1, blur)), p=0.5))
+        self.blur = K.RandomGaussianBlur((5, 5), (0.1, max(0.1, blur)), p=0.5)
+        self.light = nn.Sequential(K.RandomContrast((1 - light, 1 + light), p=1.), K.RandomBrightness((1 - light / 3, 1 + light / 3), p=1.))
 
     def move(self, cine: Tensor) -> Tensor: # (B, F, H, W) in [0, 1] -> (B, frames, size, size)
         "The film at other moments and places."
@@ -126,11 +125,11 @@ class CMRAugment(nn.Module):
         self.place(cine[:, :1])  # draws the maps
         return warp_affine(cine, self.place.transform_matrix[:, :2], self.size)
 
-    def corrupt(self, cine: Tensor) -> Tensor: # (B, F, H, W) in [0, 1] -> the same shape
-        "The film in another light, blurred and noisy, every pixel where it was."
-        strength = self.noise * torch.rand(len(cine), 1, 1, 1, device=cine.device)
-        return jitter(self.look(cine), strength).clamp_(0, 1)
+    def shade(self, x: Tensor) -> Tensor: # (B, …) in [0, 1], all pixels of a film or some of them -> the same shape
+        "Another light, and noise: what befalls each pixel by itself."
+        flat = self.light(x.reshape(len(x), 1, 1, -1))
+        return jitter(flat, self.noise * torch.rand(len(x), 1, 1, 1, device=x.device)).clamp_(0, 1).view_as(x)
 
     def forward(self, cine: Tensor) -> Tensor:
         "(B, F, H, W) in [0, 1] → (B, frames, size, size) in [0, 1]"
-        return self.corrupt(self.move(cine)) if self.training else resample_frames(cine, self.preset.frames)
+        return self.shade(self.blur(self.move(cine))) if self.training else resample_frames(cine, self.preset.frames)

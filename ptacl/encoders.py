@@ -61,7 +61,7 @@ def start_positions(
         total = total + torch.randn(shape)
     return total * std / len(places) ** 0.5
 
-# %% ../nbs/30_encoders.ipynb #9f9b5f25
+# %% ../nbs/30_encoders.ipynb #8aa1966f
 class TokenEncoder(nn.Module):
     "Patches → positions → transformer → norm; a modality adds its convolution, its layout and its typical values."
     mean, sd = 0.0, 1.0  # of the input: what comes in is standardised with them
@@ -73,10 +73,11 @@ class TokenEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(preset.width, preset.heads, preset.mlp_ratio) for _ in range(layers))
         self.norm = nn.LayerNorm(preset.width)
 
-    def encode(self, values: Tensor, keep: Tensor | None = None) -> Tensor: # (B, N, values of a patch), (B, K) -> (B, N or K, D)
-        "Take the patches that `keep` names, make vectors of them, add positions, run the transformer."
+    def encode(self, values: Tensor, keep: Tensor | None = None, corrupt=None) -> Tensor: # (B, N, values of a patch), (B, K) -> (B, N or K, D)
+        "Take the patches that `keep` names, corrupt them if asked, make vectors of them, add positions, run the transformer."
         pos = self.pos.flatten(0, -2)
         if keep is not None: values, pos = take_tokens(values, keep), F.embedding(keep, pos)
+        if corrupt is not None: values = corrupt(values)
         x = F.linear((values - self.mean) / self.sd, self.patch.weight.flatten(1), self.patch.bias) + pos
         for block in self.blocks: x = block(x)
         return self.norm(x)
@@ -97,18 +98,18 @@ def put_tokens(x: Tensor, keep: Tensor, tokens: Tensor) -> Tensor: # (B, N, D), 
     "A copy of x with tokens in the places that `keep` names."
     return x.scatter(1, keep[..., None].expand_as(tokens), tokens)
 
-# %% ../nbs/30_encoders.ipynb #80e183d8
+# %% ../nbs/30_encoders.ipynb #0980d61b
 class ECGEncoder(TokenEncoder):
     "12-lead ECG → tokens of 100 ms of one lead. Its input has mean 0 and SD 1 by its own z-score."
     def __init__(self, preset: Preset):
         super().__init__(preset, nn.Conv1d(1, preset.width, preset.ecg_patch, preset.ecg_patch),
                          preset.ecg_layers, len(LEADS), preset.ecg_times)
 
-    def forward(self, ecg: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, ecg: Tensor, keep: Tensor | None = None, corrupt=None) -> Tensor:
         "(B, 12, ecg_crop) → (B, 12·n, D), lead by lead. Raises `PtaclError` on another shape."
         expected = (len(LEADS), self.preset.ecg_crop)
         if ecg.shape[1:] != expected: raise PtaclError(f"ECG of shape {tuple(ecg.shape)}: this preset takes (B, *{expected})")
-        return self.encode(self.patches(ecg), keep)
+        return self.encode(self.patches(ecg), keep, corrupt)
 
     def patches(self, ecg: Tensor) -> Tensor: # (B, 12, ecg_crop) -> (B, 12·n, ecg_patch)
         "The samples under each token."
@@ -118,7 +119,7 @@ class ECGEncoder(TokenEncoder):
         "Mean over leads: one vector for each 100 ms."
         return rearrange(tokens, "b (l n) d -> b l n d", l=len(LEADS)).float().mean(1)
 
-# %% ../nbs/30_encoders.ipynb #9b917004
+# %% ../nbs/30_encoders.ipynb #e4c17772
 class CMREncoder(TokenEncoder):
     "Short-axis cine → tokens of two frames and one image patch."
     mean, sd = 0.3, 0.2  # grey levels of a min-maxed crop, rounded
@@ -127,11 +128,11 @@ class CMREncoder(TokenEncoder):
         super().__init__(preset, nn.Conv3d(1, preset.width, preset.cmr_patch, preset.cmr_patch),
                          preset.cmr_layers, preset.T, preset.cmr_places)
 
-    def forward(self, cine: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, cine: Tensor, keep: Tensor | None = None, corrupt=None) -> Tensor:
         "(B, frames, size, size) → (B, T·s, D), moment by moment. Raises `PtaclError` on another shape."
         expected = (self.preset.frames, self.preset.size, self.preset.size)
         if cine.shape[1:] != expected: raise PtaclError(f"cine of shape {tuple(cine.shape)}: this preset takes (B, *{expected})")
-        return self.encode(self.patches(cine), keep)
+        return self.encode(self.patches(cine), keep, corrupt)
 
     def patches(self, cine: Tensor) -> Tensor: # (B, frames, size, size) -> (B, T·s, pixels of a patch)
         "The pixels under each token."

@@ -36,7 +36,7 @@ def unpatchify(patches: Tensor, encoder: nn.Module) -> Tensor: # (B, tokens, val
     if isinstance(encoder, ECGEncoder): return rearrange(patches, "b (l n) p -> b l (n p)", n=p.ecg_times)
     return rearrange(patches, "b (t h w) (pt ph pw) -> b (t pt) (h ph) (w pw)", t=p.T, h=p.size // h, pt=t, ph=h, pw=w)
 
-# %% ../nbs/31_mae.ipynb #badcedaf
+# %% ../nbs/31_mae.ipynb #0c159a11
 class MAE(nn.Module):
     "A masked autoencoder around either encoder."
     def __init__(self, encoder: ECGEncoder | CMREncoder):
@@ -53,12 +53,12 @@ class MAE(nn.Module):
         x, blank = self.embed(visible) + F.embedding(keep, self.pos), self.hidden + self.pos
         return self.head(self.blocks(put_tokens(blank.expand(len(x), -1, -1), keep, x)))
 
-    def forward(self, x: Tensor, target: Tensor | None = None) -> dict: # what the encoder sees; the uncorrupted input
+    def forward(self, x: Tensor, target: Tensor | None = None, corrupt=None) -> dict: # what is seen; uncorrupted; of the visible values
         "`loss` on hidden tokens; `guess` (B, N, values) and `hidden` (B, N) to look at. Raises `PtaclError` on unequal shapes."
         target = x if target is None else target
         if target.shape != x.shape: raise PtaclError(f"input {tuple(x.shape)} and target {tuple(target.shape)} differ in shape")
         keep, hidden = random_mask(len(x), len(self.pos), self.ratio, x.device)
-        guess, mean, sd = self.decode(self.encoder(x, keep), keep).float(), self.encoder.mean, self.encoder.sd
+        guess, mean, sd = self.decode(self.encoder(x, keep, corrupt), keep).float(), self.encoder.mean, self.encoder.sd
         error = F.mse_loss(guess, patchify(target, self.encoder).sub(mean).div_(sd), reduction="none").mean(-1)
         return {"loss": (error * hidden).sum() / hidden.sum(), "guess": guess.detach().mul(sd).add_(mean), "hidden": hidden}
 

@@ -94,7 +94,7 @@ def as_bytes(x: Tensor) -> Tensor: # [0, 1] -> 0 … 255
     "Grey levels as uint8."
     return (x * 255).round().to(torch.uint8)
 
-# %% ../nbs/50_training.ipynb #8eab0494
+# %% ../nbs/50_training.ipynb #d11b7449
 def full_precision(x: Tensor) -> torch.autocast:
     "A context without autocast on the device of x."
     return torch.autocast(x.device.type, enabled=False)
@@ -111,8 +111,8 @@ def mae_cmr_step(mae: MAE, batch: dict) -> dict:
     augment = CMRAugment(mae.encoder.preset)
     with full_precision(batch["cine"]):
         clean = augment.move(batch["cine"])
-        view = augment.corrupt(clean)
-    return mae(view, clean)
+        view = augment.blur(clean)
+    return mae(view, clean, augment.shade)
 
 def turned_view(view: dict, preset: Preset) -> dict:
     "Films that begin at any of the T moments; `turn` (B,) says at which."

@@ -127,6 +127,17 @@ def test_all_frames_move_together():
     assert (out[:, 0] - picture[:, 0]).abs().mean((1, 2)).min() > 0.05, "and every patient is changed"
 
 
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_shade_takes_each_pixel_by_itself(seed):
+    film = torch.rand(4, 26, 84, 84); some = film.flatten(1)[:, ::7].reshape(4, 2, -1)
+    torch.manual_seed(seed); whole = CMRAugment(FULL, noise=0).shade(film)
+    torch.manual_seed(seed); part = CMRAugment(FULL, noise=0).shade(some)
+    assert part.shape == some.shape and torch.equal(part, whole.flatten(1)[:, ::7].reshape(4, 2, -1))
+    spread = (CMRAugment(FULL, light=0).shade(torch.full((64, 1000), 0.5)) - 0.5).std(1)
+    assert spread.max() < 0.06 and spread.min() < 0.02 and spread.mean() > 0.015, "each patient has noise of its own strength"
+
+
 def test_switched_off_is_identity():
     cine = torch.rand(4, 26, 84, 84)
     still = CMRAugment(FULL, time=0, scale=(1, 1), degrees=0., flip=0, light=0, blur=0, noise=0)(cine)

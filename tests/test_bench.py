@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
 
-from ptacl import bench
+from ptacl import bench, plain
 from ptacl.beats import beat_weights, detect_r_peaks, r_peaks_of, segment_beats
 from ptacl.ecg import denoise
 from ptacl.encoders import attend
@@ -90,7 +90,7 @@ def test_targets_say_what_was_met():
 def test_denoising_equals_the_loop_over_leads():
     for n in (1, 3, 20):
         ecg = simulate(n, 1, cine=False).ecg.numpy()
-        np.testing.assert_allclose(denoise(ecg, 500), bench.denoise_by_lead(ecg.astype(float)), atol=1e-6)  # the loop in float32 is no nearer
+        np.testing.assert_allclose(denoise(ecg, 500), plain.denoise_by_lead(ecg.astype(float)), atol=1e-6)  # the loop in float32 is no nearer
         assert denoise(ecg[0, 0], 500).shape == (5000,)
 
 
@@ -105,8 +105,8 @@ def test_segments_equal_the_loop_over_patients_and_beats(peaks, start, n, T):
     quick, slow = x.clone().requires_grad_(), x.clone().requires_grad_()
     z, valid = segment_beats(quick, r, first, 0.1, T)
     (z.square().sum() + z.sum()).backward()
-    for beat in (bench.by_segment, bench.segments_at_once):
-        want = bench.segment_by_beat(slow, r, first, 0.1, T, beat)
+    for beat in (plain.by_segment, plain.segments_at_once):
+        want = plain.segment_by_beat(slow, r, first, 0.1, T, beat)
         torch.testing.assert_close(z, want, atol=2e-3, rtol=1e-3)
     if valid.any(): (want.square().sum() + want.sum()).backward(); torch.testing.assert_close(quick.grad, slow.grad, atol=2e-2, rtol=1e-2)
     else: assert not quick.grad.any()
@@ -135,11 +135,28 @@ def test_attention_in_bf16_is_the_fused_one_but_for_rounding(n):
     assert torch.equal(attend(*exact), want)
 
 
-def test_stock_layers_hide_and_freeze_as_ours():
+def test_plain_models_have_our_weights_and_freeze_where_we_do():
     for kind in bench.STEPS:
-        ours, theirs = bench.start(kind, workshop), bench.stock(bench.start(kind, workshop), workshop)
+        ours, theirs = bench.start(kind, workshop), plain.plain_model(kind, workshop)
         count = lambda m: [sum(x.numel() for x in m.parameters() if x.requires_grad == free) for free in (True, False)]
         assert count(ours) == count(theirs)
+
+
+def test_plain_steps_do_the_work_of_ours():
+    "Counted operations agree but for the patches, which a plain autoencoder embeds before it hides them."
+    for kind, most in {"mae_ecg": 1.02, "mae_cmr": 1.2, "joint": 1.001}.items():
+        model = plain.plain_model(kind, workshop)
+        inputs = plain.plain_inputs(kind, bench.made_up(2).__getitems__([0, 1]), workshop)
+        counted = bench.count_flops(lambda model=model, inputs=inputs: model(*inputs).backward()) / 2
+        assert 0.999 < counted / bench.step_flops(kind, workshop) < most
+
+
+def test_without_a_whole_beat_plain_and_kit_agree():
+    preset = replace(workshop, centred=False)
+    batch = bench.made_up(4).__getitems__(range(4)) | {"r_peaks": torch.full((4, 11), torch.nan)}
+    model = plain.plain_model("joint", preset)
+    loss = plain.plain_step("joint", model, torch.optim.SGD(model.parameters(), 0.), batch, preset, torch.autocast("cpu", enabled=False))
+    assert 0 < loss < 8, "the global loss alone"
 
 
 # --- the command ---------------------------------------------------------------------------------------------------------

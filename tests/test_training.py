@@ -98,25 +98,27 @@ def test_every_patient_is_seen_once_an_epoch_in_new_order(pairs):
 
 
 def spied(kind, pairs, monkeypatch):
-    "View and target that a step of an autoencoder hands to it."
+    "What a step of an autoencoder hands to it: view, target, and the view as its visible patches are seen."
     seen = []
-    monkeypatch.setattr(MAE, "forward", lambda self, x, target=None: seen.append((x, target)) or {"loss": x.mean()})
+    monkeypatch.setattr(MAE, "forward", lambda self, x, target=None, corrupt=lambda x: x: seen.append((x, target, corrupt(x))) or {"loss": x.mean()})
     mae = start(kind); mae.encoder.preset = replace(tiny, augment=1.0)
     torch.manual_seed(8); KINDS[kind][1](mae, pairs.__getitems__([0, 1, 2]))
     return seen[0]
 
 
 def test_the_ecg_autoencoder_is_asked_for_the_recorded_window(pairs, monkeypatch):
-    view, target = spied("ecg", pairs, monkeypatch)
+    view, target, seen = spied("ecg", pairs, monkeypatch)
+    assert torch.equal(view, seen)
     windows = pairs.ecg[:3].unfold(-1, tiny.ecg_crop, 1)                            # every window there is
     assert all((w == t[:, None]).all(-1).all(0).sum() == 1 for w, t in zip(windows, target)), "one window, as recorded"
     assert (view != target).any() and torch.corrcoef(torch.stack([view.flatten(), target.flatten()]))[0, 1] > 0.5
 
 
 def test_the_cmr_autoencoder_is_asked_for_the_moved_film_without_noise(pairs, monkeypatch):
-    view, target = spied("cmr", pairs, monkeypatch)
+    view, target, seen = spied("cmr", pairs, monkeypatch)
     torch.manual_seed(8); moved = CMRAugment(replace(tiny, augment=1.0)).move(pairs.cine[:3])
     assert torch.equal(target, moved) and (view != target).any()
+    assert seen.min() >= 0 and seen.max() <= 1 and ((seen - view).flatten(1).std(1) > 0.002).all(), "each in its own light and noise"
 
 
 # --- awkward data ----------------------------------------------------------------------------------------------------------
