@@ -7,7 +7,7 @@ __all__ = ['denoise_by_lead', 'by_segment', 'segments_at_once', 'segment_by_beat
            'plain_cmr', 'grey', 'take', 'PlainMAE', 'ecg_patches', 'cmr_patches', 'PlainPTACL', 'global_loss',
            'local_loss', 'plain_model', 'plain_inputs', 'plain_step']
 
-# %% ../nbs/97_plain.ipynb #8cbfaaeb
+# %% ../nbs/97_plain.ipynb #1c7146a1
 import math
 import numpy as np
 import pywt
@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from .augment import CMRAugment, augment_ecg, corrupt_ecg, random_crop
+from .beats import segment_beats
 from .ecg import wavelet_bands
 from .encoders import CMREncoder
+from .errors import PtaclError
 from .presets import Preset
 
 # %% ../nbs/97_plain.ipynb #83876d00
@@ -121,46 +123,47 @@ def cmr_patches(x: Tensor, p: Preset) -> Tensor: # (B, F, H, W) -> (B, tokens, v
     t, h, w = p.cmr_patch
     return rearrange(x, "b (t pt) (h ph) (w pw) -> b (t h w) (pt ph pw)", pt=t, ph=h, pw=w)
 
-# %% ../nbs/97_plain.ipynb #1e4035bc
+# %% ../nbs/97_plain.ipynb #6c753676
 class PlainPTACL(nn.Module):
-    "Global and local alignment."
-    def __init__(self, p: Preset, frozen: int):
+    "Global and local alignment. Raises `PtaclError` on a preset with more than the paper's losses."
+    def __init__(self, p: Preset, segment=segment_by_beat): # tokens, R-peaks, start, width, T -> (B, T, D)
         super().__init__()
-        self.p, self.ecg, self.cmr = p, plain_ecg(p), plain_cmr(p)
+        if p.circular or p.any_start or p.local != "contrastive": raise PtaclError(f"preset {p.name}: the plain model knows the paper's losses alone")
+        self.p, self.segment, self.ecg, self.cmr = p, segment, plain_ecg(p), plain_cmr(p)
         self.proj_ecg, self.proj_cmr = (nn.Sequential(nn.BatchNorm1d(p.width), nn.Linear(p.width, p.proj_dim)) for _ in range(2))
-        for e in (self.ecg, self.cmr) if frozen else ():
-            for part in (e.patch, *e.blocks.layers[:frozen]): part.requires_grad_(False)
+        for e in (self.ecg, self.cmr) if p.frozen_layers else ():
+            for part in (e.patch, *e.blocks.layers[:p.frozen_layers]): part.requires_grad_(False)
             e.pos.requires_grad_(False)
 
     def forward(self, ecg: Tensor, cine: Tensor, r_peaks: Tensor, start: Tensor) -> Tensor: # -> the loss, eq. 4
         "Of augmented views; `start` (B,) in seconds."
         p, D = self.p, self.p.width
-        e = self.ecg(ecg).view(len(ecg), 12, -1, D).mean(1)                  # (B, n, D)
-        c = self.cmr(grey(cine)).view(len(cine), p.T, -1, D).mean(2)         # (B, T, D)
-        z = segment_by_beat(e, r_peaks, start, p.token_width, p.T, segments_at_once)
-        return global_loss(self.proj_ecg(e.mean(1)), self.proj_cmr(c.mean(1)), p.tau_global) + p.beta * local_loss(z, c, p.sigma, p.tau_local)
+        e = self.ecg(ecg).view(len(ecg), 12, -1, D).float().mean(1)          # (B, n, D)
+        c = self.cmr(grey(cine)).view(len(cine), p.T, -1, D).float().mean(2) # (B, T, D)
+        a, b, z = self.proj_ecg(e.mean(1)), self.proj_cmr(c.mean(1)), self.segment(e, r_peaks, start, p.token_width, p.T)
+        if p.centred: z, c = (moments - moments.mean(1, keepdim=True) for moments in (z, c))
+        with torch.autocast(ecg.device.type, enabled=False):
+            return global_loss(a.float(), b.float(), p.tau_global) + p.beta * local_loss(z, c, p.sigma, p.tau_local)
 
 def global_loss(a: Tensor, b: Tensor, tau: float) -> Tensor: # (B, P) each
     "Eq. 1."
-    logits = F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).T / tau
+    logits = F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T / tau
     own = torch.arange(len(a), device=a.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 def local_loss(z: Tensor, c: Tensor, sigma: float, tau: float) -> Tensor: # (B, T, D) each
-    "Eq. 2 and 3, patient by patient; those without a whole beat have none."
+    "Eq. 2 and 3; patients without a whole beat, whose segments are zero, have none."
     T = z.shape[1]; k = torch.arange(T, device=z.device) / T
     P = torch.softmax(-0.5 * ((k[:, None] - k) / sigma) ** 2, 1) if sigma else torch.eye(T, device=z.device)
-    losses = []
-    for segments, moments in zip(z, c):
-        if not segments.any(): continue
-        logits = F.normalize(segments.float(), dim=-1) @ F.normalize(moments.float(), dim=-1).T / tau
-        losses += [-(P * logits.log_softmax(-1)).sum(-1).mean() / 2 - (P * logits.T.log_softmax(-1)).sum(-1).mean() / 2]
-    return torch.stack(losses).mean() if losses else z.sum() * 0
+    logits = F.normalize(z, dim=-1) @ F.normalize(c, dim=-1).transpose(1, 2) / tau
+    each = -sum((P * way.log_softmax(-1)).sum(-1).mean(-1) for way in (logits, logits.transpose(1, 2))) / 2
+    there = z.flatten(1).any(1).float()
+    return (each * there).sum() / there.sum().clamp(min=1)
 
-# %% ../nbs/97_plain.ipynb #c37c7fd6
+# %% ../nbs/97_plain.ipynb #6b7180ed
 def plain_model(kind: str, p: Preset) -> nn.Module: # mae_ecg, mae_cmr or joint
     "A model at the start of its phase; the joint one with its frozen layers."
-    if kind == "joint": return PlainPTACL(p, p.frozen_layers)
+    if kind == "joint": return PlainPTACL(p, lambda *beats: segment_beats(*beats)[0])
     if kind == "mae_ecg": return PlainMAE(plain_ecg(p), p.ecg_mask, p.ecg_patch)
     return PlainMAE(plain_cmr(p), p.cmr_mask, math.prod(p.cmr_patch))
 

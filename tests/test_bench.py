@@ -56,7 +56,7 @@ def test_frozen_layers_cost_their_forward_pass_only():
 
 def test_a_row_has_median_quartiles_and_shares():
     r = bench.row("a", "b", "c", [1., 2., 3., 4., 100.], items=6, flops=9e9)
-    assert (r["seconds"], r["lo"], r["hi"], r["per_second"], r["gflops"]) == (3, 2, 4, 2, 3)
+    assert (r["seconds"], r["seconds_lo"], r["seconds_hi"], r["per_second"], r["gflops"]) == (3, 2, 4, 2, 3)
 
 
 def test_the_yardstick_multiplies_what_the_blocks_multiply():
@@ -68,8 +68,9 @@ def test_the_yardstick_multiplies_what_the_blocks_multiply():
                  for b in model.modules() if type(b).__name__ == "Block" for m in b.modules() if isinstance(m, torch.nn.Linear)]
         bench.encode_and_back(kind, model, view, torch.float32)
         assert sorted(seen) == sorted(bench.own_shapes(kind, p, 2)) and len(hooks) == len(seen)
-        f, flops = bench.yardsticks(kind, p, 2, 64, "cpu")["shapes"]
-        assert bench.count_flops(f) == flops
+        for way in ("shapes", "layers"):
+            f, flops = bench.yardsticks(kind, p, 2, 64, "cpu")[way]
+            assert bench.count_flops(f) == flops
 
 
 def test_a_timed_step_is_a_step_of_fit():
@@ -151,12 +152,11 @@ def test_plain_steps_do_the_work_of_ours():
         assert 0.999 < counted / bench.step_flops(kind, workshop) < most
 
 
-def test_without_a_whole_beat_plain_and_kit_agree():
-    preset = replace(workshop, centred=False)
-    batch = bench.made_up(4).__getitems__(range(4)) | {"r_peaks": torch.full((4, 11), torch.nan)}
-    model = plain.plain_model("joint", preset)
-    loss = plain.plain_step("joint", model, torch.optim.SGD(model.parameters(), 0.), batch, preset, torch.autocast("cpu", enabled=False))
-    assert 0 < loss < 8, "the global loss alone"
+def test_plainly_nobody_is_aligned_without_a_whole_beat():
+    z, c = torch.randn(2, 5, 13, 8)
+    none = torch.zeros(3, 13, 8)
+    assert plain.local_loss(none, c[:3], 0.1, 1.0) == 0 < plain.local_loss(z, c, 0.1, 1.0)
+    torch.testing.assert_close(plain.local_loss(torch.cat([z, none]), torch.cat([c, c[:3]]), 0.1, 1.0), plain.local_loss(z, c, 0.1, 1.0))
 
 
 # --- the command ---------------------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_the_kept_result_has_what_the_chapter_shows(root):
     kept = json.loads((root / "nbs/results/bench.json").read_text(encoding="utf-8"))
     assert {"conditions", "rows", "targets", "versions"} <= set(kept)
     assert set(kept["size"]) == set(bench.asdict(bench.FULL)) and kept["size"]["presets"] == list(bench.FULL.presets)
-    assert {"step", "step, compiled", "encoders", "squares", "shapes"} <= {r["way"] for r in kept["rows"]}
+    assert {"step", "step, compiled", "encoders", "squares", "shapes", "layers"} <= {r["way"] for r in kept["rows"]}
     assert bench.targets(pd.DataFrame(kept["rows"]), "cpu").target.tolist() == [r["target"] for r in kept["targets"]]
     assert kept["conditions"] in bench.tables(kept)
 
