@@ -96,9 +96,9 @@ def augment_ecg(
     crop, start = random_crop(ecg, preset)
     return corrupt_ecg(crop, preset, **strengths), start
 
-# %% ../nbs/23_augment.ipynb #53dcdcf1
+# %% ../nbs/23_augment.ipynb #2088320b
 class CMRAugment(nn.Module):
-    "Time sampling, resized crop, rotation, flip, contrast, brightness, blur and noise; all frames of a patient alike."
+    "Time sampling, rotation, flip, resized crop, blur, contrast, brightness and noise, in this order; all frames of a patient alike."
     def __init__(self,
         preset: Preset,         # for frames and size
         time: float = 0.5,      # largest shift of the frames, in steps of the output
@@ -118,12 +118,16 @@ class CMRAugment(nn.Module):
         self.blur = K.RandomGaussianBlur((5, 5), (0.1, max(0.1, blur)), p=0.5)
         self.light = nn.Sequential(K.RandomContrast((1 - light, 1 + light), p=1.), K.RandomBrightness((1 - light / 3, 1 + light / 3), p=1.))
 
+    def maps(self, film: Tensor) -> Tensor: # (B, F, H, W) -> (B, 2, 3)
+        "Rotation, flip and crop of each patient as one affine map of pixels."
+        params = self.place.forward_parameters(film[:, :1].shape)
+        return self.place.get_transformation_matrix(film[:, :1], params=params, recompute=True)[:, :2]
+
     def move(self, cine: Tensor) -> Tensor: # (B, F, H, W) in [0, 1] -> (B, frames, size, size)
         "The film at other moments and places."
         shift = self.time * (2 * torch.rand(len(cine), device=cine.device) - 1)
         cine = resample_frames(cine, self.preset.frames, shift)
-        self.place(cine[:, :1])  # draws the maps
-        return warp_affine(cine, self.place.transform_matrix[:, :2], self.size)
+        return warp_affine(cine, self.maps(cine), self.size)
 
     def shade(self, x: Tensor) -> Tensor: # (B, …) in [0, 1], all pixels of a film or some of them -> the same shape
         "Another light, and noise: what befalls each pixel by itself."

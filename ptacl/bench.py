@@ -377,7 +377,7 @@ def slope(n, values): # -> a number, or one for each round
     "Exponent of growth between the first and the last."
     return np.log(values[-1] / values[0]) / math.log(n[-1] / n[0])
 
-# %% ../nbs/98_bench.ipynb #2e21c911
+# %% ../nbs/98_bench.ipynb #1b93db0a
 def scaling(preset: Preset, sizes: dict, repeats: int, device: str, judge: bool = True) -> list: # sizes: stage -> patients of the smallest
     "Time and memory of 1, 4 and 16 times as many patients; exponents of growth where the sizes are large enough to judge them."
     rows = []
@@ -391,8 +391,8 @@ def scaling(preset: Preset, sizes: dict, repeats: int, device: str, judge: bool 
 def store(folder, n: int, of: int = 16):
     "A cohort of n patients, the same few again and again. n: a multiple of them."
     vp, cohort = simulate(of, 0), Cohort.create(folder)
-    ecg, cine = to_counts(vp.ecg.numpy()), vp.cine.numpy()
-    cohort.extend((ecg, cine, [{"id": f"sim-{k:05d}"} for k in range(j, j + of)]) for j in range(0, n, of))
+    ecg, cine, peaks = to_counts(vp.ecg.numpy()), vp.cine.numpy(), [p[~np.isnan(p)] for p in vp.r_peaks.numpy()]
+    cohort.extend((ecg, cine, [{"id": f"sim-{j + k:05d}", "r_peaks": p} for k, p in enumerate(peaks)]) for j in range(0, n, of))
 
 def stream_through(folder, preset: Preset, device: str):
     "A joint epoch that reads every patient from disk; model, cohort and stream are new."

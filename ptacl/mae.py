@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['random_mask', 'patchify', 'unpatchify', 'MAE', 'reconstruct']
 
-# %% ../nbs/31_mae.ipynb #a3d662f9
+# %% ../nbs/31_mae.ipynb #b209af5e
+from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -36,7 +37,7 @@ def unpatchify(patches: Tensor, encoder: nn.Module) -> Tensor: # (B, tokens, val
     if isinstance(encoder, ECGEncoder): return rearrange(patches, "b (l n) p -> b l (n p)", n=p.ecg_times)
     return rearrange(patches, "b (t h w) (pt ph pw) -> b (t pt) (h ph) (w pw)", t=p.T, h=p.size // h, pt=t, ph=h, pw=w)
 
-# %% ../nbs/31_mae.ipynb #0c159a11
+# %% ../nbs/31_mae.ipynb #0fb186f8
 class MAE(nn.Module):
     "A masked autoencoder around either encoder."
     def __init__(self, encoder: ECGEncoder | CMREncoder):
@@ -53,7 +54,11 @@ class MAE(nn.Module):
         x, blank = self.embed(visible) + F.embedding(keep, self.pos), self.hidden + self.pos
         return self.head(self.blocks(put_tokens(blank.expand(len(x), -1, -1), keep, x)))
 
-    def forward(self, x: Tensor, target: Tensor | None = None, corrupt=None) -> dict: # what is seen; uncorrupted; of the visible values
+    def forward(self,
+        x: Tensor,                        # what the encoder sees
+        target: Tensor | None = None,     # the uncorrupted input; None: x
+        corrupt: Callable | None = None,  # a function of the visible patches' values (B, K, values)
+    ) -> dict:
         "`loss` on hidden tokens; `guess` (B, N, values) and `hidden` (B, N) to look at. Raises `PtaclError` on unequal shapes."
         target = x if target is None else target
         if target.shape != x.shape: raise PtaclError(f"input {tuple(x.shape)} and target {tuple(target.shape)} differ in shape")

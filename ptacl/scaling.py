@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAID', 'FROM_MODULE', 'worker', 'command', 'stop', 'stream', 'child', 'why', 'fit_in_processes', 'surroundings']
 
-# %% ../nbs/51_scaling.ipynb #a6368577
+# %% ../nbs/51_scaling.ipynb #fd03c2a9
 import codecs
 import os
 import pickle
@@ -25,15 +25,16 @@ import torch.distributed as dist
 from torch import nn
 from .errors import PtaclError
 from .presets import Preset
-from .training import fit
+from .training import OthersGone, fit
 
-# %% ../nbs/51_scaling.ipynb #293babb7
+# %% ../nbs/51_scaling.ipynb #7af8972d
 SAID = "ptacl: "  # before the sentence of a process that ends by PtaclError
 
 def worker(call: str): # path of the arguments
     "What each process does: the arguments' training. Its PtaclError becomes one line and exit status 1."
     warnings.formatwarning = lambda message, category, *_, **__: f"{category.__name__}: {message}\n"   # without the path of a file
     try: fit(**torch.load(call, weights_only=False, mmap=True))   # written by `fit_in_processes` a moment ago
+    except OthersGone as e: print(f"\n{e}", flush=True); sys.exit(1)   # who is gone, torchrun knows
     except PtaclError as e: print(f"\n{SAID}{e}", flush=True); sys.exit(1)
     if dist.is_initialized(): dist.destroy_process_group()
 

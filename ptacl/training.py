@@ -7,8 +7,8 @@ __all__ = ['TIME_LIMIT', 'Pairs', 'pairs_of_virtual', 'as_bytes', 'full_precisio
            'joint_step', 'learning_rate', 'make_optimizer', 'precision', 'keep_memory', 'compile_blocks', 'can_compile',
            'compiled', 'OwnRows', 'share_out', 'add_gradients', 'means', 'culprits', 'BadSteps', 'backward',
            'run_epoch', 'state_files', 'save_state', 'readable', 'read_state', 'digest_of_names', 'load_state',
-           'check_gpu', 'meet', 'start_accelerator', 'agree', 'tidy', 'begin', 'check_scope', 'fit', 'report',
-           'own_part', 'infer']
+           'check_gpu', 'OthersGone', 'with_the_others', 'meet', 'start_accelerator', 'agree', 'tidy', 'begin',
+           'check_scope', 'fit', 'report', 'own_part', 'infer']
 
 # %% ../nbs/50_training.ipynb #1d7c6642
 import ctypes
@@ -337,7 +337,20 @@ def check_gpu():
         raise PtaclError(f"CUDA_VISIBLE_DEVICES={asked} asks for a GPU, but torch {torch.__version__} finds none: check nvidia-smi and the "
                          "number, install a torch with CUDA, or unset it to train on the CPU")
 
-# %% ../nbs/50_training.ipynb #99c8f99e
+# %% ../nbs/50_training.ipynb #4f85759a
+class OthersGone(PtaclError):
+    "Another process died, or does not answer."
+
+@contextmanager
+def with_the_others(name: str, folder: Path | None):
+    "What torch.distributed says of a lost process becomes `OthersGone`."
+    try: yield
+    except RuntimeError as e:   # gloo's errors are nothing more
+        lost = isinstance(e, dist.DistError) or any(word in str(e).lower() for word in ("gloo", "nccl"))
+        if not (distributed() and lost): raise
+        kept = f"The states in {folder.name} are kept: run again with resume=True" if folder else "Run again, with a folder that keeps states"
+        raise OthersGone(f"{name}: another process died, or did not answer within {TIME_LIMIT} s; its own last words say why. {kept}") from e
+
 def meet(**kw) -> Accelerator:
     "Accelerate, with the processes that were started together. Raises `PtaclError` where they do not find each other."
     limit = InitProcessGroupKwargs(timeout=timedelta(seconds=TIME_LIMIT))
@@ -397,7 +410,7 @@ def check_scope(data, preset: Preset, name: str):
     if scope != preset.normalize: raise PtaclError(f"{name}: the preset takes ECGs normalised by {preset.normalize}, these have normalize={scope!r}: "
         f"prepare them with normalize={preset.normalize!r}, or give the preset theirs by dataclasses.replace")
 
-# %% ../nbs/50_training.ipynb #07a36046
+# %% ../nbs/50_training.ipynb #0fc1d648
 def fit(
     model: nn.Module,          # MAE or PTACL; trained in place
     step,                      # (model, batch) -> dict with "loss"
@@ -425,7 +438,7 @@ def fit(
     rank, main, bad = accelerator.process_index, accelerator.is_main_process, BadSteps(bad_steps, name, data, folder)
     if folder and main: tidy(folder, fresh=not resume)
     bar = tqdm(total=epochs * steps, initial=len(history) * steps, desc=name, mininterval=1, disable=not main)
-    with bar, compiled(model, accelerator.device.type):
+    with bar, compiled(model, accelerator.device.type), with_the_others(name, folder):
         for epoch in range(len(history), epochs):
             started = time.perf_counter()
             torch.manual_seed(1000 * seed + epoch + 10**9 * rank); loader.generator.manual_seed(1000 * seed + epoch)

@@ -122,8 +122,7 @@ def main():
     n_train, n_test = round(TRAIN * given.scale), round(TEST * given.scale)
     presets = [preset_of(name, given.epochs, epochs_mae=given.epochs_mae, batch_size=given.batch_size) for name in given.presets]
     signal.signal(signal.SIGALRM, time_up); signal.setitimer(signal.ITIMER_REAL, 60 * given.minutes)
-    clock = given.out / "seconds.txt"; given.out.mkdir(parents=True, exist_ok=True)
-    before = float(clock.read_text()) if clock.exists() else 0.
+    given.out.mkdir(parents=True, exist_ok=True)
     try:
         cohort = make_cohort(given.out / "cohort", n_train, n_test, device)
         train(cohort, given.out, presets, device)
@@ -132,11 +131,14 @@ def main():
         finished = True
     except TimeUp: finished = False
     signal.setitimer(signal.ITIMER_REAL, 0)
-    total = before + time.time() - begun; clock.write_text(f"{total:.1f}")
-    if not finished: print(f"time is up after {total / 60:.1f} minutes in all: call again to go on"); sys.exit(AGAIN)
+    with open(given.out / "seconds.txt", "a+") as clock:   # a line for each call
+        clock.write(f"{time.time() - begun:.1f}\n"); clock.seek(0); calls = [float(line) for line in clock]
+    took = f"{sum(calls) / 60:.1f} minutes in {len(calls)} calls"
+    if not finished: print(f"time is up after {took}: call again to go on"); sys.exit(AGAIN)
     words = {k: str(v) for k, v in vars(given).items() if k not in ("out", "minutes")}
-    write_result(given.out, {"minutes": total / 60, "patients": [n_train, n_test], "device": device, "versions": versions()} | words, "run.json")
-    print(f"finished: {total / 60:.1f} minutes in all, tables in {given.out}")
+    took_in_all = {"minutes": sum(calls) / 60, "calls": len(calls), "patients": [n_train, n_test]}
+    write_result(given.out, took_in_all | {"device": device, "versions": versions()} | words, "run.json")
+    print(f"finished: {took}, tables in {given.out}")
 
 
 if __name__ == "__main__":

@@ -134,6 +134,8 @@ def test_shade_takes_each_pixel_by_itself(seed):
     torch.manual_seed(seed); whole = CMRAugment(FULL, noise=0).shade(film)
     torch.manual_seed(seed); part = CMRAugment(FULL, noise=0).shade(some)
     assert part.shape == some.shape and torch.equal(part, whole.flatten(1)[:, ::7].reshape(4, 2, -1))
+    grey = CMRAugment(FULL, noise=0).shade(torch.full((8, 100), 0.5))
+    assert (grey.std(1) < 1e-6).all() and len(grey[:, 0].unique()) == 8, "each patient in a light of its own"
     spread = (CMRAugment(FULL, light=0).shade(torch.full((64, 1000), 0.5)) - 0.5).std(1)
     assert spread.max() < 0.06 and spread.min() < 0.02 and spread.mean() > 0.015, "each patient has noise of its own strength"
 

@@ -233,6 +233,11 @@ def test_paper_scale_stops_and_goes_on(root, tmp_path):
     for k in (1, 2):
         result = json.loads((tmp_path / f"table{k}" / "result.json").read_text())
         assert result["cohort"]["n_train"] == 112 and {r["method"] for r in result["rows"]} > {"PTACL", "Global"}
+    whole = shell(root, "scripts/paper_scale.py", *words, "--out", tmp_path / "whole")
+    assert "in 1 calls" in whole.stdout and f"in {len(calls)} calls" in calls[-1].stdout
+    for k in (1, 2):
+        a, b = (pd.DataFrame(json.loads((tmp_path / f / f"table{k}" / "result.json").read_text())["rows"]).value.astype(float) for f in ("", "whole"))
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)   # pieces change nothing
     other = shell(root, "scripts/paper_scale.py", *words[:1], 0.005, *words[2:], "--out", tmp_path)
     assert other.returncode == 1 and "take the --scale of its first call" in other.stderr
     states = [torch.load(tmp_path / f"setting-{k}/runs/seed-0/mae_cmr/state.pt", weights_only=True) for k in (1, 2)]

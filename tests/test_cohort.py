@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import pickle
 import shutil
+import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -436,3 +437,26 @@ def test_order_of_rows_does_not_matter():
 
 
 def test_constants(): assert module.FORMAT == 1 and [p.stop - p.start for p in shard_parts(60, 200)] == [4, 64, 64, 8]
+
+
+def measure_training(folder, queue):
+    "Peak memory of a joint epoch that reads every patient."
+    import resource
+    import steps
+    from ptacl.training import fit, joint_step
+    torch.set_num_threads(1)
+    fit(steps.start(), joint_step, Stream(Cohort.open(folder)), steps.tiny, 1, 1e-3)
+    queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_memory_of_training_does_not_grow_with_the_cohort(tmp_path):
+    from ptacl.bench import store
+    peaks = []
+    for n in (64, 1024): store(tmp_path / str(n), n)
+    for n in (64, 1024):
+        queue = multiprocessing.get_context("fork").Queue()
+        process = multiprocessing.get_context("fork").Process(target=measure_training, args=(tmp_path / str(n), queue))
+        process.start(); peaks.append(queue.get(timeout=300)); process.join()
+    assert peaks[1] - peaks[0] < 60  # MB; the recordings are 450 MB more

@@ -19,6 +19,8 @@ from torch.multiprocessing import get_context
 
 import ptacl.experiments
 import ptacl.training
+from ptacl.bench import store
+from ptacl.cohort import Cohort, Stream
 from ptacl.encoders import ECGEncoder
 from ptacl.errors import PtaclError
 from ptacl.experiments import run_experiment
@@ -39,7 +41,9 @@ def train(kind, folder, epochs=EPOCHS, precision="no"):
     ptacl.training.precision = lambda *a: precision
     torch.set_num_threads(1)
     torch.rand(os.getpid() % 100)                                  # whatever was drawn before
-    return fit(start(kind), KINDS[kind][1], noise(), tiny, epochs, 3e-3, folder, seed=5, resume=True)
+    name, _, on_disk = kind.partition(", from ")
+    data = Stream(Cohort.open(on_disk)) if on_disk else noise()
+    return fit(start(name), KINDS[name][1], data, tiny, epochs, 3e-3, folder, seed=5, resume=True)
 
 
 def forked(f, *args):
@@ -67,12 +71,15 @@ def equal(a, b):
     return same(from_pretrained(a / "model"), from_pretrained(b / "model")) and history(a) == history(b)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[*KINDS, "joint, from disk"])
 def whole(request, tmp_path_factory):
-    "An uninterrupted run of each phase."
-    folder, began = tmp_path_factory.mktemp("whole"), time.monotonic()
-    finished(train, request.param, folder)
-    return request.param, folder, time.monotonic() - began
+    "An uninterrupted run of each phase, and one that streams its patients from disk."
+    folder, kind = tmp_path_factory.mktemp("whole"), request.param
+    if kind not in KINDS:
+        disk = tmp_path_factory.mktemp("disk") / "cohort"
+        store(disk, 16, of=8); kind = f"joint, from {disk}"
+    began = time.monotonic(); finished(train, kind, folder)
+    return kind, folder, time.monotonic() - began
 
 
 # --- killed ----------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,9 @@ import ptacl.dualphase
 import ptacl.losses
 import ptacl.methods
 import ptacl.simclr
+from ptacl.bench import store
 from ptacl.cmae import CMAE, Autoencoder, autoencoder_step, beat_preset, cmae_step
+from ptacl.cohort import Cohort, Stream
 from ptacl.dualphase import DualPhase, TwoPhases, phenotype_step, three_way_loss, volumes
 from ptacl.encoders import ECGEncoder
 from ptacl.errors import PtaclError
@@ -92,12 +94,15 @@ CASES = {  # patients of the batch, who of them has no beats, chunk
     "no beats in process 0": (9, [0, 4, 8, 2, 6], None), "no beats at all": (9, list(range(9)), None),
     "in chunks": (8, [1], 2), "in chunks, uneven": (11, [0, 2, 4, 6, 8, 10], 2), "one at a time": (9, [], 1)}
 
+def in_double(data, model):
+    return Pairs(data.ecg.double(), data.r_peaks.double(), data.cine), model.double()
+
+
 @pytest.fixture
 def doubled(monkeypatch):
     "Everything in double precision: what differs is no rounding."
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    def f(data, model): return Pairs(data.ecg.double(), data.r_peaks.double(), data.cine), model.double()
-    return f
+    return in_double
 
 
 def test_in_single_precision_too(tmp_path):
@@ -121,6 +126,32 @@ def test_processes_have_the_loss_and_the_gradients_of_one(world, case, tmp_path,
     whole = learn(model, data, 0, 1, size)
     assert whole["loss"] > 1 and sum(v.abs().max() > 1e-3 for v in whole.values()) > 20
     for part in parts: close(part, whole)
+
+
+BY_TORCHRUN = """
+import os, sys
+import torch
+import torch.distributed as dist
+from test_scaling import CASES, in_double, learn, noise, start, without_beats
+torch.set_num_threads(1); torch.Tensor.float = torch.Tensor.double
+dist.init_process_group("gloo")
+size, whom, chunk = CASES[sys.argv[1]]
+found = learn(*reversed(in_double(without_beats(noise(), whom), start())), dist.get_rank(), dist.get_world_size(), size, chunk)
+torch.save(found, f"{dist.get_rank()}.pt"); dist.destroy_process_group()
+"""
+
+@pytest.mark.parametrize("world, case", [pytest.param(w, c, id=f"{w}, {c}", marks=[] if (w, c) == (2, "uneven") else pytest.mark.long)
+                                         for w in (2, 4) for c in ("uneven", "no beats in process 0", "in chunks, uneven")])
+def test_processes_of_torchrun_have_the_loss_and_the_gradients_of_one(world, case, tmp_path, doubled, importable):
+    (tmp_path / "by_torchrun.py").write_text(BY_TORCHRUN)
+    env = os.environ | ({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {})
+    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", f"--nproc-per-node={world}",
+                          "by_torchrun.py", case], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-3000:]
+    size, whom, _ = CASES[case]
+    data, model = doubled(without_beats(noise(), whom), start())
+    whole = learn(model, data, 0, 1, size)
+    for rank in range(world): close(torch.load(tmp_path / f"{rank}.pt", weights_only=True), whole)
 
 
 def two_crops(model, batch):
@@ -355,6 +386,43 @@ def test_a_method_in_two_processes(name, tmp_path, importable):
 
 
 @pytest.mark.long
+def test_the_joint_experiment_in_two_processes_and_in_chunks(tmp_path, importable):
+    parameters = {"n_train": 32, "n_test": 24, "epochs": 1, "n_boot": 20, "processes": 2, "chunk": 4, "output_dir": str(tmp_path / "out")}
+    folder, found = run_experiment("joint", parameters)
+    said = (folder / "joint.ipynb").read_text(encoding="utf-8")
+    assert said.count("epoch 1/1") >= 4 and {r["method"] for r in found["rows"]} > {"Global", "PTACL"} and gone(tmp_path, 0)
+
+
+def test_two_processes_stream_a_cohort(tmp_path, importable):
+    store(tmp_path / "cohort", 16, of=8)
+    stream = Stream(Cohort.open(tmp_path / "cohort"))
+    history = fit_in_processes(2, start(), joint_loss, stream, tiny, 2, 3e-3, tmp_path / "two", silence=120)
+    alone = fit(start(), joint_loss, stream, tiny, 2, 3e-3)
+    for a, b in zip(history, alone, strict=True): assert a["loss"] == pytest.approx(b["loss"], rel=0.03) and a["valid"] == b["valid"]  # bf16
+
+
+ALONE = """
+import sys
+from steps import Harm, noise, start, tiny
+from ptacl.errors import PtaclError
+from ptacl.training import fit
+try: fit(start(), Harm(), noise(), tiny, 4, 3e-3, sys.argv[1], name="in two")
+except PtaclError as e: sys.exit(str(e))
+"""
+
+def test_whoever_started_the_processes_is_told_that_one_is_gone(tmp_path, importable):
+    "As two machines do it, without torchrun: the second kills itself."
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    env = os.environ | {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    env |= {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    both = [subprocess.Popen([sys.executable, "-c", ALONE, str(tmp_path / "run")], env=env | {"RANK": str(rank)}, text=True,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for rank in (0, 1)]
+    said = [p.communicate(timeout=120)[1] for p in both]
+    assert [p.returncode for p in both] == [1, -signal.SIGKILL], said
+    assert "in two: another process died, or did not answer within 600 s" in said[0] and "The states in run are kept" in said[0]
+
+
+@pytest.mark.long
 def test_a_process_that_hangs_is_stopped(tmp_path, importable):
     with pytest.raises(PtaclError, match="no sign of life for 20 s"): launched(tmp_path, Harm(signal.SIGSTOP), silence=20)
     assert gone(tmp_path)
@@ -398,6 +466,18 @@ def test_what_is_streamed_comes_as_it_is_said(capsys):
     code = ("import os, time\n"
             "for byte in 'a\\rä\\n'.encode(): os.write(1, bytes([byte])); time.sleep(.05)")
     assert stream([sys.executable, "-c", code], 60) == (0, "a\rä\n") and capsys.readouterr().out == "a\rä\n"
+
+
+def test_what_is_said_is_heard_at_once(tmp_path):
+    "The child says one thing and waits for a file, which is there once that was heard."
+    code = ("import pathlib, sys, time; print('one', flush=True); sign = pathlib.Path(sys.argv[1])\n"
+            "for _ in range(600):\n    if sign.exists(): sys.exit(3)\n    time.sleep(.1)")
+    class Ear(io.StringIO):
+        def write(self, text):
+            if "one" in text: (tmp_path / "sign").touch()
+            return super().write(text)
+    with redirect_stdout(Ear()) as ear: code, _ = stream([sys.executable, "-c", code, str(tmp_path / "sign")], 30)
+    assert code == 3 and ear.getvalue() == "one\n"
 
 
 CHILD = """

@@ -121,6 +121,16 @@ def test_the_cmr_autoencoder_is_asked_for_the_moved_film_without_noise(pairs, mo
     assert seen.min() >= 0 and seen.max() <= 1 and ((seen - view).flatten(1).std(1) > 0.002).all(), "each in its own light and noise"
 
 
+def test_light_and_noise_fall_on_what_is_seen_and_in_full_precision(pairs, monkeypatch):
+    seen, shade = [], CMRAugment.shade
+    def spy(self, x): seen.extend((x, shade(self, x))); return seen[-1]
+    monkeypatch.setattr(CMRAugment, "shade", spy)
+    mae = start("cmr")
+    with torch.autocast("cpu", torch.bfloat16): KINDS["cmr"][1](mae, pairs.__getitems__([0, 1, 2]))
+    visible = max(1, round(len(mae.pos) * (1 - tiny.cmr_mask)))
+    assert [x.shape for x in seen] == [(3, visible, math.prod(tiny.cmr_patch))] * 2 and {x.dtype for x in seen} == {torch.float32}
+
+
 # --- awkward data ----------------------------------------------------------------------------------------------------------
 
 def spoilt(pairs, who, value=math.nan):
