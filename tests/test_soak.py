@@ -1,7 +1,8 @@
 """An hour of train, evaluate, embed in one process, with faults all along: memory, open files and temporary files must not grow.
 
-`pytest -m long tests/test_soak.py` takes the hour; PTACL_SOAK_MINUTES=3 takes three minutes. The log of all rounds is written to
-the file named by PTACL_SOAK_LOG, where there is one. By itself: python tests/test_soak.py MINUTES LOG.json
+`pytest -m long tests/test_soak.py` takes the hour; PTACL_SOAK_MINUTES=3 takes three minutes. What was found is written to
+the file named by PTACL_SOAK_LOG, where there is one: nbs/results/soak.json is kept for the book.
+By itself: python tests/test_soak.py MINUTES LOG.json
 """
 import ctypes
 import errno
@@ -173,7 +174,15 @@ def soak(minutes: float, log: Path):
             k = len(rows)
             work.round(k)
             rows.append({"round": k, "seconds": round(time.monotonic() - start, 1)} | work.measure())
-            log.write_text(json.dumps(rows, indent=0))
+            if k % 50 == 0: log.write_text(json.dumps(summary(rows), indent=0))
+    log.write_text(json.dumps(summary(rows), indent=0))
+
+
+def summary(rows: list) -> dict:
+    "What is kept of an hour: how many rounds, what grew, and some of the rounds."
+    from ptacl.experiments import versions
+    thin = rows[::len(rows) // 120 + 1]
+    return {"rounds": len(rows), "minutes": rows[-1]["seconds"] / 60, "growth": growth(rows), "versions": versions(), "rows": thin}
 
 
 def growth(rows: list) -> dict:
@@ -206,8 +215,8 @@ def test_soak(tmp_path):
     env = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
     run = subprocess.run([sys.executable, __file__, str(MINUTES), str(log)], env=env, capture_output=True, text=True, timeout=60 * MINUTES * 2 + 1800)
     assert run.returncode == 0, run.stderr[-3000:]
-    rows = json.loads(log.read_text()); more = growth(rows)
-    print(f"{len(rows)} rounds in {rows[-1]['seconds'] / 60:.0f} min; growth: {more}")
+    found = json.loads(log.read_text()); more = found["growth"]
+    print(f"{found['rounds']} rounds in {found['minutes']:.0f} min; growth: {more}")
     assert more["memory"] < MEMORY and more["allocated"] < ALLOCATED, more
     assert max(more[what] for what in ("files", "threads", "sockets", "temporary", "kept")) <= 0, more
     assert not list((tmp_path / "tmp").iterdir()), "temporary files are left behind"
