@@ -27,8 +27,8 @@ import psutil
 import pytest
 
 MINUTES = float(os.environ.get("PTACL_SOAK_MINUTES", 60))
-MEMORY = 24 * 2**20    # bytes by which a process may grow from its first rounds to its last ones; a page of heap here and there
-ALLOCATED = 6 * 2**20  # bytes by which what is allocated may grow; a file of logs, a cache of compiled patterns
+MEMORY = 24    # MB by which a process may grow from its first rounds to its last ones; a page of heap here and there
+ALLOCATED = 6  # MB by which what is allocated may grow; a file of logs, a cache of compiled patterns
 
 
 class Cut(Exception):
@@ -160,7 +160,8 @@ class Soak:
     def measure(self) -> dict:
         "What must not grow."
         gc.collect(); me = psutil.Process()
-        return {"memory": me.memory_full_info().uss, "allocated": allocated(), "blocks": sys.getallocatedblocks(),
+        return {"memory": round(me.memory_full_info().uss / 2**20, 2), "allocated": round(allocated() / 2**20, 3),   # MB
+                "blocks": round(sys.getallocatedblocks() / 1000, 1),   # thousands that Python has
                 "files": me.num_fds(), "threads": me.num_threads(), "sockets": len(me.net_connections()),
                 "temporary": sum(len(files) + len(folders) for _, folders, files in os.walk(tempfile.gettempdir())),
                 "kept": sum(f.is_file() for f in self.folder.rglob("*"))}
@@ -194,9 +195,9 @@ def growth(rows: list) -> dict:
 
 
 def test_growth_is_seen_where_there_is_some():
-    still = [{"round": k, "seconds": k, "memory": 10**9 + (k % 3) * 10**8, "allocated": 10**8 + k % 5, "files": 20} for k in range(50)]
-    assert abs(growth(still)["memory"]) < MEMORY and growth(still)["files"] == 0 and growth(still)["allocated"] < 10
-    leaking = [r | {"memory": r["memory"] + k * 2**20, "allocated": r["allocated"] + k * 2**18, "files": 20 + k // 10} for k, r in enumerate(still)]
+    still = [{"round": k, "seconds": k, "memory": 900 + 100 * (k % 3), "allocated": 100 + k % 5, "files": 20} for k in range(50)]
+    assert abs(growth(still)["memory"]) < MEMORY and growth(still)["files"] == 0 and growth(still)["allocated"] < ALLOCATED
+    leaking = [r | {"memory": r["memory"] + k, "allocated": r["allocated"] + k / 4, "files": 20 + k // 10} for k, r in enumerate(still)]
     assert growth(leaking)["memory"] > MEMORY and growth(leaking)["files"] > 0 and growth(leaking)["allocated"] > ALLOCATED
 
 
