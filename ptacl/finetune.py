@@ -6,7 +6,7 @@
 __all__ = ['AttentionPool', 'Tuned', 'masked_error', 'training_view', 'tune_step', 'with_targets', 'finetune', 'supervised',
            'predict', 'attention_map', 'load_tuned']
 
-# %% ../nbs/62_finetune.ipynb #b047e769
+# %% ../nbs/62_finetune.ipynb #26a99d0e
 import json
 from copy import deepcopy
 from dataclasses import asdict
@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model
 from torch import Tensor, nn
 from .augment import CMRAugment, augment_ecg, centre_crop
 from .cmr import resample_frames
 from .encoders import CMREncoder, ECGEncoder
 from .errors import PtaclError, check_device
 from .losses import total
+from .model import load_weights
 from .presets import Preset
 from .regression import as_numbers
 from .training import Pairs, fit, full_precision, infer
@@ -143,7 +143,7 @@ def attention_map(model: Tuned, batch: dict) -> Tensor: # (B, 12, n) leads × ti
     "Weight of each token in the pooling; every map sums to 1."
     return model.pool.weights(model.encoder(model.view(batch))).unflatten(1, model.encoder.pos.shape[:2])
 
-# %% ../nbs/62_finetune.ipynb #780f1119
+# %% ../nbs/62_finetune.ipynb #8d32ecbb
 def load_tuned(folder, device="cpu") -> Tuned:
     "A fine-tuned model from the folder that `fit` wrote. Raises `PtaclError` where there is none."
     check_device(device)
@@ -151,7 +151,7 @@ def load_tuned(folder, device="cpu") -> Tuned:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model = Tuned(kinds[config["kind"]](Preset(**config["preset"])), config["targets"])
-        load_model(model, str(folder / "model.safetensors"), device=str(device))
+        load_weights(model, folder)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as e:
         raise PtaclError(f"{folder.name} holds no fine-tuned model ({type(e).__name__}): "
                          "expected config.json and model.safetensors as written by finetune(folder=…)") from e

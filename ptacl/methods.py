@@ -6,7 +6,7 @@
 __all__ = ['PRETRAININGS', 'METHODS', 'RIVALS', 'Method', 'methods_table', 'with_standard_targets', 'run_phase', 'train_method',
            'load_method']
 
-# %% ../nbs/85_methods.ipynb #4a3f9f1b
+# %% ../nbs/85_methods.ipynb #40e4c358
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model
 from torch import nn
 from .cmae import CMAE, Autoencoder, autoencoder_step, beat_preset, cmae_step
 from .dualphase import DualPhase, TwoPhases, dualphase_step, phenotype_step
@@ -25,7 +24,7 @@ from .errors import PtaclError, check_device
 from .finetune import Tuned, tune_step
 from .mae import MAE
 from .mmcl import MMCL, mmcl_step, start_mmcl
-from .model import from_pretrained, save_pretrained, start_joint, why_no_model
+from .model import from_pretrained, load_weights, save_pretrained, start_joint, why_no_model
 from .presets import PHENOTYPES, Preset
 from .scaling import fit_in_processes
 from .simclr import SimCLR, simclr_step
@@ -129,7 +128,7 @@ def train_method(
     p = replace(preset, **m.changes)
     return run_phase(name, partial(m.build, p, *parts), m.step, data, p, p.epochs_joint, p.lr_joint, seed, folder, processes)
 
-# %% ../nbs/85_methods.ipynb #24910c31
+# %% ../nbs/85_methods.ipynb #edd00971
 RIVALS = {"MMCL": MMCL, "CMAE": CMAE, "DualPhase": DualPhase}  # what `from_pretrained` does not know
 
 def load_method(folder, device="cpu") -> nn.Module: # folder/NAME/model of `train_method`
@@ -140,7 +139,7 @@ def load_method(folder, device="cpu") -> nn.Module: # folder/NAME/model of `trai
     if config.get("kind") not in RIVALS: return from_pretrained(folder, device)
     try:
         model = RIVALS[config.pop("kind")](Preset(**config.pop("preset")), **config)
-        load_model(model, str(folder / "model.safetensors"), device=str(device))
+        load_weights(model, folder)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as e:
         raise PtaclError(f"{folder.parent.name} holds no model of a method: {why_no_model(folder, e)}") from e
     return model.to(device).eval()

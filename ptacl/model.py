@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['centre_view', 'projection', 'deviations', 'turned', 'PTACL', 'in_chunks', 'joint_loss', 'start_joint',
-           'save_pretrained', 'why_no_model', 'from_pretrained']
+           'save_pretrained', 'why_no_model', 'load_weights', 'from_pretrained']
 
-# %% ../nbs/41_ptacl.ipynb #3bd3ac63
+# %% ../nbs/41_ptacl.ipynb #daaff021
 import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load, save_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from .augment import centre_crop
@@ -180,14 +180,18 @@ def why_no_model(folder: Path, error: Exception) -> str: # what to do, as the en
     what = error if isinstance(error, KeyError | TypeError) else type(error).__name__
     return f"its config.json is damaged or of another version of the kit ({what}). Copy it again, or update ptacl"
 
-# %% ../nbs/41_ptacl.ipynb #3977a505
+# %% ../nbs/41_ptacl.ipynb #bc74eddd
+def load_weights(model: nn.Module, folder: Path):
+    "Weights from a folder; read whole, as safetensors 0.8 leaves two small objects behind for each tensor that it reads from a file itself."
+    model.load_state_dict(load((folder / "model.safetensors").read_bytes()))
+
 def from_pretrained(folder, device="cpu") -> PTACL | MAE:
     "The model that `save_pretrained` wrote, in evaluation mode. Raises `PtaclError` where the folder does not hold one."
     folder = Path(folder); check_device(device)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model = _build(config["kind"], Preset(**config["preset"]))
-        load_model(model, str(folder / "model.safetensors"), device=str(device))
+        load_weights(model, folder)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as e:
         raise PtaclError(f"{folder.name} holds no model of this kit: {why_no_model(folder, e)}") from e
     return model.to(device).eval()

@@ -1,6 +1,8 @@
 "Sizes of the paper, what is trained and what is frozen, and models on disk."
+import gc
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -230,6 +232,14 @@ def test_round_trip(kind, tmp_path):
 def test_every_preset_survives_its_config(preset, tmp_path):
     mae = MAE(CMREncoder(replace(tiny, name=preset.name, betas=preset.betas, sigma=preset.sigma, cmr_patch=preset.cmr_patch)))
     assert from_pretrained(save_pretrained(mae, tmp_path / "m")).encoder.preset == mae.encoder.preset
+
+
+def test_reading_a_model_again_and_again_leaves_nothing_behind(tmp_path):
+    folder = save_pretrained(models()["PTACL"], tmp_path / "model")
+    for _ in range(3): from_pretrained(folder)
+    gc.collect(); before = sys.getallocatedblocks()
+    for _ in range(20): from_pretrained(folder)
+    gc.collect(); assert sys.getallocatedblocks() - before < 20 * 10
 
 
 @pytest.fixture
