@@ -390,7 +390,7 @@ def test_the_joint_experiment_in_two_processes_and_in_chunks(tmp_path, importabl
     parameters = {"n_train": 32, "n_test": 24, "epochs": 1, "n_boot": 20, "processes": 2, "chunk": 4, "output_dir": str(tmp_path / "out")}
     folder, found = run_experiment("joint", parameters)
     said = (folder / "joint.ipynb").read_text(encoding="utf-8")
-    assert said.count("epoch 1/1") >= 4 and {r["method"] for r in found["rows"]} > {"Global", "PTACL"} and gone(tmp_path, 0)
+    assert said.count("epoch 1/1") >= 4 and {r["method"] for r in found["rows"]} >= {"Global", "PTACL"} and gone(tmp_path, 0)
 
 
 def test_two_processes_stream_a_cohort(tmp_path, importable):
