@@ -121,6 +121,7 @@ def main():
     device = "cuda" if torch.cuda.is_available() else "cpu"
     n_train, n_test = round(TRAIN * given.scale), round(TEST * given.scale)
     presets = [preset_of(name, given.epochs, epochs_mae=given.epochs_mae, batch_size=given.batch_size) for name in given.presets]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)   # the notebook of a table ends with this process
     signal.signal(signal.SIGALRM, time_up); signal.setitimer(signal.ITIMER_REAL, 60 * given.minutes)
     given.out.mkdir(parents=True, exist_ok=True)
     try:
@@ -144,3 +145,4 @@ def main():
 if __name__ == "__main__":
     try: main()
     except PtaclError as e: sys.exit(f"paper_scale: {e}")
+    except KeyboardInterrupt: sys.exit("paper_scale: stopped; call again to go on")
