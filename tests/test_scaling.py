@@ -429,8 +429,9 @@ def test_a_process_that_hangs_is_stopped(tmp_path, importable):
 
 
 LAUNCH = """
-import sys
+import signal, sys
 from steps import *
+signal.signal(signal.SIGINT, signal.default_int_handler)   # as in CHILD
 from ptacl.scaling import fit_in_processes
 fit_in_processes(2, start(), slow, noise(), tiny, 999, 1e-3, sys.argv[1])
 """
@@ -481,8 +482,9 @@ def test_what_is_said_is_heard_at_once(tmp_path):
 
 
 CHILD = """
-import sys
+import signal, sys
 from ptacl.scaling import child
+signal.signal(signal.SIGINT, signal.default_int_handler)   # which a shell takes away from what it starts in the background
 with child([sys.executable, "-c", "import time; time.sleep(600)"]) as process: print(process.pid, flush=True); process.wait()
 """
 
@@ -492,7 +494,9 @@ def test_a_child_ends_with_whoever_started_it(how):
     with subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
         there = psutil.Process(int(parent.stdout.readline()))
         assert there.is_running()
-        parent.send_signal(how); parent.wait(60)
+        parent.send_signal(how)
+        try: parent.wait(60)
+        finally: parent.kill()
     assert not there.is_running()
 
 
