@@ -337,7 +337,7 @@ def check_gpu():
         raise PtaclError(f"CUDA_VISIBLE_DEVICES={asked} asks for a GPU, but torch {torch.__version__} finds none: check nvidia-smi and the "
                          "number, install a torch with CUDA, or unset it to train on the CPU")
 
-# %% ../nbs/50_training.ipynb #4f85759a
+# %% ../nbs/50_training.ipynb #0aa2f6c1
 class OthersGone(PtaclError):
     "Another process died, or does not answer."
 
@@ -346,8 +346,7 @@ def with_the_others(name: str, folder: Path | None):
     "What torch.distributed says of a lost process becomes `OthersGone`."
     try: yield
     except RuntimeError as e:   # gloo's errors are nothing more
-        lost = isinstance(e, dist.DistError) or any(word in str(e).lower() for word in ("gloo", "nccl"))
-        if not (distributed() and lost): raise
+        if not distributed() or not (isinstance(e, dist.DistError) or any(word in str(e).lower() for word in ("gloo", "nccl"))): raise
         kept = f"The states in {folder.name} are kept: run again with resume=True" if folder else "Run again, with a folder that keeps states"
         raise OthersGone(f"{name}: another process died, or did not answer within {TIME_LIMIT} s; its own last words say why. {kept}") from e
 
