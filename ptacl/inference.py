@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['AROUND', 'LIKENESS', 'BEATS', 'FAULTS', 'POOL', 'ROWS', 'WRITERS', 'PROBE', 'TOLERANCE', 'FORMATS', 'recordings',
            'is_recording', 'is_dicom', 'name_of_file', 'tasks_of', 'likeness', 'faults_of', 'judge', 'read_one',
-           'refusal', 'Alone', 'submit', 'in_order', 'ECGFeatures', 'on_device', 'features', 'table_file', 'Written',
-           'refused_file', 'transform', 'embed', 'Probe', 'fit_probe', 'half_widths', 'predictions', 'fingerprint',
-           'save_probe', 'load_probe', 'probe_cohort', 'predict', 'write_onnx', 'run_onnx', 'write_program',
-           'run_program', 'export']
+           'refusal', 'Alone', 'submit', 'in_order', 'ECGFeatures', 'on_device', 'features', 'check_table',
+           'table_file', 'Written', 'refused_file', 'transform', 'embed', 'Probe', 'fit_probe', 'half_widths',
+           'predictions', 'fingerprint', 'save_probe', 'load_probe', 'probe_cohort', 'predict', 'write_onnx',
+           'run_onnx', 'write_program', 'run_program', 'export']
 
 # %% ../nbs/75_inference.ipynb #e86bf38b
 import json
@@ -232,12 +232,15 @@ def features(
 ROWS = 1024 # of a group in a Parquet file
 WRITERS = {".parquet": pa.parquet.ParquetWriter, ".csv": pa.csv.CSVWriter}
 
+def check_table(path: Path):
+    "Raises `PtaclError` where no table can be written."
+    if path.suffix not in WRITERS: raise PtaclError(f"{path.name}: give a name that ends in {' or '.join(WRITERS)}")
+    if not path.parent.is_dir(): raise PtaclError(f"there is no folder for {path.name}: make it first")
+
 @contextmanager
 def table_file(path: Path, like: pd.DataFrame): # -> a function that appends a DataFrame; like: one of some rows, as an example
     "A table that grows on disk and takes its place when it is complete. Raises `PtaclError` where it cannot."
-    if path.suffix not in WRITERS: raise PtaclError(f"{path.name}: give a name that ends in {' or '.join(WRITERS)}")
-    if not path.parent.is_dir(): raise PtaclError(f"there is no folder for {path.name}: make it first")
-    new, waiting = path.with_name(f".{path.name}.{os.getpid()}"), []
+    check_table(path); new, waiting = path.with_name(f".{path.name}.{os.getpid()}"), []
     def arrow(frame): return pa.Table.from_pandas(frame.rename_axis("recording")).select(["recording", *frame])
     def flush(): writer.write_table(pa.concat_tables(waiting)); waiting.clear()
     def append(frame):
@@ -284,6 +287,8 @@ def transform(
     "Files to rows of a table, in bounded memory. Raises `PtaclError` on what concerns more than one file."
     if odd := set(allow) - set(FAULTS): raise PtaclError(f"{', '.join(sorted(odd))} cannot be allowed: choose from {', '.join(FAULTS)}")
     out, refused, rows = Path(out), [], 0
+    check_table(out)
+    like = table(features(module, np.zeros((1, len(LEADS), SAMPLES), np.int16)), np.zeros(1, bool))
     tasks = tasks_of(recordings(paths), key, out, own_names)
     def readable(bar):
         for task, got in zip(tasks, in_order(partial(read_one, allow=allow), tasks, workers, 2 * size)):
@@ -292,7 +297,6 @@ def transform(
             else:
                 refused.append(refusal(task, got) if isinstance(got, Exception) else got)
                 bar.set_postfix(refused=len(refused), refresh=False)
-    like = table(features(module, np.zeros((1, len(LEADS), SAMPLES), np.int16)), np.zeros(1, bool))
     progress = tqdm(total=len(tasks), desc=out.stem, unit="ECG", delay=2, mininterval=0.5)
     with progress as bar, table_file(out, like) as append:
         for part in chunked(readable(bar), size):

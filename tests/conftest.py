@@ -1,9 +1,9 @@
-"What all tests share: paths, the thread count, how hard hypothesis tries, and a browser."
+"What all tests share: an empty home, paths, the thread count, how hard hypothesis tries, and a browser."
 import os
 import shutil
 import subprocess
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import gettempdir, mkdtemp
 
 import pytest
 import torch
@@ -18,6 +18,33 @@ quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_
 settings.register_profile("quick", max_examples=15, deadline=None, derandomize=True, suppress_health_check=quiet)
 settings.register_profile("thorough", max_examples=300, deadline=None, suppress_health_check=quiet)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+HOME, BEFORE = pytest.StashKey[str](), pytest.StashKey[dict]()
+# where programs look for settings and keep what they made: variable -> folder of the home
+PLACES = {"HOME": "", "USERPROFILE": "", "APPDATA": "roaming", "LOCALAPPDATA": "local", "WIN_PD_OVERRIDE_LOCAL_APPDATA": "local",
+          "XDG_CONFIG_HOME": ".config", "XDG_CACHE_HOME": ".cache", "XDG_DATA_HOME": ".local/share", "XDG_STATE_HOME": ".local/state",
+          "JUPYTER_CONFIG_DIR": ".jupyter", "JUPYTER_DATA_DIR": ".local/share/jupyter", "JUPYTER_RUNTIME_DIR": ".local/share/jupyter/runtime",
+          "IPYTHONDIR": ".ipython", "MPLCONFIGDIR": ".config/matplotlib", "HF_HOME": ".cache/huggingface", "TORCH_HOME": ".cache/torch"}
+
+
+def pytest_configure(config):
+    "An empty home for this process and all that it starts, before a test is imported: matplotlib looks for its cache by then."
+    config.stash[HOME] = mkdtemp(prefix="ptacl-home-")
+    config.stash[BEFORE] = {name: os.environ.get(name) for name in PLACES}
+    os.environ.update({name: os.path.join(config.stash[HOME], folder) for name, folder in PLACES.items()})
+
+
+def pytest_unconfigure(config):
+    for name, value in config.stash[BEFORE].items(): os.environ.pop(name) if value is None else os.environ.update({name: value})
+    shutil.rmtree(config.stash[HOME], ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(pytestconfig) -> Path:
+    "The empty home. Nothing reaches the real one."
+    assert Path.home() == Path(pytestconfig.stash[HOME])
+    return Path.home()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from ptacl.ecg import SCOPES, denoise, ecg_stats, normalize, plot_ecg, preprocess, quality, wavelet_bands
 from ptacl.errors import PtaclError
@@ -77,6 +78,23 @@ def test_any_leading_axes_and_length(shape, n):
         y = denoise(x, 500)
     assert y.shape == x.shape and y.dtype == np.float32
     np.testing.assert_allclose(denoise(x[..., 1, :], 500), y[..., 1, :], atol=1e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(fs=st.sampled_from([250, 257, 500, 1000]), n=st.integers(1200, 5000), cuts=st.sets(st.integers(1, 19)),
+       threads=st.sampled_from([1, 2]), scope=st.sampled_from(["record", "lead", "group"]))
+def test_a_record_is_prepared_alike_in_every_batch(ecg, fs, n, cuts, threads, scope):
+    x = np.concatenate([ecg, 0.7 * ecg, ecg[:4, ::-1]])[..., :n]  # 20 records: small batches, and those shared out to threads
+    with threadpool_limits(threads, "blas"):
+        parts = [preprocess(part, fs, scope) for part in np.split(x, sorted(cuts))]
+    assert (np.concatenate(parts) == preprocess(x, fs, scope)).all(), "to the last bit"
+
+
+def test_a_record_is_normalised_alike_however_it_lies_in_memory(ecg):
+    for scope in ("record", "lead", "group"):
+        stats = [np.stack(ecg_stats(x, scope)) for x in (ecg, np.asfortranarray(ecg), np.repeat(ecg, 2, -1)[..., ::2])]
+        assert (stats[0] == stats[1]).all() and (stats[0] == stats[2]).all()
+        assert (np.stack(ecg_stats(ecg[3:4], scope)) == stats[0][:, 3:4]).all()
 
 
 def test_denoising_is_linear_and_keeps_einthoven(ecg):

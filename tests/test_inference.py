@@ -182,6 +182,21 @@ def test_without_a_key_strangers_are_refused_with_both_ways_out(run, signals, tm
     assert not (tmp_path / "emb.parquet").exists() and not (tmp_path / ".config").exists()
 
 
+def test_what_needs_no_key_is_refused_before_one_is_read_or_made(probe, module, signals, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path)); (tmp_path / "MRN00123456.xml").write_bytes(strip(signals[0]))
+    out, paths = tmp_path / "e.csv", [tmp_path / "MRN00123456.xml"]; (tmp_path / "empty").mkdir()
+    for key in (None, tmp_path / "key"):
+        for ask, why in ((partial(embed, paths, module, tmp_path / "e.xlsx"), "ends in .parquet or .csv"),
+                         (partial(embed, paths, module, tmp_path / "none" / "e.csv"), "no folder for e.csv"),
+                         (partial(embed, paths, module, out, allow=["hum"]), "hum cannot be allowed"),
+                         (partial(embed, [tmp_path / "empty"], module, out), "no ECG there"),
+                         (partial(predict, paths, module, probe, out, 1.5), "between 0 and 1"),
+                         (partial(predict, paths, module, probe, out, 0.99), "99 are needed"),
+                         (partial(predict, paths, module, replace(probe, weight=probe.weight[1:]), out, 0.8), "features: this probe takes")):
+            with pytest.raises(PtaclError, match=why): ask(key=key)
+    assert not (tmp_path / "key").exists() and not (tmp_path / ".config").exists()
+
+
 def test_folders_are_searched_and_films_left_alone(tmp_path):
     for f in ("a/1.xml", "a/b/2.hea", "a/b/2.dat", "3.dcm", "cmr/x/im1.dcm", f"{ID}_20209_2_0/1.dcm", ".hidden/4.xml", "._5.xml", "table.csv"):
         (tmp_path / f).parent.mkdir(parents=True, exist_ok=True); (tmp_path / f).touch()
