@@ -9,12 +9,13 @@ import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
-from importlib.metadata import packages_distributions
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
 import pytest
 from nbdev.clean import clean_nb
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from ptacl.audit import audit, summary
@@ -235,6 +236,25 @@ def test_pins_are_exact_and_within_the_declared_ranges():
     none_of(f"constraints.txt lacks {r.name}" for r in requirements + development if canonicalize_name(r.name) not in pinned)
     none_of(f"constraints.txt pins {r.name} {pinned[canonicalize_name(r.name)]}, settings.ini wants {r.specifier}"
             for r in requirements + development if not r.specifier.contains(pinned[canonicalize_name(r.name)], prereleases=True))
+
+
+def promised(): # -> 3.11, 3.12, …
+    low, high = re.search(r"\(3, (\d+)\) <= sys\.version_info < \(3, (\d+)\)", (ROOT / "Makefile").read_text(encoding="utf-8")).groups()
+    return [f"3.{minor}" for minor in range(int(low), int(high))]
+
+
+def test_what_is_installed_takes_every_promised_python():
+    assert promised()[0] == settings["min_python"]
+    pythons, wanted = [f"{v}.{patch}" for v in promised() for patch in (0, 99)], []
+    for r in [*pins, *requirements, *development]:
+        try: installed = distribution(r.name)
+        except PackageNotFoundError: continue  # of another system, or of another Python
+        if r.specifier.contains(installed.version, prereleases=True): wanted.append((r, installed.metadata.get("Requires-Python", "")))
+    assert len(wanted) > len(requirements + development)
+    none_of(f"{r} requires Python {takes}, and Python {python} is promised: choose another version, or say for which Python it is (;python_version<…)"
+            for r, takes in wanted for python in pythons
+            if not (r.marker and not r.marker.evaluate({"python_version": python.rpartition(".")[0], "python_full_version": python}))
+            and python not in SpecifierSet(takes))
 
 
 def test_version_is_one():

@@ -75,7 +75,7 @@ def test_real_wfdb(name, samples):
 
 
 def test_real_cardiology_xml(tmp_path):
-    package = pytest.importorskip("ecgprocess", reason="ecgprocess, which ships a real CardiologyXML, is not installed")
+    package = pytest.importorskip("ecgprocess", reason="ecgprocess, which ships a real CardiologyXML, is not installed: not for Python 3.14")
     file = Path(package.__file__).parent / "example_data" / "example_datasets" / "example-XML1.xml"
     ecg = read_ecg(shutil.copy(file, tmp_path / f"{ID}_20205_2_0.xml"))
     assert ecg.signal.shape == (12, 5000) and ecg.fs == 500 and ecg.meta["resolution_uv"] == 5
@@ -87,7 +87,7 @@ def test_real_cardiology_xml(tmp_path):
 
 @pytest.mark.parametrize("name, lsb", [("example-DICOM1.dcm", 4.88), ("example-DICOM2.dcm", 5)])
 def test_real_dicom_of_other_makers(name, lsb):
-    package = pytest.importorskip("ecgprocess", reason="ecgprocess, which ships real DICOM ECGs, is not installed")
+    package = pytest.importorskip("ecgprocess", reason="ecgprocess, which ships real DICOM ECGs, is not installed: not for Python 3.14")
     ecg = read_ecg(Path(package.__file__).parent / "example_data" / "example_datasets" / name)
     assert ecg.signal.shape == (12, 5000) and ecg.r_peaks is None
     assert ecg.meta["resolution_uv"] == pytest.approx(lsb)
