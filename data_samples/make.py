@@ -4,8 +4,8 @@ The same version of the kit on the same machine gives the same bytes.
 """
 from pathlib import Path
 
-from ptacl.virtual import simulate
-from ptacl.writers import write_patients
+from ptacl.simulate.patients import simulate
+from ptacl.simulate.writers import write_patients
 
 N, SEED, SIZE, FRAMES = 12, 2025, 104, 50
 

@@ -19,7 +19,7 @@ from sphinx.cmd.build import build_main
 sys.path.insert(0, str(Path(__file__).parent))
 from reference import commands_page, definitions, linker, module_page, with_labels
 
-from ptacl.workshop import SOLUTION, YOURS
+from ptacl.course.workshop import SOLUTION, YOURS
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, PAGES = ROOT / "nbs", ROOT / "docs" / "pages"

@@ -27,7 +27,7 @@ def lines_of(text: str):
 
 
 def with_labels(nb, stem: str):
-    "The notebook with a label in front of each heading, `40_losses-1` and so on, for links from anywhere."
+    "The notebook with a label in front of each heading, `52_losses-1` and so on, for links from anywhere."
     count = 0
     for cell in (c for c in nb.cells if c.cell_type == "markdown"):
         lines = []
@@ -110,8 +110,8 @@ def module_page(file: Path) -> str:
 
 def commands_page() -> str:
     "What each subcommand of `ptacl` says of itself."
-    from ptacl.cli import app
-    parts = ["# The ptacl command\n\nWhat `ptacl COMMAND --help` prints. The chapter: [Command line](../91_cli.ipynb)."]
+    from ptacl.app.cli import app
+    parts = ["# The ptacl command\n\nWhat `ptacl COMMAND --help` prints. The chapter: [Command line](../99_cli.ipynb)."]
     for name in get_command(app).commands:
         shown = CliRunner().invoke(app, [name, "--help"], prog_name="ptacl", terminal_width=110).output.strip()
         parts.append(f"(ptacl.{name})=\n## ptacl {name}\n\n```text\n{shown}\n```")

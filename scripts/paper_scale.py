@@ -19,17 +19,18 @@ from pathlib import Path
 import joblib
 import torch
 
-from ptacl.calibration import ceilings
-from ptacl.cohort import COVARIATES, Cohort
-from ptacl.errors import PtaclError
-from ptacl.experiments import versions, write_result
-from ptacl.finetune import finetune, with_targets
-from ptacl.ingest import UNITS, virtual_rows
-from ptacl.methods import train_method
-from ptacl.presets import Preset
-from ptacl.studies import preset_of
-from ptacl.training import Pairs
-from ptacl.virtual import simulate
+from ptacl.simulate.calibration import ceilings
+from ptacl.data.cohort import Cohort
+from ptacl.data.tables import COVARIATES
+from ptacl.core.errors import PtaclError
+from ptacl.core.files import versions, write_result
+from ptacl.train.finetune import finetune, with_targets
+from ptacl.simulate.cohorts import UNITS, virtual_rows
+from ptacl.rivals.methods import train_method
+from ptacl.core.presets import Preset
+from ptacl.studies.tasks import preset_of
+from ptacl.data.pairs import Pairs
+from ptacl.simulate.patients import simulate
 
 TRAIN, TEST, SEED = 27_951, 5_991, 0   # the paper's patients
 METHODS = ("random", "mae", "global", "ptacl")
@@ -108,7 +109,7 @@ def table(name: str, preset: str, given: argparse.Namespace, k: int, cohort: Pat
     parameters = {"preset": preset, "cohort": cohort, "methods": list(METHODS), "epochs": given.epochs, "epochs_mae": given.epochs_mae,
                   "batch_size": given.batch_size, "seed": SEED, "n_boot": given.n_boot, "runs": runs, "output_dir": out}
     options = [str(x) for pair in parameters.items() for x in ("-p", *pair)]
-    shell = subprocess.Popen([sys.executable, "-c", "from ptacl.cli import app; app()", "run", name, *options], start_new_session=True)
+    shell = subprocess.Popen([sys.executable, "-c", "from ptacl.app.cli import app; app()", "run", name, *options], start_new_session=True)
     try:
         if shell.wait(): raise PtaclError(f"{name} failed: see {out / 'failed.json'}")
     except BaseException:  # the time is up, Ctrl-C: nothing goes on without this process

@@ -12,8 +12,8 @@ import wfdb
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from ptacl.presets import LEADS
-from ptacl.readers import EINTHOVEN
+from ptacl.core.presets import LEADS
+from ptacl.data.ecg_files import EINTHOVEN
 
 ID = str(10**6 + 234_567)  # looks like a participant
 SAX = "CINE_segmented_SAX_b{}"

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import torch
 
-from ptacl.encoders import CMREncoder, ECGEncoder
-from ptacl.errors import PtaclError
-from ptacl.mae import MAE
-from ptacl.model import PTACL, joint_loss
-from ptacl.presets import workshop
-from ptacl.training import Pairs, joint_step, mae_cmr_step, mae_ecg_step
+from ptacl.nets.encoders import CMREncoder, ECGEncoder
+from ptacl.core.errors import PtaclError
+from ptacl.nets.mae import MAE
+from ptacl.nets.joint import PTACL, joint_loss
+from ptacl.core.presets import workshop
+from ptacl.data.pairs import Pairs
+from ptacl.train.steps import joint_step, mae_cmr_step, mae_ecg_step
 
 tiny = replace(workshop, width=16, heads=2, ecg_layers=1, cmr_layers=1, frozen_layers=0, decoder_width=16, proj_dim=8, batch_size=4)
 KINDS = {"joint": (lambda: PTACL(tiny), joint_step), "ecg": (lambda: MAE(ECGEncoder(tiny)), mae_ecg_step),

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ptacl.alignment import alignment_map, alignment_scores, chance_scores, cosine_maps, lag_profile, patient_scores, plot_alignment
-from ptacl.errors import PtaclError
+from ptacl.evaluate.alignment import alignment_map, alignment_scores, chance_scores, cosine_maps, lag_profile, patient_scores, plot_alignment
+from ptacl.core.errors import PtaclError
 
 matplotlib.use("agg")
 NAMES = ("exact", "within_one", "phase_error")

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import ptacl.audit
-from ptacl.audit import ID, audit, blocks, excused, numbers, search, summary
-from ptacl.errors import PtaclError
+import ptacl.app.audit
+from ptacl.app.audit import ID, audit, blocks, excused, numbers, search, summary
+from ptacl.core.errors import PtaclError
 
 ROOT = Path(__file__).resolve().parents[1]
 SOMEONE, ANOTHER = str(10**6 + 234_567), str(4 * 10**6 + 321)
@@ -199,7 +199,7 @@ def test_caches_and_packages_are_left_out(tmp_path):
 
 
 def test_large_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(ptacl.audit, "BLOCK", 2**14)
+    monkeypatch.setattr(ptacl.app.audit, "BLOCK", 2**14)
     lines = [f"{k},{k / 7}" for k in range(100_000)]
     for at in (0, 55_555, 99_999): lines[at] += f",{SOMEONE}"
     (tmp_path / "t.csv").write_text("\n".join(lines))
@@ -212,11 +212,11 @@ def test_large_files(tmp_path, monkeypatch):
 
 @given(st.binary(max_size=300), st.integers(70, 100))
 def test_blocks_lose_nothing(content, size):
-    at, old = [0], ptacl.audit.BLOCK
+    at, old = [0], ptacl.app.audit.BLOCK
     def read(n): at[0] += n; return content[at[0] - n:at[0]]
-    ptacl.audit.BLOCK = size
+    ptacl.app.audit.BLOCK = size
     try: assert b"".join(blocks(read, len(content))) == content
-    finally: ptacl.audit.BLOCK = old
+    finally: ptacl.app.audit.BLOCK = old
 
 
 def test_a_table_of_half_a_million(tmp_path):

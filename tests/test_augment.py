@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptacl.augment import CMRAugment, augment_ecg, centre_crop, crop_at, fourier_surrogate, rescale
-from ptacl.errors import PtaclError
-from ptacl.presets import get_preset, paper_regression, workshop
+from ptacl.signal.augment import CMRAugment, augment_ecg, centre_crop, crop_at, fourier_surrogate, rescale
+from ptacl.core.errors import PtaclError
+from ptacl.core.presets import get_preset, paper_regression, workshop
 
 FULL = replace(workshop, augment=1.0)  # the workshop's sizes, augmented at full strength
 

@@ -8,11 +8,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 
-from ptacl.beats import beat_weights, detect_r_peaks, pad_r_peaks, r_peaks_of, segment_beats
-from ptacl.errors import PtaclError
-from ptacl.presets import LEADS
-from ptacl.readers import read_ecg
-from ptacl.virtual import simulate
+from ptacl.signal.beats import beat_weights, detect_r_peaks, pad_r_peaks, r_peaks_of, segment_beats
+from ptacl.core.errors import PtaclError
+from ptacl.core.presets import LEADS
+from ptacl.data.ecg_files import read_ecg
+from ptacl.simulate.patients import simulate
 
 WIDTH = 0.1  # seconds of a token
 crops = st.sampled_from([30, 50])  # tokens: workshop, paper
@@ -238,7 +238,7 @@ def test_a_large_cohort_is_read_as_its_records_one_by_one(monkeypatch):
     for lead in (None, "V5"):
         few = r_peaks_of(ecg, 500, lead)
         with monkeypatch.context() as m:
-            m.setattr("ptacl.beats.FEW", 5)
+            m.setattr("ptacl.signal.beats.FEW", 5)
             torch.testing.assert_close(r_peaks_of(ecg, 500, lead, workers=1), few, equal_nan=True, atol=0, rtol=0)
             with pytest.raises(PtaclError, match="shape"): r_peaks_of(ecg[:, :3], 500, lead)
             with pytest.raises(PtaclError, match="choose from"): r_peaks_of(ecg, 500, "X")

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
 
-from ptacl import bench, plain
-from ptacl.beats import beat_weights, detect_r_peaks, r_peaks_of, segment_beats
-from ptacl.ecg import denoise
-from ptacl.encoders import attend
-from ptacl.errors import PtaclError
-from ptacl.losses import global_contrastive_loss
-from ptacl.presets import workshop
-from ptacl.virtual import simulate
+from ptacl.bench.bench import bench, data, measure, plain, training
+from ptacl.signal.beats import beat_weights, detect_r_peaks, r_peaks_of, segment_beats
+from ptacl.signal.ecg import denoise
+from ptacl.nets.encoders import attend
+from ptacl.core.errors import PtaclError
+from ptacl.nets.losses import global_contrastive_loss
+from ptacl.core.presets import workshop
+from ptacl.simulate.patients import simulate
 
 
 def shell(root, *words, **more):
@@ -29,7 +29,7 @@ def shell(root, *words, **more):
 
 def test_ways_take_turns_and_what_comes_before_is_off_the_clock():
     seen = []
-    turns = bench.take_turns({k: lambda k=k: seen.append(k) for k in "ab"}, 2, before={k: lambda k=k: seen.append(k.upper()) for k in "ab"})
+    turns = measure.take_turns({k: lambda k=k: seen.append(k) for k in "ab"}, 2, before={k: lambda k=k: seen.append(k.upper()) for k in "ab"})
     assert "".join(seen) == "AaBb" * 3
     assert {k: len(v) for k, v in turns.items()} == {"a": 2, "b": 2}
 
@@ -37,17 +37,17 @@ def test_ways_take_turns_and_what_comes_before_is_off_the_clock():
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 40))
 def test_products_are_counted(n, i, o):
     x, w = torch.randn(n, i), torch.randn(o, i, requires_grad=True)
-    assert bench.count_flops(lambda: F.linear(x, w)) == 2 * n * i * o
-    assert bench.count_flops(lambda: F.linear(x, w).sum().backward()) == 4 * n * i * o     # forward, and the weight's gradient
+    assert training.count_flops(lambda: F.linear(x, w)) == 2 * n * i * o
+    assert training.count_flops(lambda: F.linear(x, w).sum().backward()) == 4 * n * i * o     # forward, and the weight's gradient
 
 
 def test_attention_counts_the_same_by_every_kernel():
     q = torch.randn(2, 4, 30, 16)
-    assert bench.count_flops(lambda: attend(q, q, q)) == bench.count_flops(lambda: attend(*[q.bfloat16()] * 3)) == 4 * 2 * 4 * 30**2 * 16
+    assert training.count_flops(lambda: attend(q, q, q)) == training.count_flops(lambda: attend(*[q.bfloat16()] * 3)) == 4 * 2 * 4 * 30**2 * 16
 
 
 def test_frozen_layers_cost_their_forward_pass_only():
-    whole, free = (bench.step_flops("joint", p) for p in (workshop, replace(workshop, frozen_layers=0)))
+    whole, free = (training.step_flops("joint", p) for p in (workshop, replace(workshop, frozen_layers=0)))
     block = lambda n: 24 * n * workshop.width**2 + 4 * n**2 * workshop.width
     ecg, cmr = 12 * workshop.ecg_times, workshop.T * workshop.cmr_places
     assert 0.97 < ((3 + 2 * 2) * (block(ecg) + block(cmr))) / whole < 1
@@ -55,33 +55,33 @@ def test_frozen_layers_cost_their_forward_pass_only():
 
 
 def test_a_row_has_median_quartiles_and_shares():
-    r = bench.row("a", "b", "c", [1., 2., 3., 4., 100.], items=6, flops=9e9)
+    r = measure.row("a", "b", "c", [1., 2., 3., 4., 100.], items=6, flops=9e9)
     assert (r["seconds"], r["seconds_lo"], r["seconds_hi"], r["per_second"], r["gflops"]) == (3, 2, 4, 2, 3)
 
 
 def test_the_yardstick_multiplies_what_the_blocks_multiply():
     "Forward, apart from patches, head and attention's own products, the products of a model are those of its yardstick."
-    for kind in bench.STEPS:
+    for kind in training.STEPS:
         p, seen = workshop, []
-        model, view = bench.start(kind, p), {"ecg": torch.randn(2, 12, p.ecg_crop), "cine": torch.rand(2, p.frames, p.size, p.size)}
+        model, view = training.start(kind, p), {"ecg": torch.randn(2, 12, p.ecg_crop), "cine": torch.rand(2, p.frames, p.size, p.size)}
         hooks = [m.register_forward_hook(lambda m, x, y, seen=seen: seen.append((x[0].shape[0] * x[0].shape[1], m.in_features, m.out_features)))
                  for b in model.modules() if type(b).__name__ == "Block" for m in b.modules() if isinstance(m, torch.nn.Linear)]
-        bench.encode_and_back(kind, model, view, torch.float32)
-        assert sorted(seen) == sorted(bench.own_shapes(kind, p, 2)) and len(hooks) == len(seen)
+        training.encode_and_back(kind, model, view, torch.float32)
+        assert sorted(seen) == sorted(measure.own_shapes(kind, p, 2)) and len(hooks) == len(seen)
         for way in ("shapes", "layers"):
-            f, flops = bench.yardsticks(kind, p, 2, 64, "cpu")[way]
-            assert bench.count_flops(f) == flops
+            f, flops = measure.yardsticks(kind, p, 2, 64, "cpu")[way]
+            assert training.count_flops(f) == flops
 
 
 def test_a_timed_step_is_a_step_of_fit():
-    model = bench.start("mae_ecg", workshop)
+    model = training.start("mae_ecg", workshop)
     before = [x.clone() for x in model.parameters()]
-    row = bench.parts("mae_ecg", model, workshop, bench.made_up(8), 4, "cpu")["step"]()
+    row = training.parts("mae_ecg", model, workshop, training.made_up(8), 4, "cpu")["step"]()
     assert row["skipped"] == 0 and np.isfinite(row["loss"]) and all((a != b).any() for a, b in zip(before, model.parameters()))
 
 
 def test_targets_say_what_was_met():
-    rows = pd.DataFrame([bench.row("denoising", "8 records", w, [1.], ratio=r) for w, r in (("kit", 1), ("loop", 2.5))])
+    rows = pd.DataFrame([measure.row("denoising", "8 records", w, [1.], ratio=r) for w, r in (("kit", 1), ("loop", 2.5))])
     table = bench.targets(rows, "cpu")
     assert table[["goal", "measured", "met"]].values.tolist() == [[3, 2.5, False]]
 
@@ -122,7 +122,7 @@ def test_weights_of_one_token_and_of_nobody():
 
 def test_metric_learning_gives_the_same_loss_and_gradient():
     a, b = torch.randn(2, 20, 8, requires_grad=True)
-    ours, theirs = (torch.autograd.grad(f(a, b), (a, b)) for f in (lambda a, b: global_contrastive_loss(a, b, 0.1), bench.metric_learning(0.1)))
+    ours, theirs = (torch.autograd.grad(f(a, b), (a, b)) for f in (lambda a, b: global_contrastive_loss(a, b, 0.1), training.metric_learning(0.1)))
     for x, y in zip(ours, theirs): torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-3)
 
 
@@ -137,8 +137,8 @@ def test_attention_in_bf16_is_the_fused_one_but_for_rounding(n):
 
 
 def test_plain_models_have_our_weights_and_freeze_where_we_do():
-    for kind in bench.STEPS:
-        ours, theirs = bench.start(kind, workshop), plain.plain_model(kind, workshop)
+    for kind in training.STEPS:
+        ours, theirs = training.start(kind, workshop), plain.plain_model(kind, workshop)
         count = lambda m: [sum(x.numel() for x in m.parameters() if x.requires_grad == free) for free in (True, False)]
         assert count(ours) == count(theirs)
 
@@ -147,9 +147,9 @@ def test_plain_steps_do_the_work_of_ours():
     "Counted operations agree but for the patches, which a plain autoencoder embeds before it hides them."
     for kind, most in {"mae_ecg": 1.02, "mae_cmr": 1.2, "joint": 1.001}.items():
         model = plain.plain_model(kind, workshop)
-        inputs = plain.plain_inputs(kind, bench.made_up(2).__getitems__([0, 1]), workshop)
-        counted = bench.count_flops(lambda model=model, inputs=inputs: model(*inputs).backward()) / 2
-        assert 0.999 < counted / bench.step_flops(kind, workshop) < most
+        inputs = plain.plain_inputs(kind, training.made_up(2).__getitems__([0, 1]), workshop)
+        counted = training.count_flops(lambda model=model, inputs=inputs: model(*inputs).backward()) / 2
+        assert 0.999 < counted / training.step_flops(kind, workshop) < most
 
 
 def test_plainly_nobody_is_aligned_without_a_whole_beat():
@@ -163,7 +163,7 @@ def test_plainly_nobody_is_aligned_without_a_whole_beat():
 
 def test_a_section_through_the_shell(root, tmp_path):
     words = ("bench", "--quick", "--device", "cpu", "--only", "segmentation", "--out", tmp_path / "b.json")
-    run = shell(root, "-c", "from ptacl.cli import app; app()", *words)
+    run = shell(root, "-c", "from ptacl.app.cli import app; app()", *words)
     assert run.returncode == 0, run.stderr
     result = json.loads((tmp_path / "b.json").read_text())
     assert {r["way"] for r in result["rows"]} == {"kit", "loop", "loop, segments at once"}
@@ -185,13 +185,13 @@ def test_a_result_that_could_not_be_written_is_not_measured(tmp_path, monkeypatc
 
 def test_without_the_peer_our_loss_is_measured_alone(monkeypatch):
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
-    assert [r["way"] for r in bench.infonce((8, 16), 2, "cpu")] == ["kit", "kit"]
+    assert [r["way"] for r in training.infonce((8, 16), 2, "cpu")] == ["kit", "kit"]
 
 
 def test_targets_of_growth():
     both = (("probe", 1.5, 4), ("probe", 1.5, 16), ("retrieval", 2., 4), ("retrieval", 2., 16))
-    rows = [bench.row(part, f"{n} patients", "kit", [1.], peak_mb=n, slope=s, memory=1.) for part, s, n in both]
-    rows += [bench.row("streaming", f"{n} patients", "kit", [1.], peak_mb=p) for n, p in ((64, 10.), (256, 10.), (1024, 30.))]
+    rows = [measure.row(part, f"{n} patients", "kit", [1.], peak_mb=n, slope=s, memory=1.) for part, s, n in both]
+    rows += [measure.row("streaming", f"{n} patients", "kit", [1.], peak_mb=p) for n, p in ((64, 10.), (256, 10.), (1024, 30.))]
     table = bench.targets(pd.DataFrame(rows), "cpu").set_index("target")
     assert table.met.to_dict() == {"probe: exponent of time over patients": False, "probe: exponent of memory over patients": True,
                                    "streaming: memory for 16 times the patients": False}
@@ -215,8 +215,8 @@ def test_all_of_it_quickly(tmp_path):
 
 @pytest.mark.long
 def test_r_peaks_by_all_cores_are_those_of_one(monkeypatch):
-    monkeypatch.setattr("ptacl.beats.FEW", 100)
-    ecg = bench.repeated(300)
+    monkeypatch.setattr("ptacl.signal.beats.FEW", 100)
+    ecg = data.repeated(300)
     assert torch.equal(r_peaks_of(ecg, 500), r_peaks_of(ecg, 500, workers=1))
     np.testing.assert_allclose(r_peaks_of(ecg[:1], 500)[0], detect_r_peaks(ecg[0], 500), atol=1e-6)
 

@@ -8,11 +8,13 @@ import torch
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.metrics import r2_score
 
-from ptacl.calibration import (READINGS, calibration, ceilings, cine_features, correlations, ecg_features, edge, mean_beat, passing, rays,
-    reference_r2, references, sokolow_lyon, study, visible)
-from ptacl.errors import PtaclError
-from ptacl.presets import LEADS, PHENOTYPES
-from ptacl.virtual import DEMOGRAPHICS, REFERENCE, SLICE_PARAMETERS, simulate
+from ptacl.simulate.calibration import READINGS, calibration, ceilings, correlations, references, sokolow_lyon, study, visible
+from ptacl.simulate.rulers import cine_features, ecg_features, edge, mean_beat, passing, rays, reference_r2
+from ptacl.core.errors import PtaclError
+from ptacl.core.presets import LEADS, PHENOTYPES
+from ptacl.simulate.causes import DEMOGRAPHICS, REFERENCE
+from ptacl.simulate.heart import SLICE_PARAMETERS
+from ptacl.simulate.patients import simulate
 
 PAPER = pd.DataFrame({"ECG": [.514, .500, .386, .255, .289, .616, .540, .557, .389, .299],
     "slice": [.809, .772, .678, .489, .571, .824, .799, .784, .657, .492]}, list(PHENOTYPES))  # Table 2: PTACL LP, CMR MAE LP

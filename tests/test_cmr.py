@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptacl.cmr import cardiac_centre, crop, middle_slice, minmax, plot_cine, preprocess, resample_frames
-from ptacl.errors import PtaclError
-from ptacl.virtual import simulate
+from ptacl.signal.cmr import cardiac_centre, crop, middle_slice, minmax, plot_cine, preprocess, resample_frames
+from ptacl.core.errors import PtaclError
+from ptacl.simulate.patients import simulate
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real" / "cmr_sax"
 

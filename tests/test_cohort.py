@@ -17,11 +17,12 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptacl import cohort as module
-from ptacl.cohort import MV, SCOPES, SHARD, SHARES, SPLITS, Cohort, Stream, assign_splits, factors, lead_stats, shard_parts, to_counts
-from ptacl.ecg import normalize
-from ptacl.errors import PtaclError
-from ptacl.presets import LEADS, PHENOTYPES
+from ptacl.data import store as module
+from ptacl.data.cohort import SHARES, Cohort, Stream, assign_splits, shard_parts
+from ptacl.data.store import MV, SCOPES, SHARD, SPLITS, factors, lead_stats, to_counts
+from ptacl.signal.ecg import normalize
+from ptacl.core.errors import PtaclError
+from ptacl.core.presets import LEADS, PHENOTYPES
 
 N, F = 70, 4  # more than a shard
 
@@ -443,7 +444,8 @@ def measure_training(folder, queue):
     "Peak memory of a joint epoch that reads every patient."
     import resource
     import steps
-    from ptacl.training import fit, joint_step
+    from ptacl.train.loop import fit
+    from ptacl.train.steps import joint_step
     torch.set_num_threads(1)
     fit(steps.start(), joint_step, Stream(Cohort.open(folder)), steps.tiny, 1, 1e-3)
     queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -452,7 +454,7 @@ def measure_training(folder, queue):
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 def test_memory_of_training_does_not_grow_with_the_cohort(tmp_path):
-    from ptacl.bench import store
+    from ptacl.bench.data import store
     peaks = []
     for n in (64, 1024): store(tmp_path / str(n), n)
     for n in (64, 1024):

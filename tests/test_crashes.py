@@ -17,19 +17,19 @@ from accelerate.state import AcceleratorState
 from steps import KINDS, noise, same, start, tiny
 from torch.multiprocessing import get_context
 
-import ptacl.experiments
-import ptacl.training
-from ptacl.bench import store
-from ptacl.cohort import Cohort, Stream
-from ptacl.encoders import ECGEncoder
-from ptacl.errors import PtaclError
-from ptacl.experiments import run_experiment
-from ptacl.finetune import load_tuned
-from ptacl.methods import load_method
-from ptacl.model import PTACL, from_pretrained, joint_loss, save_pretrained, start_joint
-from ptacl.presets import paper_regression
-from ptacl.training import fit
-from ptacl.virtual import simulate
+import ptacl.studies.experiments
+import ptacl.train.loop
+from ptacl.bench.data import store
+from ptacl.data.cohort import Cohort, Stream
+from ptacl.nets.encoders import ECGEncoder
+from ptacl.core.errors import PtaclError
+from ptacl.studies.experiments import run_experiment
+from ptacl.train.finetune import load_tuned
+from ptacl.rivals.methods import load_method
+from ptacl.nets.joint import PTACL, from_pretrained, joint_loss, save_pretrained, start_joint
+from ptacl.core.presets import paper_regression
+from ptacl.train.loop import fit
+from ptacl.simulate.patients import simulate
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 EPOCHS = 5
@@ -38,7 +38,7 @@ EPOCHS = 5
 def train(kind, folder, epochs=EPOCHS, precision="no"):
     "The phase to its end, or on to it; in full precision, on one thread."
     AcceleratorState._reset_state(True)
-    ptacl.training.precision = lambda *a: precision
+    ptacl.train.optimiser.precision = lambda *a: precision
     torch.set_num_threads(1)
     torch.rand(os.getpid() % 100)                                  # whatever was drawn before
     name, _, on_disk = kind.partition(", from ")
@@ -252,8 +252,8 @@ def test_a_full_disk_under_a_report_is_one_sentence(also, tmp_path, monkeypatch)
     book.cells = [code("output_dir: str = 'reports'", metadata={"tags": ["parameters"]})]
     nbformat.write(book, tmp_path / "full.ipynb")
     def full(*_, **__): no_space()
-    monkeypatch.setattr(ptacl.experiments.papermill, "execute_notebook", full)
-    if also: monkeypatch.setattr(ptacl.experiments, "write_result", full)
+    monkeypatch.setattr(ptacl.studies.experiments.papermill, "execute_notebook", full)
+    if also: monkeypatch.setattr(ptacl.studies.experiments, "write_result", full)
     with pytest.raises(PtaclError, match=r"^full: its report cannot be written \(No space left on device\): make room on the disk, then run again"):
         run_experiment(str(tmp_path / "full.ipynb"), {"output_dir": str(tmp_path / "out")})
     assert (tmp_path / "out" / "failed.json").exists() != also
@@ -263,7 +263,7 @@ def test_a_full_disk_under_a_report_is_one_sentence(also, tmp_path, monkeypatch)
 def test_a_port_in_use_is_said_and_the_page_has_another():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0)); taken.listen(); port = taken.getsockname()[1]
-        command = [sys.executable, "-c", "from ptacl.cli import app; app()", "explore", "--no-browser", "--port", str(port)]
+        command = [sys.executable, "-c", "from ptacl.app.cli import app; app()", "explore", "--no-browser", "--port", str(port)]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as page:
             said = []
             for line in page.stderr:

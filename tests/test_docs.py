@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ptacl.audit import audit, summary
+from ptacl.app.audit import audit, summary
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
@@ -19,7 +19,7 @@ FETCHED = re.compile(r"""<(?:script|img|iframe|source|video|link)\b[^>]*\s(?:src
 # where a reader may be sent; who adds a link looks at it once, and adds its pattern here
 KNOWN = re.compile(r"""https://(arxiv\.org/abs/\d{4}\.\d{5}|doi\.org/10\.\d{4,}/\S+|github\.com/(pradyunsg/furo|nf-core/\w+)
                        |nbdev\.fast\.ai|docs\.astral\.sh/uv|semver\.org|zarr-specs\.readthedocs\.io|pradyunsg\.me)/$""", re.VERBOSE)
-LOOKED_AT = ("index", "start", "own_cohort", "differences", "40_losses", "63_scoreboard", "experiments/quickstart", "reference/cohort")
+LOOKED_AT = ("index", "start", "own_cohort", "differences", "52_losses", "63_scoreboard", "experiments/quickstart", "reference/cohort")
 pytestmark = pytest.mark.xdist_group("site")  # built once
 
 
@@ -86,7 +86,7 @@ def test_the_reference_shows_comments_and_links_to_the_section(site):
     order = [m[1] for m in re.finditer(r"<h[23]>([\w.]+)<", (site / "reference" / "cohort.html").read_text(encoding="utf-8"))]
     assert order.index("Cohort") < order.index("Cohort.verify") < order.index("small_array")  # methods stand with their class
     assert "width as a fraction of the beat" in page and "Target weights P of eq. 2" in page
-    assert re.search(r'href="\.\./40_losses\.html#id\d+|href="\.\./40_losses\.html#\w', page)
+    assert re.search(r'href="\.\./52_losses\.html#id\d+|href="\.\./52_losses\.html#\w', page)
     commands = text_of(site / "reference" / "commands.html")
     assert "ptacl ingest [OPTIONS]" in commands and "--quarantine" in commands
 
@@ -96,9 +96,9 @@ def test_names_in_the_text_link_to_the_reference(site):
 
 
 def test_pages_show_code_and_pictures_but_no_directives(site):
-    page = (site / "40_losses.html").read_text(encoding="utf-8")
+    page = (site / "52_losses.html").read_text(encoding="utf-8")
     assert "alignment_matrix" in page and "<img" in page
-    assert "#|" not in text_of(site / "40_losses.html")
+    assert "#|" not in text_of(site / "52_losses.html")
 
 
 def test_solutions_of_exercises_are_left_out(tmp_path):
@@ -133,7 +133,7 @@ def test_nothing_is_fetched_from_another_host(site):
              for m in FETCHED.finditer(f.read_text(encoding="utf-8"))}
     assert not found
     assert (site / "_static" / "tex-svg.js").exists()
-    assert 'src="_static/tex-svg.js' in (site / "40_losses.html").read_text(encoding="utf-8")
+    assert 'src="_static/tex-svg.js' in (site / "52_losses.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("text, fetched", [
@@ -170,8 +170,8 @@ def commands(text: str) -> list:
 def test_commands_in_the_texts_exist(file):
     from typer.main import get_command
 
-    from ptacl.cli import app, named
-    from ptacl.experiments import check_parameters, find_experiment
+    from ptacl.app.cli import app, named
+    from ptacl.studies.experiments import check_parameters, find_experiment
     known = get_command(app).commands
     for _, name, *words in commands((ROOT / file).read_text(encoding="utf-8")):
         options = {o for p in known[name].params for o in p.opts}

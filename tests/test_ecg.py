@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from ptacl.ecg import SCOPES, denoise, ecg_stats, normalize, plot_ecg, preprocess, quality, wavelet_bands
-from ptacl.errors import PtaclError
-from ptacl.presets import LEADS
-from ptacl.virtual import simulate
+from ptacl.signal.ecg import SCOPES, denoise, ecg_stats, normalize, plot_ecg, preprocess, quality, wavelet_bands
+from ptacl.core.errors import PtaclError
+from ptacl.core.presets import LEADS
+from ptacl.simulate.patients import simulate
 
 
 @pytest.fixture(scope="module")

@@ -26,15 +26,18 @@ import pytest
 import torch
 from playwright.sync_api import sync_playwright
 
-from ptacl.alignment import alignment_map
-from ptacl.cohort import Cohort, to_counts
-from ptacl.errors import PtaclError
-from ptacl.explorer import AlignmentExplorer, Asked, Compared, open_models, serve, shipped_cohort, shipped_models, shown_numbers, view_of
-from ptacl.figures import asset, standalone
-from ptacl.model import PTACL
-from ptacl.presets import paper_regression, workshop
-from ptacl.virtual import simulate
-from ptacl.whatif import as_batch, depths, disturb, occlusion
+from ptacl.evaluate.alignment import alignment_map
+from ptacl.data.cohort import Cohort
+from ptacl.data.store import to_counts
+from ptacl.core.errors import PtaclError
+from ptacl.app.comparison import Compared, open_models, shipped_cohort, shipped_models
+from ptacl.app.explorer import AlignmentExplorer, serve
+from ptacl.app.views import Asked, shown_numbers, view_of
+from ptacl.evaluate.figures import asset, standalone
+from ptacl.nets.joint import PTACL
+from ptacl.core.presets import paper_regression, workshop
+from ptacl.simulate.patients import simulate
+from ptacl.evaluate.whatif import as_batch, depths, disturb, occlusion
 
 pytestmark = pytest.mark.xdist_group("explorer")
 tiny = replace(workshop, width=32, heads=2, ecg_layers=2, cmr_layers=1, frozen_layers=0, proj_dim=16)
@@ -186,7 +189,7 @@ def test_files_say_whose_maps_and_which_ecg_they_hold(cohort):
 def test_an_own_ecg_is_named_and_its_quality_told(cohort, data_samples, monkeypatch):
     e = AlignmentExplorer(cohort, [PTACL(tiny)])
     file = next((data_samples / "ecg").rglob("*.xml"))
-    monkeypatch.setattr("ptacl.ingest.verdict_on", lambda *_: "flat: V2")
+    monkeypatch.setattr("ptacl.data.prepare.verdict_on", lambda *_: "flat: V2")
     e.take(({"name": file.name, "content": file.read_bytes()},))
     assert "not of good quality: flat: V2" in e.page.view["alert"]
     assert exported(e, "SVG")[0] == f"{e.page.view['patient']}-own-ecg.svg"
@@ -266,7 +269,7 @@ def only_with_token(port):
 @contextmanager
 def explore(chromium, folder, *options):
     port = free_port()
-    command = [sys.executable, "-c", "from ptacl.cli import app; app()", "explore", "--no-browser", "--port", str(port), *options]
+    command = [sys.executable, "-c", "from ptacl.app.cli import app; app()", "explore", "--no-browser", "--port", str(port), *options]
     with server(command, port, folder), browser(chromium) as (page, hosts):
         only_with_token(port)
         address = re.search(rf"http://127.0.0.1:{port}/\?token=\w+", (folder / "server.log").read_text())
@@ -371,7 +374,7 @@ def check_exports(page, chromium, tmp_path):
 
 @pytest.mark.long
 def test_explorer_in_jupyterlab(chromium, cohort, tmp_path):
-    source = f"from ptacl.explorer import AlignmentExplorer, shipped_models\nAlignmentExplorer({str(cohort)!r}, shipped_models())"
+    source = f"from ptacl.app.comparison import shipped_models; from ptacl.app.explorer import AlignmentExplorer\nAlignmentExplorer({str(cohort)!r}, shipped_models())"
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata=kernel), tmp_path / "look.ipynb")
     port = free_port()

@@ -8,13 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptacl.ecg import quality
-from ptacl.errors import PtaclError
-from ptacl.heartbeat import (DURATION, ELECTRODES, FS, MAX_BEATS, NEEDS, draw_ecg, electrode_off, from_electrodes, leads12,
-    peaks_inside, sinus_rhythm, to_electrodes, waves)
-from ptacl.presets import LEADS, PHENOTYPES
-from ptacl.virtual import (SLICE, Streams, anatomy, draw_cine, hash32_, population, simulate, slab_sections,
-    stack_heights, volume_curve)
+from ptacl.signal.ecg import quality
+from ptacl.core.errors import PtaclError
+from ptacl.core.presets import FS
+from ptacl.simulate.electrodes import ELECTRODES, NEEDS, electrode_off, from_electrodes, to_electrodes
+from ptacl.simulate.heartbeat import DURATION, MAX_BEATS, draw_ecg, leads12, peaks_inside, sinus_rhythm, waves
+from ptacl.core.presets import LEADS, PHENOTYPES
+from ptacl.simulate.causes import population
+from ptacl.simulate.draws import Streams, hash32_
+from ptacl.simulate.heart import anatomy, volume_curve
+from ptacl.simulate.image import SLICE, draw_cine, slab_sections, stack_heights
+from ptacl.simulate.patients import simulate
 
 ECG_FAULTS = dict(lead_off="any", bursts=0.2, hum=50, swap=True)
 CINE_FAULTS = dict(gating_shift=0.1, gating_jitter=0.03, missing=4, breathing=4.)

@@ -10,25 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptacl.encoders import CMREncoder, ECGEncoder
-from ptacl.errors import PtaclError
-from ptacl.finetune import (
-    AttentionPool,
-    Tuned,
-    attention_map,
-    finetune,
-    load_tuned,
-    masked_error,
-    predict,
-    supervised,
-    training_view,
-    tune_step,
-    with_targets,
-)
-from ptacl.model import PTACL, from_pretrained
-from ptacl.presets import workshop
-from ptacl.scoreboard import table1, table2
-from ptacl.training import Pairs, infer, make_optimizer
+from ptacl.nets.encoders import CMREncoder, ECGEncoder
+from ptacl.core.errors import PtaclError
+from ptacl.train.finetune import AttentionPool, Tuned, attention_map, finetune, load_tuned, masked_error, predict, supervised, training_view, tune_step, with_targets
+from ptacl.nets.joint import PTACL, from_pretrained
+from ptacl.core.presets import workshop
+from ptacl.evaluate.scoreboard import table1, table2
+from ptacl.data.pairs import Pairs
+from ptacl.train.loop import infer
+from ptacl.train.optimiser import make_optimizer
 
 tiny = replace(workshop, ecg_crop=500, frames=4, size=42, cmr_patch=(2, 21, 21), width=16, heads=2, ecg_layers=2, cmr_layers=2, frozen_layers=0,
                decoder_width=16, proj_dim=8, batch_size=8, augment=0.)

@@ -29,9 +29,11 @@ from makers import (ID, acdc, dicom_ecg, enhanced, image, moving, muse, new_dico
                     voltages)
 from pydicom.uid import RLELossless
 
-from ptacl.errors import PtaclError
-from ptacl.presets import LEADS
-from ptacl.readers import Cine, ECG, read_cine, read_ecg
+from ptacl.core.errors import PtaclError
+from ptacl.core.presets import LEADS
+from ptacl.data.dicom import read_cine
+from ptacl.data.ecg_files import read_ecg
+from ptacl.data.recordings import Cine, ECG
 
 SECONDS, MEMORY = 5, 2**30  # of computing; of the whole process
 
@@ -45,7 +47,7 @@ class TooLong(BaseException):
 @functools.cache
 def libraries():
     "Bytes that the readers' libraries occupy in a process of their own: this one may still hold what other tests left."
-    code = "from pathlib import Path; import ptacl.readers; print(Path('/proc/self/statm').read_text().split()[1])"
+    code = "from pathlib import Path; import ptacl.data.ecg_files; print(Path('/proc/self/statm').read_text().split()[1])"
     return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout) * resource.getpagesize()
 
 
@@ -528,7 +530,7 @@ ALONE = """
 import re, sys
 from pathlib import Path
 from test_fuzz import MEMORY, outcome, refusal
-from ptacl import readers
+from ptacl.data import ecg_files as readers
 kind, how, path = sys.argv[1:]
 reader = getattr(readers, kind)
 if how == "reads": assert outcome(reader, Path(path)) is not None

@@ -20,22 +20,28 @@ from hypothesis import strategies as st
 from makers import ID, dicom_ecg, muse, record, strip
 from typer.testing import CliRunner
 
-from ptacl import inference
-from ptacl.bench import Peak, trim
-from ptacl.cli import app
-from ptacl.cohort import MV, SAMPLES, Cohort, Stream
-from ptacl.encoders import CMREncoder, ECGEncoder
-from ptacl.errors import PtaclError
-from ptacl.finetune import Tuned
-from ptacl.inference import (ECGFeatures, Probe, embed, export, features, fit_probe, half_widths, in_order, judge, likeness, load_probe,
-    on_device, predict, predictions, probe_cohort, read_one, recordings, refused_file, run_onnx, run_program, save_probe, tasks_of)
-from ptacl.ingest import ingest, pseudonym, read_key, write_virtual
-from ptacl.mae import MAE
-from ptacl.model import PTACL, joint_loss, save_pretrained
-from ptacl.presets import LEADS, PHENOTYPES, paper_regression, workshop
-from ptacl.training import Pairs, fit
-from ptacl.virtual import simulate
-from ptacl.writers import write_patients
+from ptacl.inference.embedding import embedding, export, screening
+from ptacl.bench.measure import Peak, trim
+from ptacl.app.cli import app
+from ptacl.data.cohort import SAMPLES, Cohort, Stream
+from ptacl.data.store import MV
+from ptacl.nets.encoders import CMREncoder, ECGEncoder
+from ptacl.core.errors import PtaclError
+from ptacl.train.finetune import Tuned
+from ptacl.inference.embedding import ECGFeatures, embed, features, on_device, refused_file
+from ptacl.export.export import export, run_onnx, run_program
+from ptacl.inference.prediction import Probe, fit_probe, half_widths, load_probe, predict, predictions, probe_cohort, save_probe
+from ptacl.inference.screening import in_order, judge, likeness, read_one, recordings, tasks_of
+from ptacl.data.ingest import ingest
+from ptacl.data.pseudonyms import pseudonym, read_key
+from ptacl.simulate.cohorts import write_virtual
+from ptacl.nets.mae import MAE
+from ptacl.nets.joint import PTACL, joint_loss, save_pretrained
+from ptacl.core.presets import LEADS, PHENOTYPES, paper_regression, workshop
+from ptacl.data.pairs import Pairs
+from ptacl.train.loop import fit
+from ptacl.simulate.patients import simulate
+from ptacl.simulate.writers import write_patients
 
 tiny = replace(workshop, width=16, heads=2, ecg_layers=1, cmr_layers=1, cmr_patch=(2, 42, 42), frozen_layers=0, proj_dim=8)
 shell = CliRunner()
@@ -120,7 +126,7 @@ def test_a_file_gives_what_it_gives_after_ingest(module, tmp_path):
 
 
 def test_projected_is_what_the_global_loss_compares(model, signals):
-    from ptacl.ecg import normalize, preprocess
+    from ptacl.signal.ecg import normalize, preprocess
     clean = preprocess(signals, 500, stats=(0, 1))
     with torch.no_grad():
         ours = ECGFeatures(model, projected=True)(torch.from_numpy(clean))
@@ -227,7 +233,7 @@ def test_what_should_not_be_read_is_refused_with_reason_and_remedy(fault, run, s
     assert list(listed.recording) == ["bad"] and listed.reason[0] and listed.remedy[0]
     word = {"beatless": "no heartbeat", "too short": "ten are needed", "silent": "missing"}.get(fault, fault)
     assert word in f"{listed.reason[0]} {listed.remedy[0]}"
-    if fault in inference.FAULTS: assert run([tmp_path / "raw"], "all.parquet", allow=[fault]).rows == 2
+    if fault in screening.FAULTS: assert run([tmp_path / "raw"], "all.parquet", allow=[fault]).rows == 2
 
 
 @pytest.mark.parametrize("rhythm", ["sinus", "af", "pvc", "lbbb", "rbbb"])
@@ -246,7 +252,7 @@ def test_real_hearts_are_read(shared_real):
 @given(st.integers(0, 2**32 - 1), st.integers(0, 40))
 def test_noise_is_unlike_itself(seed, beats):
     rng = np.random.default_rng(seed)
-    assert likeness(rng.normal(size=(12, 5000)), rng.uniform(0, 10, beats)) < inference.LIKENESS
+    assert likeness(rng.normal(size=(12, 5000)), rng.uniform(0, 10, beats)) < screening.LIKENESS
     assert -1 <= likeness(np.zeros((12, 5000)), rng.uniform(0, 10, beats)) <= 0
 
 
@@ -288,9 +294,9 @@ def test_stopping_in_the_middle_leaves_nothing(files, run, tmp_path, monkeypatch
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_is_said_and_leaves_nothing(files, run, tmp_path, monkeypatch):
-    class Full(inference.WRITERS[".csv"]):
+    class Full(embedding.WRITERS[".csv"]):
         def __init__(self, path, schema): Path(path).touch(); super().__init__("/dev/full", schema)
-    monkeypatch.setitem(inference.WRITERS, ".csv", Full)
+    monkeypatch.setitem(embedding.WRITERS, ".csv", Full)
     with pytest.raises(PtaclError, match="cannot be written .*make room"): run([files], "emb.csv")
     assert not left_over(tmp_path) and not (tmp_path / "emb.csv").exists()
 
@@ -410,7 +416,7 @@ def test_an_onnx_file_is_one_file_and_says_what_it_takes(model, tmp_path):
 
 
 def test_an_export_that_differs_is_refused(module, tmp_path, monkeypatch):
-    monkeypatch.setitem(inference.FORMATS, ".pt2", (inference.write_program, lambda path: lambda x: module(x) + 1e-3))
+    monkeypatch.setitem(export.FORMATS, ".pt2", (export.write_program, lambda path: lambda x: module(x) + 1e-3))
     with pytest.raises(PtaclError, match="differs from the model by 1.0e-03"): export(module, tmp_path / "e.pt2")
     assert not list(tmp_path.iterdir())
 
@@ -490,7 +496,7 @@ def test_models_without_an_ecg(other):
 
 
 def test_what_other_models_can_do(signals):
-    from ptacl.cmae import CMAE
+    from ptacl.rivals.cmae import CMAE
     with pytest.raises(PtaclError, match="no encoder of ECG strips"): ECGFeatures(CMAE(replace(tiny, decoder_width=16)))
     with pytest.raises(PtaclError, match="no projection"): ECGFeatures(MAE(ECGEncoder(tiny)), projected=True)
     assert ECGFeatures(Tuned(ECGEncoder(tiny), ["LVEF"]))(torch.from_numpy(signals)).shape == (6, tiny.width)
@@ -549,5 +555,5 @@ def test_the_shell_from_end_to_end(saved, cohort, files, tmp_path):
 def test_a_gpu_that_was_asked_for_and_is_not_there(module, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with pytest.raises(PtaclError, match="asks for a GPU"): inference.on_device(module)
-    assert inference.on_device(module, "cpu") is module
+    with pytest.raises(PtaclError, match="asks for a GPU"): embedding.on_device(module)
+    assert embedding.on_device(module, "cpu") is module

@@ -19,17 +19,22 @@ import zarr
 from distributed import LocalCluster
 
 from ptacl import __version__
-from ptacl import ingest as module
-from ptacl.beats import detect_r_peaks
-from ptacl.cmr import preprocess as preprocess_cine
-from ptacl.cohort import MV, SHARD, Cohort
-from ptacl.ecg import preprocess as preprocess_ecg
-from ptacl.errors import PtaclError
-from ptacl.ingest import find_patients, ingest, prepare_ecg, pseudonym, read_key, table_values, write_virtual
-from ptacl.presets import PHENOTYPES
-from ptacl.readers import ECG
-from ptacl.virtual import simulate
-from ptacl.writers import write_patients
+from ptacl.data import ingest, prepare, pseudonyms, sources
+from ptacl.signal.beats import detect_r_peaks
+from ptacl.signal.cmr import preprocess as preprocess_cine
+from ptacl.data.cohort import Cohort
+from ptacl.data.store import MV, SHARD
+from ptacl.signal.ecg import preprocess as preprocess_ecg
+from ptacl.core.errors import PtaclError
+from ptacl.data.ingest import ingest
+from ptacl.data.prepare import prepare_ecg
+from ptacl.data.pseudonyms import pseudonym, read_key
+from ptacl.data.sources import find_patients, table_values
+from ptacl.simulate.cohorts import write_virtual
+from ptacl.core.presets import PHENOTYPES
+from ptacl.data.recordings import ECG
+from ptacl.simulate.patients import simulate
+from ptacl.simulate.writers import write_patients
 
 N = 8
 IDS = [str(10**6 + 7919 * k) for k in range(1, N + 1)]  # look like participants
@@ -146,7 +151,7 @@ def test_only_the_repaired_are_read_again(raw, take, monkeypatch):
     first = take(raw)
     before = Cohort.open(first.path); table = before.table
     read = []
-    real = module.prepare
+    real = prepare.prepare
     monkeypatch.setattr(module, "prepare", lambda task, frames: read.append(task.source.id) or real(task, frames))
     source(raw, 4).ecg[0].write_bytes(whole[1])
     second = take(raw)
@@ -176,7 +181,7 @@ def test_changed_files_and_numbers_replace_what_was_there(raw, take, tmp_path):
 def test_quarantined_are_tried_again_by_a_newer_kit(raw, take, monkeypatch):
     source(raw, 0).ecg[0].write_bytes(b"")
     take(raw); tried = []
-    real = module.prepare
+    real = prepare.prepare
     monkeypatch.setattr(module, "prepare", lambda task, frames: tried.append(task.source.id) or real(task, frames))
     take(raw); assert tried == []
     monkeypatch.setattr(module, "__version__", "99.0")
@@ -345,14 +350,14 @@ def test_no_cluster_there(raw, take):
 def measure_pack(out, n, queue):
     "Peak memory of packing n parts that are the same file."
     staging = Path(f"{out}.ingest")
-    cohort = module.open_or_create(Path(out), staging, 50)
+    cohort = ingest.open_or_create(Path(out), staging, 50)
     rng = np.random.default_rng(0)
     ecg, cine = rng.integers(-99, 99, (12, 5000)).astype(np.int16), rng.integers(0, 255, (50, 84, 84), dtype=np.uint8)
     class Part(dict):  # pseudonym -> file, made when it is asked for
         def __getitem__(self, name):
             np.savez(staging / "one.npz", row=np.array(json.dumps({"id": name, "participant": name})), ecg=ecg, cine=cine)
             return staging / "one.npz"
-    module.pack(cohort, Part.fromkeys([f"p-{k:04d}" for k in range(n)]), cohort.quarantine, None, 0)
+    ingest.pack(cohort, Part.fromkeys([f"p-{k:04d}" for k in range(n)]), cohort.quarantine, None, 0)
     queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
@@ -379,7 +384,7 @@ def test_uk_biobank_bulk_with_a_repeat_visit(raw, take, tmp_path):
     table = pd.read_csv(raw / "phenotypes.csv")
     table = table.join(table.filter(regex=r"-2\.0").add(1).rename(columns=lambda c: c.replace("-2.", "-3.")))
     table.to_csv(bulk / "phenotypes.csv", index=False)
-    tasks, _, _ = module.plan(bulk, None, tmp_path / "k.key", tmp_path / "out")
+    tasks, _, _ = ingest.plan(bulk, None, tmp_path / "k.key", tmp_path / "out")
     assert len({t.participant for t in tasks}) == 2 and sorted(t.name.removeprefix(t.participant) for t in tasks) == ["", "", "-3"]
     again = next(t for t in tasks if t.source.visit == 3)
     first = next(t for t in tasks if t.name == again.participant)
@@ -391,7 +396,7 @@ def test_a_repeat_visit_lies_in_the_split_of_its_person(raw, take, monkeypatch):
     table = pd.read_csv(raw / "phenotypes.csv")
     table.join(table.filter(regex=r"-2\.0").rename(columns=lambda c: c.replace("-2.", "-3."))).to_csv(raw / "phenotypes.csv", index=False)
     found = find_patients(raw)
-    twice = found + [module.Source(s.id, 3, s.ecg, s.cine) for s in found]
+    twice = found + [sources.Source(s.id, 3, s.ecg, s.cine) for s in found]
     monkeypatch.setattr(module, "find_patients", lambda folder: twice)
     done = take(raw)
     kept = Cohort.open(done.path).table
@@ -484,7 +489,7 @@ def test_an_interrupted_change_that_cannot_be_completed(raw, take):
 def test_dangling_links_and_vanished_files_are_quarantined(raw, take, monkeypatch, capfd):
     a, b = source(raw, 0), source(raw, 1)
     a.ecg[0].unlink(); a.ecg[0].symlink_to(raw / "nowhere"); b.cine[0].unlink(); b.cine[0].symlink_to(raw / "nowhere.nii.gz")
-    real = module.checksum
+    real = prepare.checksum
     def checksum(source):
         if source.id == IDS[2]: raise PermissionError(13, "Permission denied", f"/x/{IDS[2]}.xml")
         return real(source)
@@ -513,21 +518,21 @@ def test_names_that_mean_nothing(raw, tmp_path):
 def test_parts_of_a_wfdb_record(tmp_path, monkeypatch):
     for f in ("a.hea", "a.dat", "b.hea", "b.mat", "a.xml"): (tmp_path / f).touch()
     monkeypatch.setattr(Path, "glob", None)
-    for names in (["a.hea", "a.dat"], ["b.hea", "b.mat"], ["a.xml"]): assert [p.name for p in module.parts_of(tmp_path / names[0])] == names
+    for names in (["a.hea", "a.dat"], ["b.hea", "b.mat"], ["a.xml"]): assert [p.name for p in prepare.parts_of(tmp_path / names[0])] == names
 
 
 def test_reprs_say_nothing_of_anybody(raw):
-    s = source(raw, 0); t = module.Task("p-x", "p-x", s, None, "0")
+    s = source(raw, 0); t = prepare.Task("p-x", "p-x", s, None, "0")
     assert not any(x in repr([s, t]) for x in (IDS[0], str(raw)))
 
 
 @pytest.mark.parametrize("id, text, out", [("12", "1200 samples, 12 leads", "1200 samples, p-x leads"),
                                            ("ab", "cable of ab_2.xml", "cable of p-x_2.xml")])
 def test_short_ids_do_not_garble(id, text, out):
-    assert module.without_name(text, module.Task("p-x", "p-x", module.Source(id, 2), None, "0")) == out
+    assert prepare.without_name(text, prepare.Task("p-x", "p-x", sources.Source(id, 2), None, "0")) == out
 
 
-def test_stamps_are_keyed(raw): assert module.stamp(source(raw, 0), None) != module.stamp(source(raw, 0), None, b"k" * 32)
+def test_stamps_are_keyed(raw): assert prepare.stamp(source(raw, 0), None) != prepare.stamp(source(raw, 0), None, b"k" * 32)
 
 
 def test_another_rate_is_resampled_and_ten_seconds_are_taken(monkeypatch, virtual):
@@ -605,7 +610,7 @@ def test_a_kill_leaves_no_empty_key(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt): read_key(tmp_path / "k", tmp_path / "out")
     assert not (tmp_path / "k").exists(); monkeypatch.undo()
     assert len(read_key(tmp_path / "k", tmp_path / "out")) == 32 and [f.name for f in tmp_path.iterdir()] == ["k"]
-    with pytest.raises(FileExistsError): module.make_once(tmp_path / "k", b"")
+    with pytest.raises(FileExistsError): pseudonyms.make_once(tmp_path / "k", b"")
     monkeypatch.setattr(module.os, "link", lambda a, b: (_ for _ in ()).throw(PermissionError))
     assert len(read_key(tmp_path / "k2", tmp_path / "out")) == 32 and len(list(tmp_path.iterdir())) == 2
 

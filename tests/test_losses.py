@@ -14,8 +14,8 @@ from hypothesis.extra.numpy import arrays
 from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.losses import SupConLoss
 
-from ptacl.errors import PtaclError
-from ptacl.losses import alignment_matrix, cosine_local_loss, global_contrastive_loss, local_contrastive_loss, ptacl_loss
+from ptacl.core.errors import PtaclError
+from ptacl.nets.losses import alignment_matrix, cosine_local_loss, global_contrastive_loss, local_contrastive_loss, ptacl_loss
 
 sigmas = st.one_of(st.just(0.0), st.floats(1e-30, 1e-3), st.floats(0.01, 1), st.floats(1, 1e30))
 soft = st.floats(0.03, 0.3)  # wide enough to see a neighbour, narrow enough to see a distance
@@ -185,7 +185,7 @@ def khosla_out(anchors, others, labels, tau):
 def test_uniform_rows_give_l_out_of_khosla(seed, tau, labels):
     a, b = pair(1, len(labels), 8, seed=seed)
     same = torch.tensor(labels)[:, None] == torch.tensor(labels)
-    with patch("ptacl.losses.alignment_matrix", lambda T, sigma, circular: same / same.sum(1, keepdim=True)):
+    with patch("ptacl.nets.losses.alignment_matrix", lambda T, sigma, circular: same / same.sum(1, keepdim=True)):
         forth, back = (local_contrastive_loss(a, b, 0.1, tau, w).item() for w in (1.0, 0.0))
     assert forth == pytest.approx(khosla_out(a[0], b[0], labels, tau), abs=1e-4)
     assert back == pytest.approx(khosla_out(b[0], a[0], labels, tau), abs=1e-4)
@@ -291,7 +291,7 @@ import sys
 import torch
 import torch.distributed as dist
 from torch import nn
-from ptacl.losses import global_contrastive_loss
+from ptacl.nets.losses import global_contrastive_loss
 
 rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(1)

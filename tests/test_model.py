@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import ptacl.model
-from ptacl.encoders import Block, CMREncoder, ECGEncoder
-from ptacl.errors import PtaclError
-from ptacl.mae import MAE, patchify, random_mask, unpatchify
-from ptacl.model import PTACL, centre_view, from_pretrained, joint_loss, save_pretrained, start_joint
-from ptacl.presets import PRESETS, paper_regression, paper_retrieval, workshop
-from ptacl.training import make_optimizer, turned_view
+import ptacl.nets.joint
+from ptacl.nets.encoders import Block, CMREncoder, ECGEncoder
+from ptacl.core.errors import PtaclError
+from ptacl.nets.mae import MAE, patchify, random_mask, unpatchify
+from ptacl.nets.joint import PTACL, centre_view, from_pretrained, joint_loss, save_pretrained, start_joint
+from ptacl.core.presets import PRESETS, paper_regression, paper_retrieval, workshop
+from ptacl.train.optimiser import make_optimizer
+from ptacl.train.steps import turned_view
 
 tiny = replace(workshop, width=16, heads=2, ecg_layers=2, cmr_layers=2, frozen_layers=1, decoder_width=16, proj_dim=8)
 PAPER = pytest.mark.parametrize("preset", [paper_regression, paper_retrieval], ids=lambda p: p.name)
@@ -324,7 +325,7 @@ def cut_off(saved, monkeypatch):
     "Save over `saved`, interrupted while the weights are written."
     def stop(model, file): open(file, "wb").write(b"half"); raise Interrupted
     with monkeypatch.context() as m:
-        m.setattr(ptacl.model, "save_model", stop)
+        m.setattr(ptacl.nets.joint, "save_model", stop)
         with pytest.raises(Interrupted): save_pretrained(MAE(CMREncoder(tiny)), saved)
 
 

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from ptacl.audit import audit, summary
+from ptacl.app.audit import audit, summary
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"

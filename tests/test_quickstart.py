@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ptacl.cli import app
-from ptacl.errors import PtaclError
-from ptacl.experiments import check_parameters, find_experiment, parameters_of
-from ptacl.model import PTACL, from_pretrained
-from ptacl.presets import PHENOTYPES
+from ptacl.app.cli import app
+from ptacl.core.errors import PtaclError
+from ptacl.studies.experiments import check_parameters, find_experiment, parameters_of
+from ptacl.nets.joint import PTACL, from_pretrained
+from ptacl.core.presets import PHENOTYPES
 
 pytestmark = pytest.mark.xdist_group("quickstart")  # the run is shared by the tests below, so they belong on one worker
 

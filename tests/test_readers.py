@@ -14,9 +14,11 @@ from pydicom.data import get_testdata_file
 
 from makers import (ID, SAX, acdc, dicom_ecg, enhanced, image, moving, muse, nifti, packed, record, saved, scan, strip, ukb_zip,
                     voltages)
-from ptacl.errors import PtaclError
-from ptacl.presets import LEADS
-from ptacl.readers import lead_name, make_ecg, mask_ids, parse_samples, read_cine, read_ecg, twelve_leads
+from ptacl.core.errors import PtaclError
+from ptacl.core.presets import LEADS
+from ptacl.core.privacy import mask_ids
+from ptacl.data.dicom import read_cine
+from ptacl.data.ecg_files import lead_name, make_ecg, parse_samples, read_ecg, twelve_leads
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 need_wfdb = pytest.mark.skipif(not (REAL / "ecg_wfdb").exists(), reason="no real WFDB records in ../shared/real")

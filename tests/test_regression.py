@@ -12,9 +12,9 @@ from sklearn.metrics import mean_absolute_error, r2_score
 from torchmetrics.functional import pearson_corrcoef
 from torchmetrics.functional import r2_score as torch_r2
 
-from ptacl.errors import PtaclError
-from ptacl.presets import PHENOTYPES
-from ptacl.regression import PAPER_TABLE2, demographics, linear_probe, ols_predict, regression_scores, score_difference
+from ptacl.core.errors import PtaclError
+from ptacl.core.presets import PHENOTYPES
+from ptacl.evaluate.regression import PAPER_TABLE2, demographics, linear_probe, ols_predict, regression_scores, score_difference
 
 
 def data(seed=0, n=300, D=8, targets=3):

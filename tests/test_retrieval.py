@@ -9,19 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.retrieval import retrieval_precision, retrieval_reciprocal_rank
 
-from ptacl import retrieval
-from ptacl.errors import PtaclError
-from ptacl.presets import PHENOTYPES
-from ptacl.retrieval import (
-    PAPER_TABLE1,
-    gaussian_random_precision,
-    phenotype_retrieval,
-    query_results,
-    random_retrieval,
-    retrieval_draws,
-    retrieval_interval,
-    retrieval_table,
-)
+from ptacl.evaluate import retrieval
+from ptacl.core.errors import PtaclError
+from ptacl.core.presets import PHENOTYPES
+from ptacl.evaluate.retrieval import PAPER_TABLE1, gaussian_random_precision, phenotype_retrieval, query_results, random_retrieval, retrieval_draws, retrieval_interval, retrieval_table
 
 
 def brute_force(q, g, y, ks, tolerance, exclude_self, queries=None):

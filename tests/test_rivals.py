@@ -11,21 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_metric_learning.losses import NTXentLoss
 
-import ptacl.cmae
-import ptacl.methods
-import ptacl.simclr
-from ptacl.cmae import CMAE, cmae_step, cmae_view, median_beat, mix
-from ptacl.dualphase import DualPhase, TwoPhases, dualphase_step, mlp_predict, phenotype_step, three_way_loss, volumes
-from ptacl.eccl import eccl_step, eccl_view, flip, start_eccl
-from ptacl.encoders import CMREncoder, ECGEncoder
-from ptacl.errors import PtaclError
-from ptacl.methods import METHODS, PRETRAININGS, load_method, train_method, with_standard_targets
-from ptacl.mmcl import MMCL, end_systole, mmcl_step, mmcl_view, three_channels
-from ptacl.model import PTACL
-from ptacl.presets import PHENOTYPES, paper_regression, workshop
-from ptacl.simclr import SimCLR, nt_xent, simclr_step, two_views
-from ptacl.training import Pairs, pairs_of_virtual
-from ptacl.virtual import simulate
+import ptacl.rivals.cmae
+import ptacl.rivals.methods
+import ptacl.rivals.simclr
+from ptacl.rivals.cmae import CMAE, cmae_step, cmae_view, median_beat, mix
+from ptacl.rivals.dualphase import DualPhase, TwoPhases, dualphase_step, mlp_predict, phenotype_step, three_way_loss, volumes
+from ptacl.rivals.eccl import eccl_step, eccl_view, flip, start_eccl
+from ptacl.nets.encoders import CMREncoder, ECGEncoder
+from ptacl.core.errors import PtaclError
+from ptacl.rivals.methods import METHODS, PRETRAININGS, load_method, train_method, with_standard_targets
+from ptacl.rivals.mmcl import MMCL, end_systole, mmcl_step, mmcl_view, three_channels
+from ptacl.nets.joint import PTACL
+from ptacl.core.presets import PHENOTYPES, paper_regression, workshop
+from ptacl.rivals.simclr import SimCLR, nt_xent, simclr_step, two_views
+from ptacl.data.pairs import Pairs, pairs_of_virtual
+from ptacl.simulate.patients import simulate
 
 tiny = replace(workshop, width=32, heads=2, ecg_layers=1, cmr_layers=1, frozen_layers=0, decoder_width=32, proj_dim=16, batch_size=8,
                ecg_crop=1000, cmr_patch=(2, 28, 28), epochs_mae=1, epochs_joint=1)
@@ -141,7 +141,7 @@ def test_negatives_come_from_all_processes():
     a, b = torch.randn(2, 8, 5, generator=torch.Generator().manual_seed(0))
     parts = []
     for own in (slice(0, 3), slice(3, 8)):
-        with patch.object(ptacl.simclr, "with_others", side_effect=[(a, own), (b, own)]): parts.append(nt_xent(a[own], b[own], 0.1))
+        with patch.object(ptacl.rivals.simclr, "with_others", side_effect=[(a, own), (b, own)]): parts.append(nt_xent(a[own], b[own], 0.1))
     torch.testing.assert_close(3 / 8 * parts[0] + 5 / 8 * parts[1], nt_xent(a, b, 0.1))
 
 
@@ -235,7 +235,7 @@ def test_a_dropped_modality_gets_no_gradient_from_the_reconstruction(dropped):
     torch.manual_seed(0)
     model, batch = CMAE(tiny), made_up()
     always = torch.full((tiny.width // 2,), 0.0 if dropped == "cmr" else 1.0)
-    with patch.object(ptacl.cmae.torch, "rand", return_value=always): out = cmae_step(model, batch, weight=0.0)
+    with patch.object(ptacl.rivals.cmae.torch, "rand", return_value=always): out = cmae_step(model, batch, weight=0.0)
     out["loss"].backward()
     moved = {side: any(w.grad is not None and w.grad.abs().sum() > 0 for w in getattr(model, side).latent.parameters()) for side in ("ecg", "cmr")}
     assert moved == {"ecg": dropped != "ecg", "cmr": dropped != "cmr"}
@@ -326,7 +326,7 @@ def test_a_second_call_finds_everything_done(data, tmp_path):
     first = weights(train_method("ptacl", data, tiny, folder=tmp_path))
     def must_not(*_): raise AssertionError("trained again")
     again = {name: (build, must_not, budget) for name, (build, _, budget) in PRETRAININGS.items()}
-    with patch.object(ptacl.methods, "PRETRAININGS", again):
+    with patch.object(ptacl.rivals.methods, "PRETRAININGS", again):
         with patch.dict(METHODS, ptacl=replace(METHODS["ptacl"], step=must_not)):
             assert same(weights(train_method("ptacl", data, tiny, folder=tmp_path)), first)
         other = train_method("global", data, tiny, folder=tmp_path)      # shares the pre-training, trains its own joint phase

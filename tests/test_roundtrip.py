@@ -5,13 +5,16 @@ import zipfile
 import numpy as np
 import pytest
 
-from ptacl.beats import detect_r_peaks
-from ptacl.errors import PtaclError
-from ptacl.presets import LEADS
-from ptacl.readers import EINTHOVEN, read_cine, read_ecg
-from ptacl.virtual import SPACING, simulate
-from ptacl.writers import (acdc_folder, cardiology_xml, dicom_ecg, dicom_series, multiframe_dicom, muse_xml, nifti_bytes, ukb_zip,
-                           write_patients, write_wfdb)
+from ptacl.signal.beats import detect_r_peaks
+from ptacl.core.errors import PtaclError
+from ptacl.core.presets import LEADS
+from ptacl.data.dicom import read_cine
+from ptacl.data.ecg_files import EINTHOVEN, read_ecg
+from ptacl.core.presets import SPACING
+from ptacl.simulate.patients import simulate
+from ptacl.simulate.cine_writers import acdc_folder, dicom_series, multiframe_dicom, nifti_bytes, ukb_zip
+from ptacl.simulate.ecg_writers import cardiology_xml, dicom_ecg, muse_xml, write_wfdb
+from ptacl.simulate.writers import write_patients
 
 F, Z, H, W = 12, 11, 40, 36  # all different, and more than nine slices
 INTERVAL = 0.075

@@ -19,26 +19,32 @@ import torch.distributed as dist
 from steps import Harm, Odd, noise, refuses, start, tiny
 from torch.multiprocessing import get_context
 
-import ptacl.dualphase
-import ptacl.losses
-import ptacl.methods
-import ptacl.simclr
-from ptacl.bench import store
-from ptacl.cmae import CMAE, Autoencoder, autoencoder_step, beat_preset, cmae_step
-from ptacl.cohort import Cohort, Stream
-from ptacl.dualphase import DualPhase, TwoPhases, phenotype_step, three_way_loss, volumes
-from ptacl.encoders import ECGEncoder
-from ptacl.errors import PtaclError
-from ptacl.finetune import Tuned, masked_error
-from ptacl.losses import BatchNorm, gather, global_contrastive_loss, local_contrastive_loss, with_others
-from ptacl.experiments import run_experiment
-from ptacl.methods import METHODS, train_method
-from ptacl.mmcl import MMCL
-from ptacl.model import from_pretrained, joint_loss
-from ptacl.presets import PHENOTYPES
-from ptacl.simclr import SimCLR, nt_xent
-from ptacl.scaling import child, fit_in_processes, stream
-from ptacl.training import Pairs, add_gradients, fit, infer, joint_step, learning_rate, read_state, share_out
+import ptacl.rivals.dualphase
+import ptacl.nets.losses
+import ptacl.rivals.methods
+import ptacl.rivals.simclr
+from ptacl.bench.data import store
+from ptacl.rivals.cmae import CMAE, Autoencoder, autoencoder_step, beat_preset, cmae_step
+from ptacl.data.cohort import Cohort, Stream
+from ptacl.rivals.dualphase import DualPhase, TwoPhases, phenotype_step, three_way_loss, volumes
+from ptacl.nets.encoders import ECGEncoder
+from ptacl.core.errors import PtaclError
+from ptacl.train.finetune import Tuned, masked_error
+from ptacl.core.distributed import BatchNorm, gather, with_others
+from ptacl.nets.losses import global_contrastive_loss, local_contrastive_loss
+from ptacl.studies.experiments import run_experiment
+from ptacl.rivals.methods import METHODS, train_method
+from ptacl.rivals.mmcl import MMCL
+from ptacl.nets.joint import from_pretrained, joint_loss
+from ptacl.core.presets import PHENOTYPES
+from ptacl.rivals.simclr import SimCLR, nt_xent
+from ptacl.core.processes import child, stream
+from ptacl.train.launch import fit_in_processes
+from ptacl.data.pairs import Pairs
+from ptacl.train.checkpoint import read_state
+from ptacl.train.loop import add_gradients, fit, infer, share_out
+from ptacl.train.optimiser import learning_rate
+from ptacl.train.steps import joint_step
 
 pytestmark = [pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"),
               pytest.mark.skipif(sys.platform == "win32", reason="no fork")]
@@ -72,7 +78,7 @@ def learn(model, data, rank, world, size, chunk=None, step=None):
     out, share = step(model, batch) if step else joint_loss(model, batch, chunk), len(batch["index"]) / size
     (out["loss"] * share).backward()
     add_gradients(list(free.values()))
-    numbers = {k: ptacl.losses.total(v * share) for k, v in out.items()}
+    numbers = {k: ptacl.core.distributed.total(v * share) for k, v in out.items()}
     buffers = {k: v.clone() for k, v in model.named_buffers()}
     return numbers | buffers | {k: p.grad.clone() for k, p in free.items()}
 
@@ -168,7 +174,7 @@ RIVALS = {"SimCLR": (lambda: SimCLR(ECGEncoder(tiny)), two_crops), "MMCL": (lamb
 @pytest.mark.parametrize("name", RIVALS)
 def test_rivals_learn_from_the_patients_of_all_processes(name, tmp_path, doubled, monkeypatch):
     build, step = RIVALS[name]
-    monkeypatch.setattr(ptacl.dualphase, "volumes", lambda batch, mirror=0: volumes(batch).double())   # mirrored by nobody's coin
+    monkeypatch.setattr(ptacl.rivals.dualphase, "volumes", lambda batch, mirror=0: volumes(batch).double())   # mirrored by nobody's coin
     torch.manual_seed(0)
     data, model = doubled(without_beats(noise(), [0, 2, 4, 5]), build())
     targets = torch.randn(11, len(PHENOTYPES)).double(); targets[::2, 1:] = torch.nan                  # half of process 0's are missing
@@ -181,9 +187,9 @@ def test_rivals_learn_from_the_patients_of_all_processes(name, tmp_path, doubled
 
 def test_nt_xent_compares_its_own_views_only(tmp_path):
     def shapes(rank, world):
-        seen, real = [], ptacl.simclr.cosine
+        seen, real = [], ptacl.rivals.simclr.cosine
         def cosine(x, y): seen.append((len(x), len(y))); return real(x, y)
-        ptacl.simclr.cosine = cosine
+        ptacl.rivals.simclr.cosine = cosine
         nt_xent(torch.randn(3 - rank, 4), torch.randn(3 - rank, 4), 0.1)
         return torch.tensor(seen)
     assert [x.tolist() for x in together(shapes, 2, tmp_path / "run")] == [[[6, 10]], [[4, 10]]]
@@ -227,9 +233,9 @@ def test_each_process_compares_its_own_rows_only(tmp_path):
     g = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 11, 6, generator=g)
     def shapes(rank, world):
-        seen, real = [], ptacl.losses.cosine
+        seen, real = [], ptacl.nets.losses.cosine
         def cosine(x, y): seen.append((len(x), len(y))); return real(x, y)
-        ptacl.losses.cosine = cosine
+        ptacl.nets.losses.cosine = cosine
         global_contrastive_loss(a[rank::world], b[rank::world], 0.1)
         return torch.tensor(seen)
     assert [x.tolist() for x in together(shapes, 4, tmp_path / "run")] == [[[3, 11]] * 2] * 3 + [[[2, 11]] * 2]
@@ -329,8 +335,8 @@ def test_the_model_of_two_processes_is_that_of_one(in_two):
 
 NOTEBOOK = """
 from steps import *
-from ptacl.experiments import write_result
-from ptacl.scaling import fit_in_processes
+from ptacl.core.files import write_result
+from ptacl.train.launch import fit_in_processes
 model = start()
 fit_in_processes(2, model, Harm() if harm else joint_loss, noise(), tiny, 3, 3e-3, output_dir + "/run", name="in two", resume=True, silence=120)
 write_result(output_dir, {"sum": sum(p.double().sum().item() for p in model.parameters())})
@@ -372,7 +378,7 @@ def test_a_step_that_fails_in_one_process_is_skipped_in_all(tmp_path, importable
 @pytest.mark.parametrize("name", METHODS)
 def test_every_phase_of_a_method_is_trained_in_processes(name, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(ptacl.methods, "fit_in_processes", lambda processes, *_, name, **__: asked.append((name, processes)))
+    monkeypatch.setattr(ptacl.rivals.methods, "fit_in_processes", lambda processes, *_, name, **__: asked.append((name, processes)))
     train_method(name, noise().with_extra(targets=torch.randn(11, len(PHENOTYPES))), tiny, 0, tmp_path, processes=3)
     assert asked == [(part, 3) for part in (*METHODS[name].start, *[name] * bool(METHODS[name].step))]
 
@@ -404,8 +410,8 @@ def test_two_processes_stream_a_cohort(tmp_path, importable):
 ALONE = """
 import sys
 from steps import Harm, noise, start, tiny
-from ptacl.errors import PtaclError
-from ptacl.training import fit
+from ptacl.core.errors import PtaclError
+from ptacl.train.loop import fit
 try: fit(start(), Harm(), noise(), tiny, 4, 3e-3, sys.argv[1], name="in two")
 except PtaclError as e: sys.exit(str(e))
 """
@@ -432,7 +438,7 @@ LAUNCH = """
 import signal, sys
 from steps import *
 signal.signal(signal.SIGINT, signal.default_int_handler)   # as in CHILD
-from ptacl.scaling import fit_in_processes
+from ptacl.train.launch import fit_in_processes
 fit_in_processes(2, start(), slow, noise(), tiny, 999, 1e-3, sys.argv[1])
 """
 
@@ -483,7 +489,7 @@ def test_what_is_said_is_heard_at_once(tmp_path):
 
 CHILD = """
 import signal, sys
-from ptacl.scaling import child
+from ptacl.core.processes import child
 signal.signal(signal.SIGINT, signal.default_int_handler)   # which a shell takes away from what it starts in the background
 with child([sys.executable, "-c", "import time; time.sleep(600)"]) as process: print(process.pid, flush=True); process.wait()
 """
@@ -512,8 +518,8 @@ def test_a_child_leaves_signals_as_they_were():
 # --- meeting ---------------------------------------------------------------------------------------------------------------
 
 MEET = """
-import ptacl.training as t
-from ptacl.errors import PtaclError
+import ptacl.train.loop as t
+from ptacl.core.errors import PtaclError
 t.TIME_LIMIT = 2
 try: t.meet()
 except PtaclError as e: print(e)
@@ -545,8 +551,8 @@ def test_a_gpu_that_was_asked_for_and_is_not_there(monkeypatch):
 SCRIPT = """
 import sys
 from steps import noise, start, tiny
-from ptacl.model import joint_loss
-from ptacl.training import fit
+from ptacl.nets.joint import joint_loss
+from ptacl.train.loop import fit
 fit(start(), joint_loss, noise(), tiny, 2, 3e-3, sys.argv[1], seed=4, resume=True)
 """
 

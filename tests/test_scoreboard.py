@@ -10,27 +10,13 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 
-from ptacl.errors import PtaclError
-from ptacl.experiments import plain
-from ptacl.presets import PHENOTYPES
-from ptacl.regression import PAPER_TABLE2, demographics
-from ptacl.retrieval import PAPER_TABLE1, phenotype_retrieval
-from ptacl.scoreboard import (
-    KEY,
-    ceiling_rows,
-    cell,
-    difference_draws,
-    grid,
-    latex_board,
-    notes,
-    plot_differences,
-    regression_board,
-    save_board,
-    show_board,
-    summarise,
-    table1,
-    table2,
-)
+from ptacl.core.errors import PtaclError
+from ptacl.core.files import plain
+from ptacl.core.presets import PHENOTYPES
+from ptacl.evaluate.regression import PAPER_TABLE2, demographics
+from ptacl.evaluate.retrieval import PAPER_TABLE1, phenotype_retrieval
+from ptacl.evaluate.boards import cell, grid, latex_board, notes, plot_differences, save_board, show_board
+from ptacl.evaluate.scoreboard import KEY, ceiling_rows, difference_draws, regression_board, summarise, table1, table2
 
 ABOUT = {"cohort": "made up & small_1", "preset": "none", "seed": 0, "budget": "100 % of a second"}
 GLOBAL, OURS = ("ECG", "Global", "LP"), ("ECG", "PTACL", "LP")

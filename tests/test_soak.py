@@ -48,7 +48,7 @@ def cut_after(n, step):
 
 def refused(f, *a, **kw):
     "Something that must end in the kit's own error."
-    from ptacl.errors import PtaclError
+    from ptacl.core.errors import PtaclError
     try: f(*a, **kw)
     except PtaclError: return
     raise AssertionError(f"{f.__name__} took what it should refuse")
@@ -70,10 +70,10 @@ class Soak:
     "What is made once, and one round of everything."
     def __init__(self, folder: Path):
         import torch
-        from ptacl.ingest import write_virtual
-        from ptacl.presets import workshop
-        from ptacl.virtual import simulate
-        from ptacl.writers import write_patients
+        from ptacl.simulate.cohorts import write_virtual
+        from ptacl.core.presets import workshop
+        from ptacl.simulate.patients import simulate
+        from ptacl.simulate.writers import write_patients
         torch.set_num_threads(1)
         self.folder, self.tiny = folder, replace(workshop, width=32, heads=2, ecg_layers=1, cmr_layers=1, decoder_width=32, proj_dim=16, batch_size=8,
                                                  ecg_crop=1000, cmr_patch=(2, 28, 28), frozen_layers=0)
@@ -85,12 +85,14 @@ class Soak:
     def train(self, k):
         "Both autoencoders and the joint model for an epoch or two; some rounds are cut off and resumed, some find a damaged state."
         import torch
-        from ptacl.cohort import Stream
-        from ptacl.encoders import CMREncoder, ECGEncoder
-        from ptacl.errors import PtaclError
-        from ptacl.mae import MAE
-        from ptacl.model import PTACL, start_joint
-        from ptacl.training import Pairs, fit, joint_step, mae_cmr_step, mae_ecg_step
+        from ptacl.data.cohort import Stream
+        from ptacl.nets.encoders import CMREncoder, ECGEncoder
+        from ptacl.core.errors import PtaclError
+        from ptacl.nets.mae import MAE
+        from ptacl.nets.joint import PTACL, start_joint
+        from ptacl.data.pairs import Pairs
+        from ptacl.train.loop import fit
+        from ptacl.train.steps import joint_step, mae_cmr_step, mae_ecg_step
         torch.manual_seed(k); p = self.tiny
         data = Stream(self.cohort, "train") if k % 2 else Pairs(**self.cohort.load("train", workers=2))
         maes = [MAE(E(p)) for E in (ECGEncoder, CMREncoder)]
@@ -106,17 +108,17 @@ class Soak:
         if k % 3 == 0:
             with suppress(PtaclError): fit(diverged, joint_step, data, p, 1, 1e-3)
         if k % 4 == 0:
-            full = mock.patch("ptacl.training.os.fsync", side_effect=OSError(errno.ENOSPC, "No space left on device"))
+            full = mock.patch("ptacl.train.loop.os.fsync", side_effect=OSError(errno.ENOSPC, "No space left on device"))
             with full: refused(fit, PTACL(p), joint_step, data, p, 1, 1e-3, self.folder / "full")
         return model
 
     def evaluate(self, model):
         "Both tables and the maps."
-        from ptacl.alignment import alignment_map, alignment_scores
-        from ptacl.cohort import Stream
-        from ptacl.regression import linear_probe
-        from ptacl.retrieval import phenotype_retrieval
-        from ptacl.training import infer
+        from ptacl.evaluate.alignment import alignment_map, alignment_scores
+        from ptacl.data.cohort import Stream
+        from ptacl.evaluate.regression import linear_probe
+        from ptacl.evaluate.retrieval import phenotype_retrieval
+        from ptacl.train.loop import infer
         rows = {s: self.cohort.split(s) for s in ("train", "test")}
         x = {s: infer(model.ecg_features, model, Stream(self.cohort, r)) for s, r in rows.items()}
         y = {s: self.cohort.phenotypes.iloc[r] for s, r in rows.items()}
@@ -137,8 +139,10 @@ class Soak:
 
     def infer(self, model, k):
         "Embed and predict good and bad files; sometimes in processes, one of which is killed; damaged probes, and one of another model."
-        from ptacl.inference import ECGFeatures, embed, in_order, load_probe, predict, probe_cohort, save_probe
-        from ptacl.model import PTACL, from_pretrained
+        from ptacl.inference.embedding import ECGFeatures, embed
+        from ptacl.inference.prediction import load_probe, predict, probe_cohort, save_probe
+        from ptacl.inference.screening import in_order
+        from ptacl.nets.joint import PTACL, from_pretrained
         module, out = ECGFeatures(from_pretrained(self.folder / "run" / "model")), self.folder / "out"
         out.mkdir(exist_ok=True); paths = [*self.whole, self.spoil(k)]
         probe = load_probe(save_probe(probe_cohort(module, self.cohort), out / "p.safetensors"), module)
@@ -183,7 +187,7 @@ def soak(minutes: float, log: Path):
 
 def summary(rows: list) -> dict:
     "What is kept of an hour: how many rounds, what grew, and some of the rounds."
-    from ptacl.experiments import versions
+    from ptacl.core.files import versions
     thin = rows[::len(rows) // 120 + 1]
     return {"rounds": len(rows), "minutes": rows[-1]["seconds"] / 60, "growth": growth(rows), "versions": versions(), "rows": thin}
 

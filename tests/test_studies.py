@@ -16,15 +16,17 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from typer.testing import CliRunner
 
-from ptacl import studies
-from ptacl.cli import app
-from ptacl.errors import PtaclError
-from ptacl.experiments import failure_kept, parameters_of, run_experiment, write_result
-from ptacl.ingest import write_virtual
-from ptacl.presets import PHENOTYPES, workshop
-from ptacl.report import gather, page, report, rows_of, sweep_grid
-from ptacl.training import Pairs
-from ptacl.virtual import simulate
+from ptacl.studies.tasks import scores, tasks, variants
+from ptacl.app.cli import app
+from ptacl.core.errors import PtaclError
+from ptacl.core.files import write_result
+from ptacl.studies.experiments import failure_kept, parameters_of, run_experiment
+from ptacl.simulate.cohorts import write_virtual
+from ptacl.core.presets import PHENOTYPES, workshop
+from ptacl.studies.report import gather, page, report, rows_of
+from ptacl.studies.sweeps import sweep_grid
+from ptacl.data.pairs import Pairs
+from ptacl.simulate.patients import simulate
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "nbs" / "experiments").glob("*.ipynb"))
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:root|home|work|tmp|Users|mnt|opt|private|scratch)/\w[^\s'\"<]*")
@@ -35,7 +37,7 @@ def made_up_task(n=60, m=40, seed=0):
     rng = np.random.default_rng(seed)
     y, test_y = (pd.DataFrame(rng.normal(size=(k, len(PHENOTYPES))), columns=list(PHENOTYPES)) for k in (n, m))
     about = {"kind": "virtual", "n_train": n, "n_test": m, "seed": seed, "train": {}, "test": {}}
-    return studies.Task(None, None, y, test_y, None, None, None, about)
+    return tasks.Task(None, None, y, test_y, None, None, None, about)
 
 
 def made_up_pairs(n=4, frames=50, bpm=60):
@@ -51,21 +53,21 @@ def test_mean_r2_is_that_of_scikit_learn():
     task, rng = made_up_task(), np.random.default_rng(1)
     a, b = rng.normal(size=(60, 5)), rng.normal(size=(40, 5))
     theirs = r2_score(task.test_y, LinearRegression().fit(a, task.train_y).predict(b))
-    draws = studies.r2_draws(a, b, task, 50)
+    draws = scores.r2_draws(a, b, task, 50)
     assert draws.shape == (51,) and draws[0] == pytest.approx(theirs)
     assert len(set(draws[1:])) > 40
 
 
 def test_within_one_leaves_out_patients_without_a_map():
     perfect, none = torch.eye(13).repeat(5, 1, 1), torch.full((3, 13, 13), torch.nan)
-    assert studies.within_draws(torch.cat([perfect, none]), 20) == pytest.approx(np.ones(21))
-    assert np.isnan(studies.within_draws(none, 20)).all()
+    assert scores.within_draws(torch.cat([perfect, none]), 20) == pytest.approx(np.ones(21))
+    assert np.isnan(scores.within_draws(none, 20)).all()
 
 
 def test_a_difference_is_paired():
     "Two scores that move together differ clearly although their intervals overlap."
     common = np.random.default_rng(0).normal(size=1001)
-    table = studies.summary({("a",): {"R2": common}, ("b",): {"R2": common + 0.1}}, ["method"], lambda key: ("a",))
+    table = scores.summary({("a",): {"R2": common}, ("b",): {"R2": common + 0.1}}, ["method"], lambda key: ("a",))
     a, b = table.iloc[0], table.iloc[1]
     assert b.lo < a.hi and b.clear and b.difference == pytest.approx(0.1)
     assert np.isnan(a.difference) and not a.clear
@@ -75,19 +77,19 @@ def test_a_difference_is_paired():
 def test_a_sentence_says_clearly_only_where_the_interval_excludes_zero(shift, seed):
     rng = np.random.default_rng(seed)
     measured = {("a",): {"R2": rng.normal(size=201)}, ("b",): {"R2": rng.normal(size=201) + 3 * shift}}
-    table = studies.summary(measured, ["method"], lambda key: ("a",))
-    row, (sentence,) = table.iloc[1], studies.sentences(table, ["method"])
+    table = scores.summary(measured, ["method"], lambda key: ("a",))
+    row, (sentence,) = table.iloc[1], scores.sentences(table, ["method"])
     assert ("is clearly" in sentence) == (row.difference_lo > 0 or row.difference_hi < 0)
     if row.clear: assert ("higher" in sentence) == (row.difference > 0)
-    html = studies.show_summary(table, ["method"], "t", {"cohort": "c"}).as_raw_html()
+    html = scores.show_summary(table, ["method"], "t", {"cohort": "c"}).as_raw_html()
     assert (f"<b>{row.difference:+.3f}</b>" in html) == row.clear
 
 
 def test_a_table_says_cohort_preset_seed_and_budget():
-    said = studies.about(made_up_task(), replace(workshop, sigma=0.1), [3])
+    said = tasks.about(made_up_task(), replace(workshop, sigma=0.1), [3])
     assert "60 for training and 40 for testing" in said["cohort"] and said["preset"] == "workshop, sigma 0.1"
     assert said["seed"] == "3" and "5 epochs" in said["budget"]
-    html = studies.show_summary(studies.summary({("a",): {"R2": np.arange(3.)}}, ["m"]), ["m"], "t", said).as_raw_html()
+    html = scores.show_summary(scores.summary({("a",): {"R2": np.arange(3.)}}, ["m"]), ["m"], "t", said).as_raw_html()
     assert all(text in html for text in said.values())
 
 
@@ -96,7 +98,7 @@ def test_a_table_says_cohort_preset_seed_and_budget():
 @given(st.integers(0, 1000), st.sampled_from([50, 100, 150]))
 def test_r_peaks_jitter_by_so_many_milliseconds(seed, ms):
     data = made_up_pairs(40)
-    off = (studies.misaligned(data, jitter=ms, seed=seed).r_peaks - data.r_peaks) * 1000
+    off = (variants.misaligned(data, jitter=ms, seed=seed).r_peaks - data.r_peaks) * 1000
     assert off.std().item() == pytest.approx(ms, rel=0.15) and abs(off.mean().item()) < ms / 3
 
 
@@ -107,23 +109,23 @@ def test_a_film_is_delayed_as_a_share_of_its_own_beat():
         g = torch.Generator().manual_seed(5)
         data = made_up_pairs(bpm=bpm)
         torch.randn(data.r_peaks.shape, generator=g); delay = torch.randn(4, generator=g) * 0.1 * bpm / 60   # of the cycle
-        seen = studies.misaligned(data, shift=100, seed=5).cine[:, :, 0, 0].float()
+        seen = variants.misaligned(data, shift=100, seed=5).cine[:, :, 0, 0].float()
         expected = 120 + 100 * torch.cos(2 * torch.pi * (torch.arange(50) / 50 - delay[:, None]))
         assert (seen - expected).abs().max() < 2
 
 
 def test_nothing_is_changed_where_nothing_is_asked():
     data = made_up_pairs()
-    same = studies.misaligned(data)
+    same = variants.misaligned(data)
     assert same.cine is data.cine and same.r_peaks is data.r_peaks
 
 
 def test_a_folder_of_models_belongs_to_its_patients(tmp_path):
     task = made_up_task()
-    studies.claim(tmp_path, task)
-    studies.claim(tmp_path, replace(task, about=task.about | {"n_test": 7}))    # other test patients change no model
+    tasks.claim(tmp_path, task)
+    tasks.claim(tmp_path, replace(task, about=task.about | {"n_test": 7}))    # other test patients change no model
     for other in ({"n_train": 61}, {"seed": 1}, {"train": {"rhythm": "af"}}):
-        with pytest.raises(PtaclError, match="other training patients"): studies.claim(tmp_path, replace(task, about=task.about | other))
+        with pytest.raises(PtaclError, match="other training patients"): tasks.claim(tmp_path, replace(task, about=task.about | other))
 
 
 # --- reports ------------------------------------------------------------------------------------------------------------
@@ -174,10 +176,10 @@ def test_numbers_of_the_quickstart_are_gathered_too():
 
 
 def test_a_result_lacks_nothing():
-    assert set(result()) == set(studies.SCHEMA)
-    for name in studies.SCHEMA:
-        with pytest.raises(PtaclError, match=name): studies.check_result({k: v for k, v in result().items() if k != name})
-    with pytest.raises(PtaclError, match="no score"): studies.check_result(result(rows=[{"value": 1}]))
+    assert set(result()) == set(variants.SCHEMA)
+    for name in variants.SCHEMA:
+        with pytest.raises(PtaclError, match=name): variants.check_result({k: v for k, v in result().items() if k != name})
+    with pytest.raises(PtaclError, match="no score"): variants.check_result(result(rows=[{"value": 1}]))
 
 
 # --- sweeps and notebooks -----------------------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ def test_a_sweep_is_every_combination():
 
 
 def test_a_sweep_of_two_runs_one_of_which_fails(tmp_path):
-    body = ("from ptacl.experiments import write_result\nif n > 2: raise ValueError('too large')\n"
+    body = ("from ptacl.core.files import write_result\nif n > 2: raise ValueError('too large')\n"
             "write_result(output_dir, {'experiment': 'tiny', 'seconds': {}, 'findings': [f'n is {n}.'], 'rows': [{'score': 'n', 'value': n}]})")
     cells = [nbformat.v4.new_code_cell("n: int = 1\noutput_dir: str = 'runs'", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(body)]
     kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
@@ -236,7 +238,7 @@ def test_table1_is_filled_and_goes_on_where_it_stopped(tmp_path):
 def test_every_study_runs_and_is_found_trained_the_second_time(tmp_path, name):
     parameters = SMALL | {"n_train": 32, "output_dir": str(tmp_path)}
     _, first = run_experiment(name, parameters)
-    studies.check_result(first)
+    variants.check_result(first)
     trained = {f: f.read_bytes() for f in tmp_path.rglob("state.pt")}
     _, second = run_experiment(name, parameters)
     assert trained and {f: f.read_bytes() for f in tmp_path.rglob("state.pt")} == trained
@@ -247,6 +249,6 @@ def test_every_study_runs_and_is_found_trained_the_second_time(tmp_path, name):
 def test_a_phenotype_that_nobody_has_is_left_out(tmp_path):
     cohort = write_virtual(simulate(90, 0, frames=4, size=84), tmp_path / "cohort", workers=1, shares={"train": .6, "test": .4})
     zarr.open(tmp_path / "cohort", mode="r+")["table/1/phenotypes"][:, 5] = np.nan
-    with pytest.warns(UserWarning, match="cohort: LVM left out"): task = studies.make_task(str(tmp_path / "cohort"))
+    with pytest.warns(UserWarning, match="cohort: LVM left out"): task = tasks.make_task(str(tmp_path / "cohort"))
     assert "LVM" not in task.train_y and list(task.test_y) == list(task.train_y) and len(task.train_y.columns) == 9
     assert task.train.extra["targets"].isnan().all(0).tolist() == [p == "LVM" for p in cohort.phenotypes]

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptacl.errors import PtaclError
-from ptacl.presets import PHENOTYPES
-from ptacl.tables import (COVARIATES, FIELDS, STYLES, at_visit, column_name, column_values, load_columns, phenotype_table, read_table,
-                          save_table, ukb_column, visits, write_table)
-from ptacl.virtual import simulate
+from ptacl.core.errors import PtaclError
+from ptacl.core.presets import PHENOTYPES
+from ptacl.data.tables import COVARIATES, FIELDS, STYLES, at_visit, column_name, column_values, load_columns, phenotype_table, read_table, save_table, ukb_column, visits, write_table
+from ptacl.simulate.patients import simulate
 
 IDS = [str(10**6 + 7 * k) for k in range(1, 7)]  # look like participants
 FILES = ("t.csv", "t.csv.gz", "t.tab", "t.tsv", "t.parquet")

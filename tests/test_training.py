@@ -11,12 +11,16 @@ from hypothesis import strategies as st
 from steps import KINDS, noise, same, start, tiny
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import ptacl.training
-from ptacl.augment import CMRAugment
-from ptacl.errors import PtaclError
-from ptacl.mae import MAE
-from ptacl.model import PTACL, from_pretrained
-from ptacl.training import Pairs, fit, infer, joint_step, learning_rate, load_state, make_optimizer
+import ptacl.train.loop
+from ptacl.signal.augment import CMRAugment
+from ptacl.core.errors import PtaclError
+from ptacl.nets.mae import MAE
+from ptacl.nets.joint import PTACL, from_pretrained
+from ptacl.data.pairs import Pairs
+from ptacl.train.checkpoint import load_state
+from ptacl.train.loop import fit, infer
+from ptacl.train.optimiser import learning_rate, make_optimizer
+from ptacl.train.steps import joint_step
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +86,7 @@ def test_interrupted_while_the_state_is_written(pairs, tmp_path, monkeypatch):
     before = (tmp_path / "state.pt").read_bytes()
     def cut(fd): raise Interrupted                                                   # the file is there, under its passing name
     with monkeypatch.context() as m:
-        m.setattr(ptacl.training.os, "fsync", cut)
+        m.setattr(ptacl.train.loop.os, "fsync", cut)
         with pytest.raises(Interrupted): run(start(), pairs, 2, folder=tmp_path, resume=True)
     assert (tmp_path / "state.pt").read_bytes() == before
     assert len(run(start(), pairs, 2, folder=tmp_path, resume=True)) == 2
@@ -346,13 +350,13 @@ def test_gradients_are_clipped(pairs):
 
 def test_nothing_is_compiled_on_a_cpu_unless_asked(monkeypatch):
     asked = []
-    monkeypatch.setattr(ptacl.training, "can_compile", asked.append)
+    monkeypatch.setattr(ptacl.train.loop, "can_compile", asked.append)
     for value in (None, "0", ""):
         monkeypatch.setenv("PTACL_COMPILE", value) if value is not None else monkeypatch.delenv("PTACL_COMPILE", raising=False)
-        with ptacl.training.compiled(start(), "cpu"): pass
+        with ptacl.train.optimiser.compiled(start(), "cpu"): pass
     assert asked == []
     monkeypatch.delenv("PTACL_COMPILE")
-    with ptacl.training.compiled(start(), "cuda"): pass
+    with ptacl.train.optimiser.compiled(start(), "cuda"): pass
     assert asked == ["cuda"]
 
 
@@ -380,9 +384,9 @@ def test_compiled_blocks_learn_the_same(kind, pairs, tmp_path, monkeypatch):
 @pytest.mark.parametrize("value, on", [("1", True), ("true", True), ("0", False), ("off", False), ("", False)])
 def test_the_switch(value, on, monkeypatch):
     asked = []
-    monkeypatch.setattr(ptacl.training, "can_compile", asked.append)
+    monkeypatch.setattr(ptacl.train.loop, "can_compile", asked.append)
     monkeypatch.setenv("PTACL_COMPILE", value)
-    with ptacl.training.compiled(start(), "cuda"): pass
+    with ptacl.train.optimiser.compiled(start(), "cuda"): pass
     assert bool(asked) == on
 
 
@@ -393,7 +397,7 @@ def test_a_damaged_state_does_not_take_a_good_ones_place(pairs, tmp_path):
     run(start(), pairs, 3, folder=tmp_path)
     state = tmp_path / "state.pt"; state.write_bytes(state.read_bytes()[:500])
     with pytest.warns(UserWarning, match="cut short"): run(start(), pairs, 3, folder=tmp_path, resume=True)
-    assert [len(torch.load(f, weights_only=True)["history"]) for f in ptacl.training.state_files(tmp_path)] == [3, 2]
+    assert [len(torch.load(f, weights_only=True)["history"]) for f in ptacl.train.checkpoint.state_files(tmp_path)] == [3, 2]
 
 
 def test_fewer_epochs_than_there_are(pairs, tmp_path):

@@ -7,10 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptacl.errors import PtaclError
-from ptacl.presets import LEADS, PHENOTYPES
-from ptacl.virtual import (DEMOGRAPHICS, DURATION, FS, REFERENCE, SPACING, Streams, anatomy, coverage, explained, masks,
-    polar_maps, population, sections, simulate, volume_curve)
+from ptacl.core.errors import PtaclError
+from ptacl.core.presets import LEADS, PHENOTYPES
+from ptacl.core.presets import FS, SPACING
+from ptacl.simulate.causes import DEMOGRAPHICS, REFERENCE, explained, population
+from ptacl.simulate.draws import Streams
+from ptacl.simulate.heart import anatomy, coverage, masks, polar_maps, sections, volume_curve
+from ptacl.simulate.heartbeat import DURATION
+from ptacl.simulate.patients import simulate
 
 PAPER = dict(LVEDV=.514, LVESV=.500, LVSV=.386, LVEF=.255, LVCO=.289, LVM=.616, RVEDV=.540, RVESV=.557, RVSV=.389, RVEF=.299)
 
@@ -131,7 +135,7 @@ def test_ecg_readings(cohort):
 
 
 def test_what_the_ecg_knows(cohort):
-    from ptacl.virtual import ECG_PARAMETERS
+    from ptacl.simulate.causes import ECG_PARAMETERS
     y, ecg = cohort.phenotypes[:5000], cohort.causes[list(ECG_PARAMETERS)][:5000]
     r2, sex = explained(ecg, y), explained((cohort.covariates[["sex"]][:5000] == "M") * 1.0, y)
     for name, value in PAPER.items(): assert abs(r2[name] - value) < 0.10, (name, r2[name])

@@ -13,8 +13,8 @@ from html.parser import HTMLParser
 import nbformat
 import pytest
 
-from ptacl import checks
-from ptacl.workshop import build, check, exercises, minutes, mistakes, sessions, students, try_answers
+from ptacl.course import checks
+from ptacl.course.workshop import build, check, exercises, minutes, mistakes, sessions, students, try_answers
 
 TAGS = {"setup", "exercise", "check", "wrong", "guide", "slide", "also", "stretch"}
 SESSIONS = sessions()
@@ -170,7 +170,7 @@ def test_an_installed_kit_has_the_sessions(root, tmp_path):
     for name in ("setup.py", "settings.ini", "pyproject.toml", "MANIFEST.in", "README.md"): shutil.copy(root / name, source)
     subprocess.run([sys.executable, "setup.py", "-q", "bdist_wheel", "-d", str(tmp_path)], cwd=source, check=True, capture_output=True)
     zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(tmp_path / "site")
-    done = subprocess.run([sys.executable, "-c", "from ptacl import cli; cli.app(['workshop', 'build', 'out'])"], cwd=tmp_path,
+    done = subprocess.run([sys.executable, "-c", "from ptacl.app import cli; cli.app(['workshop', 'build', 'out'])"], cwd=tmp_path,
                           env=os.environ | {"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [f.name for f in sorted((tmp_path / "out" / "student").iterdir())] == [f.name for f in SESSIONS]
@@ -179,7 +179,7 @@ def test_an_installed_kit_has_the_sessions(root, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="ends by a signal")
 def test_start_opens_jupyterlab_on_a_fresh_copy(tmp_path):
     students(tmp_path / "course")
-    lab = subprocess.Popen([sys.executable, "-c", "from ptacl import cli; cli.app()", "workshop", "start", "course", "--no-browser", "--port=18923",
+    lab = subprocess.Popen([sys.executable, "-c", "from ptacl.app import cli; cli.app()", "workshop", "start", "course", "--no-browser", "--port=18923",
                             "--IdentityProvider.token=here", "--allow-root"], cwd=tmp_path, start_new_session=True,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:

@@ -18,13 +18,14 @@ import torch
 import wfdb
 from pydicom.uid import UID
 
-from ptacl import writers
-from ptacl.errors import PtaclError
-from ptacl.presets import LEADS
-from ptacl.tables import read_table
-from ptacl.virtual import simulate
-from ptacl.writers import (FORMATS, THICKNESS, WFDB_LAYOUTS, acdc_folder, cardiology_xml, dicom_ecg, dicom_series, in_batches, multiframe_dicom,
-                           muse_xml, nifti_bytes, ukb_zip, write_patients, write_wfdb)
+from ptacl.simulate import cine_writers as writers
+from ptacl.core.errors import PtaclError
+from ptacl.core.presets import LEADS
+from ptacl.data.tables import read_table
+from ptacl.simulate.patients import simulate
+from ptacl.simulate.cine_writers import THICKNESS, acdc_folder, dicom_series, multiframe_dicom, nifti_bytes, ukb_zip
+from ptacl.simulate.ecg_writers import WFDB_LAYOUTS, cardiology_xml, dicom_ecg, muse_xml, write_wfdb
+from ptacl.simulate.writers import FORMATS, in_batches, write_patients
 
 SAMPLES = Path(__file__).parents[1] / "data_samples"
 F, Z, H, W = 6, 11, 14, 10  # all different, and more than nine slices

@@ -1,0 +1,1 @@
+"From a machine to how fast every part of the kit runs on it."

@@ -1,0 +1,1 @@
+"From eight notebooks to a workshop of three hours whose answers are checked."

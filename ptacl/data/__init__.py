@@ -1,0 +1,1 @@
+"From files and tables, in whatever format, to a cohort on disk and to the pairs that training reads."

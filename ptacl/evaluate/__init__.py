@@ -1,0 +1,1 @@
+"From embeddings and predictions to scores with intervals, alignment maps and boards."

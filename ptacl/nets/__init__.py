@@ -1,0 +1,1 @@
+"From prepared recordings to tokens, embeddings and losses."

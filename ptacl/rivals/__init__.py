@@ -1,0 +1,1 @@
+"From the same pairs to the methods that the paper compares itself with."

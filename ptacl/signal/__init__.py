@@ -1,0 +1,1 @@
+"From raw ECGs and cines to clean, normalised, phased and augmented ones."

@@ -1,0 +1,1 @@
+"From a seed to virtual patients whose physiology is known, and to the files that a biobank would send of them."

@@ -1,0 +1,1 @@
+"From a question to an executed notebook whose numbers can be trusted later."

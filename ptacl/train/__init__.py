@@ -1,0 +1,1 @@
+"From a model and pairs to a trained model, on one process or many."
