@@ -28,6 +28,15 @@ PLACES = {"HOME": "", "USERPROFILE": "", "APPDATA": "roaming", "LOCALAPPDATA": "
           "IPYTHONDIR": ".ipython", "MPLCONFIGDIR": ".config/matplotlib", "HF_HOME": ".cache/huggingface", "TORCH_HOME": ".cache/torch"}
 
 
+def pytest_addoption(parser):
+    parser.addoption("--reverse", action="store_true", help="the last test first: what holds in one order alone relies on another test")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("reverse"): items.reverse()
+
+
 def pytest_configure(config):
     "An empty home for this process and all that it starts, before a test is imported: matplotlib looks for its cache by then."
     config.stash[HOME] = mkdtemp(prefix="ptacl-home-")
