@@ -1,6 +1,7 @@
 """The site and the README, from the executed notebooks: python docs/build.py [site|readme]
 
-`site` writes _docs/index.html, `readme` writes README.md from nbs/index.ipynb. No notebook is run.
+`site` writes _docs/index.html; `readme` brings the list of chapters in nbs/index.ipynb up to date and writes README.md from it.
+No notebook is run.
 
 The order of the book stands in docs/pages/index.md: each of its sections names the pages that belong to it.
 """
@@ -17,7 +18,7 @@ from nbformat.v4 import new_markdown_cell
 from sphinx.cmd.build import build_main
 
 sys.path.insert(0, str(Path(__file__).parent))
-from reference import commands_page, definitions, linker, module_page, with_labels
+from reference import COMMANDS, commands_page, definitions, face, linker, module_page, with_labels
 
 from ptacl.course.workshop import SOLUTION, YOURS
 
@@ -50,6 +51,26 @@ def readme() -> str:
     text = MarkdownExporter().from_notebook_node(tidy(NBS / "index.ipynb"))[0]
     text = re.sub(r"\]\((?!https?:|#|\.\./)", "](nbs/", text).replace("](../", "](")
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def chapters_table() -> str:
+    "All chapters with their numbers, titles, modules, and what they turn into what."
+    rows = []
+    for file in sorted(filter(is_chapter, NBS.glob("*.ipynb"))):
+        title, said = opening(file)
+        what = f"{said[:1].lower()}{said[1:]}".rstrip(".")
+        rows.append(f"| [{file.stem[:2]} {title}]({file.name}) | `{definitions(file)[0]}` | {what} |")
+    return "\n".join(["| chapter | module | from … to … |", "|---|---|---|", *rows])
+
+
+def list_chapters():
+    "Writes the table of chapters into nbs/index.ipynb."
+    index = NBS / "index.ipynb"
+    nb = nbformat.read(index, 4)
+    for cell in nb.cells:
+        head, table, _ = cell.source.partition("| chapter |")
+        if table: cell.source = head + chapters_table()
+    nbformat.write(nb, index)
 
 
 def is_chapter(file: Path) -> bool:
@@ -89,11 +110,14 @@ def toctree(caption: str, pages: list) -> str:
 def reference(folder: Path, chapters: list):
     "The pages of all modules, and of the command."
     folder.mkdir()
-    modules = {definitions(file)[0]: file for file in chapters if definitions(file)[0] != "cli"}
-    for name, file in modules.items(): (folder / f"{name}.md").write_text(module_page(file), encoding="utf-8")
+    modules = {definitions(file)[0]: file for file in chapters if definitions(file)[0] != COMMANDS}
+    for name, file in modules.items():
+        (folder / f"{name}.md").write_text(module_page(file), encoding="utf-8")
     (folder / "commands.md").write_text(commands_page(), encoding="utf-8")
     items = [f"- [ptacl.{name}]({name}.md): {opening(file)[1]}" for name, file in modules.items()]
-    head = "# Reference\n\nThe modules in the order of their chapters, and [the ptacl command](commands.md).\n"
+    head = (
+        f"# Reference\n\n{face()}\n\n## Modules\n\n"
+        "In the order of their chapters; beside them stands [the ptacl command](commands.md).\n")
     text = "\n".join([head, *items, "", toctree("Reference", ["commands", *modules])])
     (folder / "index.md").write_text(text, encoding="utf-8")
 
@@ -118,7 +142,7 @@ def stage(folder: Path):
             cell.source = MOVED.sub("](", linked(cell.source)).replace("](index.ipynb)", "](index.md)")  # the chapters
         if file in chapters:
             module = definitions(file)[0]
-            where = "commands" if module == "cli" else module
+            where = "commands" if module == COMMANDS else module
             nb.cells.insert(1, new_markdown_cell(f"Module [`ptacl.{module}`](reference/{where}.md)"))
         page.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(with_labels(nb, file.stem), page)
@@ -150,6 +174,8 @@ def site(out: Path = ROOT / "_docs", work: Path = ROOT / "_build", strict: bool 
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["readme"]: (ROOT / "README.md").write_text(readme(), encoding="utf-8")
+    if sys.argv[1:] == ["readme"]:
+        list_chapters()
+        (ROOT / "README.md").write_text(readme(), encoding="utf-8")
     elif sys.argv[1:] in ([], ["site"]): site()
     else: sys.exit(__doc__)

@@ -13,6 +13,7 @@ from fastcore.docments import DocmentText
 from typer.main import get_command
 from typer.testing import CliRunner
 
+COMMANDS = "app.cli"  # has a page of its own kind
 HEADING = re.compile(r"^#{2,4} +(.+)$")
 CODE = re.compile(r"(?<![\[`])`([\w.]+?)(\([^`]*\))?`(?!`)")
 
@@ -108,6 +109,20 @@ def module_page(file: Path) -> str:
     return "\n\n".join([head, constants(found), *(entry(loaded, n, found[n][0]) for n in names)])
 
 
+def face() -> str:
+    "The names that `ptacl` itself offers, by the room that they come from."
+    import ptacl
+    rows = [f"| `{home}` | {', '.join(shown(name, home) for name in names)} |" for home, names in ptacl._HOMES.items()]
+    words = "`from ptacl import …` takes these, and other people's scripts may rely on it:"
+    return "\n".join([f"## The face\n\n{words}\n", "| home | names |", "|---|---|", *rows])
+
+
+def shown(name: str, home: str) -> str:
+    "A name that links to its entry; a constant to the page of its module."
+    thing = getattr(import_module(f"ptacl.{home}"), name)
+    return f"[`{name}`](#ptacl.{home}.{name})" if callable(thing) else f"[`{name}`]({home}.md)"
+
+
 def commands_page() -> str:
     "What each subcommand of `ptacl` says of itself."
     from ptacl.app.cli import app
@@ -123,7 +138,7 @@ def linker(chapters: list):
     known = {}
     for module, found in map(definitions, chapters):
         for name, (_, what) in found.items():
-            if what is None and module != "cli":
+            if what is None and module != COMMANDS:
                 known.setdefault(f"ptacl.{module}.{name}", f"ptacl.{module}.{name}")
                 known.setdefault(name, f"ptacl.{module}.{name}")
     def link(match):

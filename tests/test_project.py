@@ -80,10 +80,11 @@ def none_of(problems):
 def test_modules_are_what_the_notebooks_export(tmp_path):
     for name in ("settings.ini", "setup.py", "pyproject.toml"): shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(NBS, tmp_path / "nbs")
-    (tmp_path / "ptacl").mkdir()
-    shutil.copy(ROOT / "ptacl" / "__init__.py", tmp_path / "ptacl")
+    for init in (ROOT / "ptacl").rglob("__init__.py"):
+        (tmp_path / init.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(init, tmp_path / init.relative_to(ROOT))
     subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=tmp_path, check=True)
-    def modules(top): return {f.name: f.read_text(encoding="utf-8") for f in (top / "ptacl").glob("*.py")}
+    def modules(top): return {str(f.relative_to(top / "ptacl")): f.read_text(encoding="utf-8") for f in (top / "ptacl").rglob("*.py")}
     ours, fresh = modules(ROOT), modules(tmp_path)
     none_of(f"ptacl/{name}: {'differs from' if name in ours and name in fresh else 'is in only one of the tree and'} the export. "
             "Run nbdev_export, or nbdev_update if the module was edited by hand"
@@ -174,13 +175,24 @@ def test_exported_cells_are_short():
             if length(source) > LONGEST_CELL and not table(source))
 
 
+def inside(module):
+    "The modules of the kit that one imports, wherever it does so."
+    file = ROOT / "ptacl" / f"{module.replace('.', '/')}.py"
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 1: yield f"{module.split('.')[0]}.{node.module}"
+        if isinstance(node, ast.ImportFrom) and node.level == 2 and node.module: yield node.module
+
+
 def test_chapters_import_only_from_earlier_ones():
     number = {module: f.stem for f in chapters for module in default_exp(f)}
-    for module, chapter in number.items():
-        tree = ast.walk(ast.parse((ROOT / "ptacl" / f"{module}.py").read_text(encoding="utf-8")))
-        used = {node.module for node in tree if isinstance(node, ast.ImportFrom) and node.level == 1}
-        none_of(f"{chapter}: imports {other} of {number[other]}, a later chapter" for other in used
-                if other in number and number[other][:2] > chapter[:2])
+    none_of(f"{chapter}: imports {other} of {number[other]}, a later chapter" for module, chapter in number.items()
+            for other in inside(module) if other in number and number[other] > chapter)
+
+
+def test_every_room_says_what_it_turns_into_what():
+    rooms = sorted(f.parent for f in (ROOT / "ptacl").glob("*/__init__.py"))
+    none_of(f"ptacl/{room.name}/__init__.py: the docstring is to be 'From … to …'" for room in rooms
+            if not re.match(r"From .+ to .+", ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8"))) or ""))
 
 
 def test_public_names_are_documented():
@@ -215,7 +227,7 @@ def undeclared(trees, declared, local=()):
 
 
 def test_modules_import_what_is_declared():
-    none_of(undeclared([ast.parse(f.read_text(encoding="utf-8")) for f in ROOT.glob("ptacl/*.py")], requirements + optional))
+    none_of(undeclared([ast.parse(f.read_text(encoding="utf-8")) for f in ROOT.glob("ptacl/**/*.py")], requirements + optional))
 
 
 def test_everything_else_imports_what_is_declared():
