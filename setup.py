@@ -19,6 +19,8 @@ class WithSessions(build_py):
 parser = ConfigParser(delimiters=["="])
 parser.read("settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("app", "course", "cluster", "export")}
+extras["dev"] = [*cfg["dev_requirements"].split(), *(r for wanted in extras.values() for r in wanted)]  # tests use all of them
 
 setup(
     name=cfg["lib_name"],
@@ -33,7 +35,7 @@ setup(
     package_data={"ptacl": ["models/*/*", "page/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "export")},
+    extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": ["ptacl=ptacl._modidx:d"]},
     cmdclass={"build_py": WithSessions},
     zip_safe=False,

@@ -206,8 +206,8 @@ def test_public_names_are_documented():
 # --- dependencies --------------------------------------------------------------------------------------------------------
 
 requirements = [Requirement(r) for r in settings["requirements"].split()]
-optional = [Requirement(r) for r in settings["export_requirements"].split()]  # imported where they are asked for
-development = [Requirement(r) for r in settings["dev_requirements"].split()]
+optional = [Requirement(r) for extra in ("app", "course", "cluster", "export") for r in settings[f"{extra}_requirements"].split()]
+development = [Requirement(r) for r in settings["dev_requirements"].split()] + optional
 pins = [Requirement(line) for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
         if line and not line.startswith("#")]
 
@@ -235,10 +235,6 @@ def test_everything_else_imports_what_is_declared():
     scripts = [ast.parse(f.read_text(encoding="utf-8")) for folder in folders for f in ROOT.glob(f"{folder}/*.py")]
     examples = [ast.Module(code(source), []) for f in notebooks for _, source in cells(f)]
     none_of(undeclared(scripts + examples, requirements + development, ("build", "conftest", "makers", "reference", "steps")))
-
-
-def test_optional_packages_are_installed_for_development():
-    assert set(map(str, optional)) <= set(map(str, development))
 
 
 def test_pins_are_exact_and_within_the_declared_ranges():
