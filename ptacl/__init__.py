@@ -26,7 +26,7 @@ _HOMES = {
     "app.explorer": ("AlignmentExplorer",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = sorted(_HOME_OF)
+__all__ = list(_HOME_OF)
 
 
 def __getattr__(name: str):
