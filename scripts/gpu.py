@@ -254,9 +254,8 @@ def write_table2(study: Study, parts: tuple, found: dict, n_boot: int, tuned: di
         models = {("ECG", "MAE"): alone, ("CMR", "MAE"): alone}
         models |= {("ECG", title): found[method][0] for method, title in (("global", "Global"), ("ptacl", "PTACL"))}
         for (kind, title), model in models.items():
-            pick = 0 if kind == "ECG" else 1
-            both = [infer(lambda b, m=model: m.features(b)[pick], model, data, size=512) for data in (study.train, study.test)]
-            features[kind, title] = [tuple(both)]
+            both = [infer(model.features, model, data, size=512) for data in (study.train, study.test)]
+            features[kind, title] = [tuple(pair[kind == "CMR"] for pair in both)]
         y, c = study.phenotypes, study.covariates
         board = table2(y["train"], y["test"], (c["train"], c["test"]), features, tuned, n_boot=n_boot)
         board.to_csv(study.out/"table2.csv", index=False)
