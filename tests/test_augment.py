@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptacl.signal.augment import CMRAugment, augment_ecg, centre_crop, crop_at, fourier_surrogate, rescale
+from ptacl.signal.augment import CMRAugment, augment_ecg, centre_crop, _crop_at, fourier_surrogate, rescale
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import get_preset, paper_regression, workshop
 
@@ -45,7 +45,7 @@ def test_start_agrees_with_content(device):
 @given(starts=st.lists(st.integers(0, 60), min_size=1, max_size=6), length=st.integers(1, 40))
 def test_crop_at_is_slicing(starts, length):
     x = torch.randn(len(starts), 12, 100)
-    out = crop_at(x, torch.tensor(starts), length)
+    out = _crop_at(x, torch.tensor(starts), length)
     assert all(torch.equal(o, e[:, s:s + length]) for o, e, s in zip(out, x, starts))
 
 

@@ -238,7 +238,7 @@ def test_a_large_cohort_is_read_as_its_records_one_by_one(monkeypatch):
     for lead in (None, "V5"):
         few = r_peaks_of(ecg, 500, lead)
         with monkeypatch.context() as m:
-            m.setattr("ptacl.signal.beats.FEW", 5)
+            m.setattr("ptacl.signal.beats.MANY_RECORDS", 5)
             torch.testing.assert_close(r_peaks_of(ecg, 500, lead, workers=1), few, equal_nan=True, atol=0, rtol=0)
             with pytest.raises(PtaclError, match="shape"): r_peaks_of(ecg[:, :3], 500, lead)
             with pytest.raises(PtaclError, match="choose from"): r_peaks_of(ecg, 500, "X")

@@ -215,7 +215,7 @@ def test_all_of_it_quickly(tmp_path):
 
 @pytest.mark.long
 def test_r_peaks_by_all_cores_are_those_of_one(monkeypatch):
-    monkeypatch.setattr("ptacl.signal.beats.FEW", 100)
+    monkeypatch.setattr("ptacl.signal.beats.MANY_RECORDS", 100)
     ecg = data.repeated(300)
     assert torch.equal(r_peaks_of(ecg, 500), r_peaks_of(ecg, 500, workers=1))
     np.testing.assert_allclose(r_peaks_of(ecg[:1], 500)[0], detect_r_peaks(ecg[0], 500), atol=1e-6)

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from ptacl.data import store as module
 from ptacl.data.cohort import SHARES, Cohort, Stream, assign_splits, shard_parts
-from ptacl.data.store import MV, SCOPES, SHARD, SPLITS, factors, lead_stats, to_counts
+from ptacl.data.store import MV, SHARD, SPLITS, factors, lead_stats, to_counts
 from ptacl.signal.ecg import normalize
 from ptacl.core.errors import PtaclError
-from ptacl.core.presets import LEADS, PHENOTYPES
+from ptacl.core.presets import LEADS, PHENOTYPES, SCOPES
 
 N, F = 70, 4  # more than a shard
 
@@ -96,7 +96,7 @@ def test_grown_is_like_written_at_once(tmp_path):
     assert all(torch.equal(a[:][k].nan_to_num(), b[:][k].nan_to_num()) for k in a[:]) and len(b.verify()) == 0
 
 
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("scope", (None, *SCOPES))
 def test_normalised_as_the_ecg_chapter_does(made, scope):
     cohort, ecg, _, _ = made
     expected = ecg * np.float32(MV) if scope is None else normalize(ecg * np.float32(MV), scope)

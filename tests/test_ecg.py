@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from ptacl.signal.ecg import SCOPES, denoise, ecg_stats, normalize, plot_ecg, preprocess, quality, wavelet_bands
+from ptacl.core.presets import SCOPES
+from ptacl.signal.ecg import denoise, ecg_stats, normalize, plot_ecg, preprocess_ecg, quality, wavelet_bands
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS
 from ptacl.simulate.patients import simulate
@@ -86,8 +87,8 @@ def test_any_leading_axes_and_length(shape, n):
 def test_a_record_is_prepared_alike_in_every_batch(ecg, fs, n, cuts, threads, scope):
     x = np.concatenate([ecg, 0.7 * ecg, ecg[:4, ::-1]])[..., :n]  # 20 records: small batches, and those shared out to threads
     with threadpool_limits(threads, "blas"):
-        parts = [preprocess(part, fs, scope) for part in np.split(x, sorted(cuts))]
-    assert (np.concatenate(parts) == preprocess(x, fs, scope)).all(), "to the last bit"
+        parts = [preprocess_ecg(part, fs, scope) for part in np.split(x, sorted(cuts))]
+    assert (np.concatenate(parts) == preprocess_ecg(x, fs, scope)).all(), "to the last bit"
 
 
 def test_a_record_is_normalised_alike_however_it_lies_in_memory(ecg):
@@ -157,7 +158,7 @@ def test_preprocess_from_any_rate(fs):
     t = np.arange(10 * fs) / fs
     beat = np.exp(-0.5 * (((t % 1) - 0.5) / 0.02) ** 2)
     x = np.stack([a * beat + 0.3 for a in np.linspace(-1, 2, 12)])
-    out = preprocess(x, fs)
+    out = preprocess_ecg(x, fs)
     assert out.shape == (12, 5000) and out.dtype == np.float32 and np.isfinite(out).all()
     peaks = [500 * k + 250 + (out[-1, 500 * k + 150:500 * k + 350].argmax() - 100) for k in range(1, 9)]
     assert np.abs(np.array(peaks) - 500 * np.arange(1, 9) - 250).max() <= 2, "R-peaks keep their time"
@@ -165,10 +166,10 @@ def test_preprocess_from_any_rate(fs):
 
 def test_preprocess_names_what_is_wrong(ecg):
     bad = ecg[:3].copy(); bad[2, 6, 17] = np.nan
-    with pytest.raises(PtaclError, match="ECG 2: lead V1 is non-finite"): preprocess(bad, 500)
+    with pytest.raises(PtaclError, match="ECG 2: lead V1 is non-finite"): preprocess_ecg(bad, 500)
     bad = ecg[:3].copy(); bad[1, 0] = np.nan
-    with pytest.raises(PtaclError, match="ECG 1: lead I is missing"): preprocess(bad, 500)
-    with pytest.raises(PtaclError, match="12"): preprocess(ecg[:, :11], 500)
+    with pytest.raises(PtaclError, match="ECG 1: lead I is missing"): preprocess_ecg(bad, 500)
+    with pytest.raises(PtaclError, match="12"): preprocess_ecg(ecg[:, :11], 500)
 
 
 @pytest.mark.parametrize("n", [2500, 5000, 7321])

@@ -126,8 +126,8 @@ def test_a_file_gives_what_it_gives_after_ingest(module, tmp_path):
 
 
 def test_projected_is_what_the_global_loss_compares(model, signals):
-    from ptacl.signal.ecg import normalize, preprocess
-    clean = preprocess(signals, 500, stats=(0, 1))
+    from ptacl.signal.ecg import normalize, preprocess_ecg
+    clean = preprocess_ecg(signals, 500, stats=(0, 1))
     with torch.no_grad():
         ours = ECGFeatures(model, projected=True)(torch.from_numpy(clean))
         theirs = model.proj_ecg(model.ecg_features({"ecg": torch.from_numpy(normalize(clean))}))

@@ -24,7 +24,7 @@ from ptacl.signal.beats import detect_r_peaks
 from ptacl.signal.cmr import preprocess as preprocess_cine
 from ptacl.data.cohort import Cohort
 from ptacl.data.store import MV, SHARD
-from ptacl.signal.ecg import preprocess as preprocess_ecg
+from ptacl.signal.ecg import preprocess_ecg
 from ptacl.core.errors import PtaclError
 from ptacl.data.ingest import ingest
 from ptacl.data.prepare import prepare_ecg

@@ -26,7 +26,7 @@ from ..data.store import to_counts
 from ..evaluate.regression import linear_probe
 from ..evaluate.retrieval import phenotype_retrieval
 from ..signal.augment import CMRAugment
-from ..signal.beats import FEW, detect_r_peaks, r_peaks_of, segment_beats
+from ..signal.beats import MANY_RECORDS, detect_r_peaks, r_peaks_of, segment_beats
 from ..signal.ecg import denoise
 from ..simulate.patients import simulate
 
@@ -54,7 +54,7 @@ def preparation(records: int, peaks: int, repeats: int) -> list: # of rows
     rows = against("denoising", f"{records} records", {"kit": lambda: denoise(some, 500), "loop": lambda: denoise_by_lead(some)}, records, repeats)
     ways = {"all cores": lambda: r_peaks_of(many, 500), "one core": lambda: [detect_r_peaks(e, 500) for e in many]}
     found = against("R-peaks", f"{peaks} records", ways, peaks, max(3, repeats // 2), cores=cpu_count())
-    if peaks < FEW: return rows + found   # one core does them
+    if peaks < MANY_RECORDS: return rows + found   # one core does them
     return rows + [found[0] | {f"efficiency{e}": found[1][f"ratio{e}"] / cpu_count() for e in ("", "_lo", "_hi")}, found[1]]
 
 # %% ../../nbs/97_data_speed.ipynb #8619f371

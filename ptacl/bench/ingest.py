@@ -29,7 +29,7 @@ from ..data.prepare import prepare_cine, prepare_ecg
 from ..data.sources import find_patients
 from ..signal.beats import detect_r_peaks
 from ..signal.cmr import preprocess as preprocess_cine
-from ..signal.ecg import preprocess as preprocess_ecg
+from ..signal.ecg import preprocess_ecg
 from ..simulate.writers import in_batches, write_patients
 
 # %% ../../nbs/46_ingest_speed.ipynb #ffd610f0

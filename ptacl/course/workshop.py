@@ -27,7 +27,7 @@ from nbconvert import SlidesExporter
 from nbformat.v4 import new_markdown_cell, new_notebook
 from ..simulate.rulers import cine_features, ecg_features
 from ..signal.cmr import minmax
-from ..signal.ecg import preprocess
+from ..signal.ecg import preprocess_ecg
 from ..core.errors import PtaclError
 from ..core.files import checkout
 from ..studies.experiments import write_html
@@ -47,7 +47,7 @@ def hearts(
 ) -> tuple:                  # view (dict of tensors), VirtualPatients
     "Virtual patients, prepared for the encoders; R-peaks as the simulator knows them."
     patients = simulate(n, 0, frames=preset.frames, start=start, **faults)
-    batch = {"ecg": torch.from_numpy(preprocess(patients.ecg.numpy(), 500)), "r_peaks": patients.r_peaks}
+    batch = {"ecg": torch.from_numpy(preprocess_ecg(patients.ecg.numpy(), 500)), "r_peaks": patients.r_peaks}
     if patients.cine is not None: batch["cine"] = minmax(patients.cine)
     return centre_view(batch, preset), patients
 

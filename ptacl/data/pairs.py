@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..core.errors import PtaclError
 from ..signal.beats import r_peaks_of
 from ..signal.cmr import minmax
-from ..signal.ecg import preprocess as preprocess_ecg
+from ..signal.ecg import preprocess_ecg
 
 # %% ../../nbs/45_pairs.ipynb #993246c1
 class Pairs(Dataset):

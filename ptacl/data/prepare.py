@@ -24,7 +24,7 @@ from .sources import Source
 from .store import to_counts
 from ..signal.beats import detect_r_peaks
 from ..signal.cmr import middle_slice, preprocess as preprocess_cine
-from ..signal.ecg import preprocess as preprocess_ecg, quality
+from ..signal.ecg import preprocess_ecg, quality
 
 # %% ../../nbs/42_prepare.ipynb #c0951750
 def verdict_on(signal: np.ndarray, fs: float) -> str: # (12, N) mV

@@ -26,7 +26,7 @@ from ..data.store import to_counts
 from ..data.tables import COVARIATES
 from ..signal.beats import detect_r_peaks
 from ..signal.cmr import minmax, preprocess as preprocess_cine
-from ..signal.ecg import preprocess as preprocess_ecg
+from ..signal.ecg import preprocess_ecg
 from .patients import VirtualPatients
 from .writers import slices_of
 
