@@ -22,7 +22,7 @@ from .causes import DEMOGRAPHICS, ECG_PARAMETERS, population
 from .draws import Streams, hash32_, normals
 from .electrodes import ecg_noise, electrode_off, from_electrodes, mains_hum, noise_bursts, swapped_arms, to_electrodes
 from .faults import cycle, draw_faults, fault_table, faults_asked, frame_phases
-from .heart import SLICE_PARAMETERS, anatomy, sections, slice_parameters
+from .heart import SLICE_PARAMETERS, anatomy, cross_sections, slice_parameters
 from .heartbeat import DURATION, MAX_BEATS, draw_ecg, leads12, peaks_inside, sinus_rhythm, waves
 from .image import SLICES, draw_cine, slab_sections, stack_heights
 from .rhythms import ectopic_waves, fibrillation, fibrillatory_waves, marks_inside, premature, rhythm_waves, with_rhythm
@@ -204,7 +204,7 @@ def draw_slices(
     "The cines of some patients, slice by slice."
     frames, size, device = *base.shape[1:3], base.device
     height = (where["height"] + where["shift"][..., 2] / 10).to(device, torch.float32)
-    cut = (slab_sections if stack else sections)(a, lv, rv, lvm, height)
+    cut = (slab_sections if stack else cross_sections)(a, lv, rv, lvm, height)
     i, z = where["height"].isfinite().nonzero(as_tuple=True)
     place, shift = where["place"][i, z], (where["shift"][i, z, :2] / 10).to(device, torch.float32)
     slices = Streams(streams.seed, streams.patients[i] + (place << 40))
