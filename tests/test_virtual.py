@@ -12,7 +12,7 @@ from ptacl.core.presets import LEADS, PHENOTYPES
 from ptacl.core.presets import FS, SPACING
 from ptacl.simulate.causes import DEMOGRAPHICS, REFERENCE, explained, population
 from ptacl.simulate.draws import Streams
-from ptacl.simulate.heart import anatomy, coverage, masks, polar_maps, sections, volume_curve
+from ptacl.simulate.heart import anatomy, coverage, cross_sections, masks, polar_maps, volume_curve
 from ptacl.simulate.heartbeat import DURATION
 from ptacl.simulate.patients import simulate
 
@@ -148,7 +148,7 @@ def middle_slice(n, seed):
     f = {k: x.float() for k, x in p.items()}
     lv, rv = (volume_curve(f[v + "EDV"], f[v + "ESV"], f, 50) for v in ("LV", "RV"))
     a = {k: x.float() for k, x in anatomy(s, p).items()}
-    return f, a, sections(a, lv, rv, f["LVM"], a["height"][:, None])
+    return f, a, cross_sections(a, lv, rv, f["LVM"], a["height"][:, None])
 
 
 def test_middle_slice_predicts_volumes_but_not_perfectly():
@@ -175,7 +175,7 @@ def test_wall_keeps_its_volume():
     f, a, _ = middle_slice(3, 9)
     lv, rv = (volume_curve(f[v + "EDV"], f[v + "ESV"], f, 20) for v in ("LV", "RV"))
     h = torch.linspace(-0.7, 13, 686)[None].expand(3, -1)             # 0.02 cm apart, from below the apex
-    inner, outer, area, _ = sections(a, lv, rv, f["LVM"], h)
+    inner, outer, area, _ = cross_sections(a, lv, rv, f["LVM"], h)
     area_sum = lambda x: x.sum(1) * 0.02
     torch.testing.assert_close(area_sum(np.pi * inner**2), lv, rtol=0.03, atol=0)
     mass = area_sum(np.pi * (outer**2 - inner**2)) * 1.05
@@ -187,7 +187,7 @@ def test_grey_levels(few):
     s = Streams(7, torch.arange(10))
     p = population(s)
     a = {k: x.float() for k, x in anatomy(s, p).items()}
-    mask = masks(coverage(a, polar_maps(a, 84), *sections(a, few.lv, few.rv, p["LVM"].float(), a["height"][:, None])))
+    mask = masks(coverage(a, polar_maps(a, 84), *cross_sections(a, few.lv, few.rv, p["LVM"].float(), a["height"][:, None])))
     grey = few.cine.float() / 255
     for name, level, least, most in (("lv", .58, .06, .18), ("rv", .64, .06, .23), ("myo", .22, .03, .1)):
         x = grey[mask[name][:, 0] > 0.9]

@@ -25,7 +25,7 @@ from ptacl.data.tables import read_table
 from ptacl.simulate.patients import simulate
 from ptacl.simulate.cine_writers import THICKNESS, acdc_folder, dicom_series, multiframe_dicom, nifti_bytes, ukb_zip
 from ptacl.simulate.ecg_writers import WFDB_LAYOUTS, cardiology_xml, dicom_ecg, muse_xml, write_wfdb
-from ptacl.simulate.writers import FORMATS, in_batches, write_patients
+from ptacl.simulate.writers import COHORT_FORMATS, in_batches, write_patients
 
 SAMPLES = Path(__file__).parents[1] / "data_samples"
 F, Z, H, W = 6, 11, 14, 10  # all different, and more than nine slices
@@ -78,7 +78,7 @@ def test_same_bytes_at_another_time(virtual, signal, r_peaks, stack, tmp_path, m
     first = all_of(tmp_path / "a")
     monkeypatch.setattr("time.time", lambda: 2e9)
     assert all_of(tmp_path / "b") == first and len(first) == 6 + 6 + 6
-    for format in FORMATS:
+    for format in COHORT_FORMATS:
         trees = [tree(write_patients(virtual, tmp_path / name / format, format)) for name in ("c", "d")]
         assert trees[0] == trees[1] and len(trees[0]) == {"ukb": 7, "nifti": 7, "wfdb": 10}[format]
 
@@ -316,14 +316,14 @@ def test_acdc(stack, tmp_path):
 
 # whole cohorts
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", COHORT_FORMATS)
 def test_table_beside(virtual, tmp_path, format):
     ids, phenotypes, covariates = read_table(write_patients(virtual, tmp_path / "c", format) / "phenotypes.csv")
     assert ids == list(virtual.phenotypes.index) == [f"sim-0000{k}" for k in (1, 2, 3)]
     np.testing.assert_allclose(phenotypes, virtual.phenotypes, rtol=1e-5)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", COHORT_FORMATS)
 def test_in_batches(tmp_path, format):
     options = dict(frames=4, size=32)
     whole = tree(write_patients(simulate(5, seed=2, **options), tmp_path / "whole", format))
@@ -345,7 +345,7 @@ def test_stacks_and_labels(tmp_path):
     virtual = simulate(2, seed=3, frames=4, size=32)
     virtual.cine, virtual.height = virtual.cine[:, :, None].repeat(1, 1, 3, 1, 1), None
     virtual.labels = virtual.cine % 4
-    for format in FORMATS: write_patients(virtual, tmp_path / format, format)
+    for format in COHORT_FORMATS: write_patients(virtual, tmp_path / format, format)
     for format in ("nifti", "wfdb"):
         for name, truth in (("sa", virtual.cine), ("label_sa", virtual.labels)):
             image = nib.load(tmp_path / format / "cmr" / "sim-00002" / f"{name}.nii.gz")
@@ -358,7 +358,7 @@ def test_slices_that_were_not_planned_are_not_written(tmp_path):
     virtual = simulate(2, seed=3, frames=4, size=32)
     virtual.cine, virtual.height = virtual.cine[:, :, None].repeat(1, 1, 3, 1, 1), None
     virtual.labels, virtual.height = virtual.cine % 4, torch.tensor([[5., 4., np.nan], [5., 4., 3.]])
-    for format in FORMATS: write_patients(virtual, tmp_path / format, format)
+    for format in COHORT_FORMATS: write_patients(virtual, tmp_path / format, format)
     for k, slices in ((1, 2), (2, 3)):
         for name in ("sa", "label_sa"):
             assert nib.load(tmp_path / "nifti" / "cmr" / f"sim-0000{k}" / f"{name}.nii.gz").shape == (32, 32, slices, 4)
@@ -431,7 +431,7 @@ def test_refusals(virtual, tmp_path):
 
 
 def test_no_person_in_any_file(virtual, tmp_path):
-    for format in FORMATS: write_patients(virtual, tmp_path / format, format)
+    for format in COHORT_FORMATS: write_patients(virtual, tmp_path / format, format)
     names = " ".join(f.name for f in tmp_path.rglob("*"))
     assert not re.search(r"(?<!\d)[1-6]\d{6}(?!\d)", names)
     for ds in images((tmp_path / "ukb" / "cmr" / "sim-00001_20209_2_0.zip").read_bytes()):

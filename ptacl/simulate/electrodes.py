@@ -15,6 +15,9 @@ from ..core.presets import FS
 from .heartbeat import DURATION
 
 # %% ../../nbs/12_electrodes.ipynb #eb550170
+_WANDER = 0.11, 0.23, 0.47, 50            # Hz, beside the breath
+_SIZES = 0.05, 0.05, 0.03, 0.015, 0.003   # mV; rates and sizes chosen, of a quiet resting record
+
 def ecg_noise(
     u: Tensor,     # (n, 8, 10) uniform: weights and phases of slow waves, one row for each lead
     white: Tensor, # (n, 8, N) standard normal
@@ -22,12 +25,11 @@ def ecg_noise(
     breath: Tensor,# (n,) breaths/s
 ) -> Tensor:       # (n, 8, N) mV
     "Baseline wander, muscle noise and a trace of mains hum."
-    # rates and sizes chosen, of a quiet resting record
     t = torch.arange(white.shape[-1], device=white.device) / FS
-    rates = torch.stack([breath, 0.11 + 0 * breath, 0.23 + 0 * breath, 0.47 + 0 * breath, 50 + 0 * breath], 1)  # Hz
+    rates = torch.stack([breath, *(rate + 0 * breath for rate in _WANDER)], 1)
     phase = 2 * math.pi * (rates[..., None] * t + u[:, 0, :5, None])
-    basis = torch.cat([phase.sin(), phase.cos()], 1)                                  # (n, 10, N)
-    size = torch.tensor([0.05, 0.05, 0.03, 0.015, 0.003] * 2, device=t.device)         # mV
+    basis = torch.cat([phase.sin(), phase.cos()], 1)  # (n, 10, N)
+    size = torch.tensor([*_SIZES, *_SIZES], device=t.device)
     weight = (u[..., :10] * 2 - 1) * size * level[:, None, None]
     return torch.baddbmm(white * (0.010 * level)[:, None, None], weight, basis)
 
@@ -46,8 +48,11 @@ def from_electrodes(
     e: Tensor, # (n, 9, N) mV against anything
 ) -> Tensor:   # (n, 8, N)
     "I, II and V1 to V6 from the potentials."
-    return torch.cat([e[:, 1:2] - e[:, :1], e[:, 2:3] - e[:, :1], e[:, 3:] - e[:, :3].mean(1, keepdim=True)], 1)
+    ra, la, ll, chest = e[:, :1], e[:, 1:2], e[:, 2:3], e[:, 3:]
+    wilson = e[:, :3].mean(1, keepdim=True)
+    return torch.cat([la - ra, ll - ra, chest - wilson], 1)
 
+# %% ../../nbs/12_electrodes.ipynb #057324fd
 def swapped_arms(
     e: Tensor,      # (n, 9, N)
     struck: Tensor, # (n,) bool
@@ -65,6 +70,7 @@ def mains_hum(
     t = torch.arange(DURATION * FS, device=u.device) / FS
     return (size[:, None] * u)[..., None] * torch.sin(2 * math.pi * (rate * t + 0.3 * u[..., None]))
 
+# %% ../../nbs/12_electrodes.ipynb #f35f3cb2
 def noise_bursts(
     white: Tensor,     # (n, N) standard normal
     begin: Tensor,     # (n, K) s
@@ -75,14 +81,23 @@ def noise_bursts(
     "Broadband noise at one electrode for a while."
     t = torch.arange(DURATION * FS, device=white.device) / FS
     soft = lambda x: (x / 0.1).clamp(0, 1)
-    swell = soft(t - begin[..., None]) * soft(end[..., None] - t)                          # (n, K, N)
-    at = F.one_hot(electrode, 9).to(white.dtype)                                          # (n, K, 9)
+    swell = soft(t - begin[..., None]) * soft(end[..., None] - t)  # (n, K, N)
+    at = F.one_hot(electrode, 9).to(white.dtype)                   # (n, K, 9)
     return at.transpose(1, 2) @ (swell * (size[:, None] * white)[:, None])
 
 # %% ../../nbs/12_electrodes.ipynb #47ea9923
-NEEDS = torch.tensor([[r == "1" for r in row] for row in ( # rows: ELECTRODES; columns: I, II, III, aVR, aVL, aVF, V1 to V6
-    "110111000000", "101111000000", "011111000000",
-    "000000100000", "000000010000", "000000001000", "000000000100", "000000000010", "000000000001")])
+NEEDS = torch.tensor([[r == "1" for r in row] for row in (
+    # rows: ELECTRODES; columns: I, II, III, aVR, aVL, aVF, V1 to V6
+    "110111000000",
+    "101111000000",
+    "011111000000",
+    "000000100000",
+    "000000010000",
+    "000000001000",
+    "000000000100",
+    "000000000010",
+    "000000000001",
+)])
 
 def electrode_off(
     ecg: Tensor,       # (n, 12, N) mV
@@ -91,7 +106,7 @@ def electrode_off(
 ) -> Tensor:           # (n, 12, N) mV
     "A flat line in each lead that needs the electrode that came off."
     t = torch.arange(ecg.shape[-1], device=ecg.device) / FS
-    gone = ((t >= begin[:, None]) & (electrode >= 0)[:, None])[:, None]                    # (n, 1, N)
+    gone = ((t >= begin[:, None]) & (electrode >= 0)[:, None])[:, None]  # (n, 1, N)
     limbs = torch.stack([-(ecg[:, 0] + ecg[:, 1]), ecg[:, 0] - ecg[:, 2], ecg[:, 1] + ecg[:, 2]], 1) / 3
     lost = limbs.gather(1, electrode.clamp(0, 2).view(-1, 1, 1).expand(-1, 1, len(t)))
     limb = ((electrode >= 0) & (electrode < 3)).view(-1, 1, 1)

@@ -19,21 +19,37 @@ from .heart import volume_curve
 from .rhythms import RHYTHMS
 
 # %% ../../nbs/17_faults.ipynb #4185e902
+def _refuse(rule: str, got):
+    raise PtaclError(f"{rule}, got {got!r}")
+
 def faults_asked(
     frames: int, rhythm: str, lead_off: str, hum: float, missing: int, spacing: float, affected: float, **sizes,
 ) -> dict: # name -> value of those that are on
     "Check the faults that were asked for, and leave out what is off. Raises `PtaclError`."
-    def refuse(what, got): raise PtaclError(f"{what}, got {got!r}")
-    if rhythm not in RHYTHMS: refuse(f"rhythm must be one of {', '.join(RHYTHMS)}", rhythm)
-    if lead_off not in ("", "any", *ELECTRODES): refuse(f"lead_off must be 'any' or one of {', '.join(ELECTRODES)}", lead_off)
-    if not 0 <= hum < FS / 2: refuse(f"hum is a frequency in Hz below {FS // 2}, 50 or 60 as a rule", hum)
-    if not 0 <= missing < frames: refuse(f"missing must be at least 0 and below the number of frames ({frames})", missing)
-    if not 0.5 <= spacing <= 4: refuse("spacing must lie between 0.5 and 4 mm", spacing)
-    if not 0 <= affected <= 1: refuse("affected is a share between 0 and 1", affected)
+    if rhythm not in RHYTHMS:
+        _refuse(f"rhythm must be one of {', '.join(RHYTHMS)}", rhythm)
+    if lead_off not in ("", "any", *ELECTRODES):
+        _refuse(f"lead_off must be 'any' or one of {', '.join(ELECTRODES)}", lead_off)
+    if not 0 <= hum < FS / 2:
+        _refuse(f"hum is a frequency in Hz below {FS // 2}, 50 or 60 as a rule", hum)
+    if not 0 <= missing < frames:
+        _refuse(f"missing must be at least 0 and below the number of frames ({frames})", missing)
+    if not 0.5 <= spacing <= 4:
+        _refuse("spacing must lie between 0.5 and 4 mm", spacing)
+    if not 0 <= affected <= 1:
+        _refuse("affected is a share between 0 and 1", affected)
     for name, size in sizes.items():
-        if not 0 <= size < math.inf: refuse(f"{name} must be at least 0 and finite", size)
-    asked = dict(rhythm=rhythm if rhythm != "sinus" else "", lead_off=lead_off, hum=hum, missing=missing, **sizes)
-    return {k: x for k, x in asked.items() if x}
+        if not 0 <= size < math.inf:
+            _refuse(f"{name} must be at least 0 and finite", size)
+    rhythm = rhythm if rhythm != "sinus" else ""
+    asked = dict(rhythm=rhythm, lead_off=lead_off, hum=hum, missing=missing, **sizes)
+    return {name: value for name, value in asked.items() if value}
+
+# %% ../../nbs/17_faults.ipynb #98e9b7ad
+def _electrode_that_comes_off(streams: Streams, lead_off: str) -> Tensor: # (n,) int, index into ELECTRODES
+    if lead_off != "any":
+        return torch.full((len(streams.patients),), ELECTRODES.index(lead_off))
+    return (streams.uniform("electrode")[:, 0] * len(ELECTRODES)).long()
 
 def draw_faults(
     streams: Streams,
@@ -44,39 +60,55 @@ def draw_faults(
     u = lambda name, k=1: streams.uniform(name, k).squeeze(1)
     f = {f"struck {k}": u(f"struck {k}") < affected for k in asked}
     if "lead_off" in asked:
-        named = torch.full((len(streams.patients),), ELECTRODES.index(asked["lead_off"])) if asked["lead_off"] != "any" else None
-        f["electrode"] = named if named is not None else (u("electrode") * len(ELECTRODES)).long()
-        f["off"] = (u("off") * 16 - 8).clamp(min=0)                       # s: half of them from the beginning; chosen
+        f["electrode"] = _electrode_that_comes_off(streams, asked["lead_off"])
+        f["off"] = (u("off") * 16 - 8).clamp(min=0)  # s: half of them from the beginning; chosen
     if "bursts" in asked:
         f["burst_at"] = (u("burst at", 2) * len(ELECTRODES)).long()
         f["burst_from"] = u("burst from", 2) * 3.5 + torch.tensor([0.5, 5.5])
-        f["burst_to"] = f["burst_from"] + 0.4 + 0.9 * u("burst to", 2)    # s, chosen
-    if "hum" in asked: f["hum"] = 0.10 + 0.25 * u("hum")                  # mV, chosen
-    if "gating_shift" in asked: f["gating_shift"] = (2 * u("gating shift") - 1) * asked["gating_shift"]
+        f["burst_to"] = f["burst_from"] + 0.4 + 0.9 * u("burst to", 2)  # s, chosen
+    if "hum" in asked:
+        f["hum"] = 0.10 + 0.25 * u("hum")  # mV, chosen
+    if "gating_shift" in asked:
+        f["gating_shift"] = (2 * u("gating shift") - 1) * asked["gating_shift"]
     return f
 
 # %% ../../nbs/17_faults.ipynb #fee33a54
+def _burst_columns(f: dict, size: float) -> dict: # column -> (n,)
+    "Size, places and times of the two bursts of each patient."
+    struck = f["struck bursts"].numpy()
+    columns = {"burst_sd": size * struck}  # mV
+    for k in (0, 1):
+        at = np.array(ELECTRODES)[f["burst_at"][:, k].numpy()]
+        columns[f"burst_{k + 1}_at"] = np.where(struck, at, "")
+        for end in ("from", "to"):         # s
+            columns[f"burst_{k + 1}_{end}"] = np.where(struck, f[f"burst_{end}"][:, k], np.nan)
+    return columns
+
 def fault_table(
     f: dict,       # from `draw_faults`
     asked: dict,
     index,         # names of the patients
 ) -> pd.DataFrame: # one row for each patient, columns of the faults that were asked for
     "The truth about the faults, readable."
-    t, there = pd.DataFrame(index=index), {k: f[f"struck {k}"].numpy() for k in asked}
-    if "rhythm" in asked: t["rhythm"] = np.where(there["rhythm"], asked["rhythm"], "sinus")
+    t = pd.DataFrame(index=index)
+    struck = {k: f[f"struck {k}"].numpy() for k in asked}
+    if "rhythm" in asked:
+        t["rhythm"] = np.where(struck["rhythm"], asked["rhythm"], "sinus")
     if "lead_off" in asked:
-        t["lead_off"] = np.where(there["lead_off"], np.array(ELECTRODES)[f["electrode"].numpy()], "")
-        t["lead_off_from"] = np.where(there["lead_off"], f["off"].numpy(), np.nan)          # s
+        t["lead_off"] = np.where(struck["lead_off"], np.array(ELECTRODES)[f["electrode"].numpy()], "")
+        t["lead_off_from"] = np.where(struck["lead_off"], f["off"].numpy(), np.nan)  # s
     if "bursts" in asked:
-        t["burst_sd"] = asked["bursts"] * there["bursts"]                                   # mV
-        for k in (0, 1):
-            t[f"burst_{k + 1}_at"] = np.where(there["bursts"], np.array(ELECTRODES)[f["burst_at"][:, k].numpy()], "")
-            for end in ("from", "to"): t[f"burst_{k + 1}_{end}"] = np.where(there["bursts"], f[f"burst_{end}"][:, k], np.nan) # s
-    if "hum" in asked: t["hum_hz"], t["hum_mv"] = asked["hum"] * there["hum"], f["hum"].numpy() * there["hum"]
-    if "swap" in asked: t["swap"] = there["swap"]
-    if "gating_shift" in asked: t["gating_shift"] = f["gating_shift"].numpy() * there["gating_shift"]   # share of a cycle
-    for k in ("gating_jitter", "missing", "breathing"):                                                 # SD; number; SD in mm
-        if k in asked: t[k] = asked[k] * there[k]
+        t = t.assign(**_burst_columns(f, asked["bursts"]))
+    if "hum" in asked:
+        t["hum_hz"] = asked["hum"] * struck["hum"]
+        t["hum_mv"] = f["hum"].numpy() * struck["hum"]
+    if "swap" in asked:
+        t["swap"] = struck["swap"]
+    if "gating_shift" in asked:
+        t["gating_shift"] = f["gating_shift"].numpy() * struck["gating_shift"]  # share of a cycle
+    for k in ("gating_jitter", "missing", "breathing"):                         # SD; number; SD in mm
+        if k in asked:
+            t[k] = asked[k] * struck[k]
     return t
 
 # %% ../../nbs/17_faults.ipynb #4b349961
@@ -89,24 +121,32 @@ def frame_phases(
     "When each frame was taken."
     n, k = len(streams.patients), torch.arange(frames)
     phase, shown = (k / frames).double().expand(n, -1), k.expand(n, -1)
-    if "gating_shift" in asked: phase = phase + (f["gating_shift"] * f["struck gating_shift"])[:, None]
+    if "gating_shift" in asked:
+        phase = phase + (f["gating_shift"] * f["struck gating_shift"])[:, None]
     if "gating_jitter" in asked:
-        phase = phase + asked["gating_jitter"] * streams.normal("gating jitter", frames) * f["struck gating_jitter"][:, None]
+        jitter = asked["gating_jitter"] * streams.normal("gating jitter", frames)
+        phase = phase + jitter * f["struck gating_jitter"][:, None]
     phase = phase % 1
     if "missing" in asked:
         draw = streams.uniform("missing", frames)
-        draw[:, 0] = 2                                                     # the first frame is always there
+        draw[:, 0] = 2  # the first frame is always there
         lost = (draw.argsort(1).argsort(1) < asked["missing"]) & f["struck missing"][:, None]
         shown = torch.where(lost, 0, k).cummax(1).values
         phase = torch.where(lost, torch.nan, phase)
     return phase, shown
 
+# %% ../../nbs/17_faults.ipynb #a05a29af
 def cycle(
     p: dict,           # the population, float32 on the device
     frames: int,
     phase: Tensor | None = None, # (n, frames) where the frames lie otherwise
 ) -> tuple[Tensor, Tensor]: # (n, F) ml of the LV and the RV
     "Volumes over the cycle; with phases, those of the regular frames and behind them those at the phases."
-    curve = lambda frames: (volume_curve(p["LVEDV"], p["LVESV"], p, frames), volume_curve(p["RVEDV"], p["RVESV"], p, frames, late=0.01))
-    if phase is None: return curve(frames)
-    return tuple(torch.cat(x, 1) for x in zip(curve(frames), curve(phase)))
+    def curves(at):
+        lv = volume_curve(p["LVEDV"], p["LVESV"], p, at)
+        rv = volume_curve(p["RVEDV"], p["RVESV"], p, at, late=0.01)
+        return lv, rv
+    if phase is None:
+        return curves(frames)
+    lv, rv = (torch.cat(both, 1) for both in zip(curves(frames), curves(phase)))
+    return lv, rv
