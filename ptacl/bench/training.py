@@ -29,7 +29,7 @@ from ..nets.joint import start_joint
 from ..nets.losses import global_contrastive_loss
 from ..nets.mae import MAE
 from ..signal.augment import CMRAugment, augment_ecg
-from ..train.loop import BadSteps, run_epoch
+from ..train.loop import BadSteps, Parts, run_epoch
 from ..train.optimiser import can_compile, compile_blocks, keep_memory, make_optimizer
 from ..train.steps import joint_step, mae_cmr_step, mae_ecg_step
 
@@ -69,7 +69,7 @@ def drawn(data, size: int) -> dict: # a batch
 def an_epoch(kind: str, model: nn.Module, preset: Preset, batches, size: int, device: str): # -> function
     "A pass over what `batches` returns, as `fit` makes it."
     optimizer = make_optimizer(model.to(device), preset, 1e-4)
-    parts = {"model": model, "optimizer": optimizer, "schedule": torch.optim.lr_scheduler.ConstantLR(optimizer)}
+    parts = Parts(model, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer))
     alone = SimpleNamespace(device=torch.device(device), process_index=0, autocast=lambda: autocast(device, dtype_of(device)))
     return lambda: run_epoch(STEPS[kind], batches(), size, parts, alone, preset.clip, BadSteps(3, kind, None, None), tqdm(disable=True))
 
