@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
 
-from ptacl.bench.bench import bench, data, measure, plain, training
+from ptacl.bench import bench, data, measure, plain, training
 from ptacl.signal.beats import beat_weights, detect_r_peaks, r_peaks_of, segment_beats
 from ptacl.signal.ecg import denoise
 from ptacl.nets.encoders import attend
@@ -55,7 +55,7 @@ def test_frozen_layers_cost_their_forward_pass_only():
 
 
 def test_a_row_has_median_quartiles_and_shares():
-    r = measure.row("a", "b", "c", [1., 2., 3., 4., 100.], items=6, flops=9e9)
+    r = measure.result_row("a", "b", "c", [1., 2., 3., 4., 100.], items=6, flops=9e9)
     assert (r["seconds"], r["seconds_lo"], r["seconds_hi"], r["per_second"], r["gflops"]) == (3, 2, 4, 2, 3)
 
 
@@ -63,7 +63,7 @@ def test_the_yardstick_multiplies_what_the_blocks_multiply():
     "Forward, apart from patches, head and attention's own products, the products of a model are those of its yardstick."
     for kind in training.STEPS:
         p, seen = workshop, []
-        model, view = training.start(kind, p), {"ecg": torch.randn(2, 12, p.ecg_crop), "cine": torch.rand(2, p.frames, p.size, p.size)}
+        model, view = training.start_model(kind, p), {"ecg": torch.randn(2, 12, p.ecg_crop), "cine": torch.rand(2, p.frames, p.size, p.size)}
         hooks = [m.register_forward_hook(lambda m, x, y, seen=seen: seen.append((x[0].shape[0] * x[0].shape[1], m.in_features, m.out_features)))
                  for b in model.modules() if type(b).__name__ == "Block" for m in b.modules() if isinstance(m, torch.nn.Linear)]
         training.encode_and_back(kind, model, view, torch.float32)
@@ -74,15 +74,15 @@ def test_the_yardstick_multiplies_what_the_blocks_multiply():
 
 
 def test_a_timed_step_is_a_step_of_fit():
-    model = training.start("mae_ecg", workshop)
+    model = training.start_model("mae_ecg", workshop)
     before = [x.clone() for x in model.parameters()]
-    row = training.parts("mae_ecg", model, workshop, training.made_up(8), 4, "cpu")["step"]()
+    row = training.step_parts("mae_ecg", model, workshop, training.noise_pairs(8), 4, "cpu")["step"]()
     assert row["skipped"] == 0 and np.isfinite(row["loss"]) and all((a != b).any() for a, b in zip(before, model.parameters()))
 
 
 def test_targets_say_what_was_met():
-    rows = pd.DataFrame([measure.row("denoising", "8 records", w, [1.], ratio=r) for w, r in (("kit", 1), ("loop", 2.5))])
-    table = bench.targets(rows, "cpu")
+    rows = pd.DataFrame([measure.result_row("denoising", "8 records", w, [1.], ratio=r) for w, r in (("kit", 1), ("loop", 2.5))])
+    table = bench.judge_targets(rows, "cpu")
     assert table[["goal", "measured", "met"]].values.tolist() == [[3, 2.5, False]]
 
 
@@ -138,7 +138,7 @@ def test_attention_in_bf16_is_the_fused_one_but_for_rounding(n):
 
 def test_plain_models_have_our_weights_and_freeze_where_we_do():
     for kind in training.STEPS:
-        ours, theirs = training.start(kind, workshop), plain.plain_model(kind, workshop)
+        ours, theirs = training.start_model(kind, workshop), plain.plain_model(kind, workshop)
         count = lambda m: [sum(x.numel() for x in m.parameters() if x.requires_grad == free) for free in (True, False)]
         assert count(ours) == count(theirs)
 
@@ -147,7 +147,7 @@ def test_plain_steps_do_the_work_of_ours():
     "Counted operations agree but for the patches, which a plain autoencoder embeds before it hides them."
     for kind, most in {"mae_ecg": 1.02, "mae_cmr": 1.2, "joint": 1.001}.items():
         model = plain.plain_model(kind, workshop)
-        inputs = plain.plain_inputs(kind, training.made_up(2).__getitems__([0, 1]), workshop)
+        inputs = plain.plain_inputs(kind, training.noise_pairs(2).__getitems__([0, 1]), workshop)
         counted = training.count_flops(lambda model=model, inputs=inputs: model(*inputs).backward()) / 2
         assert 0.999 < counted / training.step_flops(kind, workshop) < most
 
@@ -155,8 +155,8 @@ def test_plain_steps_do_the_work_of_ours():
 def test_plainly_nobody_is_aligned_without_a_whole_beat():
     z, c = torch.randn(2, 5, 13, 8)
     none = torch.zeros(3, 13, 8)
-    assert plain.local_loss(none, c[:3], 0.1, 1.0) == 0 < plain.local_loss(z, c, 0.1, 1.0)
-    torch.testing.assert_close(plain.local_loss(torch.cat([z, none]), torch.cat([c, c[:3]]), 0.1, 1.0), plain.local_loss(z, c, 0.1, 1.0))
+    assert plain.plain_local_loss(none, c[:3], 0.1, 1.0) == 0 < plain.plain_local_loss(z, c, 0.1, 1.0)
+    torch.testing.assert_close(plain.plain_local_loss(torch.cat([z, none]), torch.cat([c, c[:3]]), 0.1, 1.0), plain.plain_local_loss(z, c, 0.1, 1.0))
 
 
 # --- the command ---------------------------------------------------------------------------------------------------------
@@ -177,22 +177,22 @@ def test_it_says_what_it_cannot_measure(monkeypatch):
 
 
 def test_a_result_that_could_not_be_written_is_not_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "sections", lambda *_: {"steps": lambda: pytest.fail("measured")})
+    monkeypatch.setattr(bench, "bench_sections", lambda *_: {"steps": lambda: pytest.fail("measured")})
     (tmp_path / "file").touch()
     for out in (tmp_path, tmp_path / "file" / "b.json"):
         with pytest.raises(PtaclError, match="cannot be written there"): bench.bench(True, "cpu", out=out)
 
 
 def test_without_the_peer_our_loss_is_measured_alone(monkeypatch):
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
-    assert [r["way"] for r in training.infonce((8, 16), 2, "cpu")] == ["kit", "kit"]
+    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)
+    assert [r["way"] for r in training.time_infonce((8, 16), 2, "cpu")] == ["kit", "kit"]
 
 
 def test_targets_of_growth():
     both = (("probe", 1.5, 4), ("probe", 1.5, 16), ("retrieval", 2., 4), ("retrieval", 2., 16))
-    rows = [measure.row(part, f"{n} patients", "kit", [1.], peak_mb=n, slope=s, memory=1.) for part, s, n in both]
-    rows += [measure.row("streaming", f"{n} patients", "kit", [1.], peak_mb=p) for n, p in ((64, 10.), (256, 10.), (1024, 30.))]
-    table = bench.targets(pd.DataFrame(rows), "cpu").set_index("target")
+    rows = [measure.result_row(part, f"{n} patients", "kit", [1.], peak_mb=n, slope=s, memory=1.) for part, s, n in both]
+    rows += [measure.result_row("streaming", f"{n} patients", "kit", [1.], peak_mb=p) for n, p in ((64, 10.), (256, 10.), (1024, 30.))]
+    table = bench.judge_targets(pd.DataFrame(rows), "cpu").set_index("target")
     assert table.met.to_dict() == {"probe: exponent of time over patients": False, "probe: exponent of memory over patients": True,
                                    "streaming: memory for 16 times the patients": False}
 
@@ -202,21 +202,21 @@ def test_the_kept_result_has_what_the_chapter_shows(root):
     assert {"conditions", "rows", "targets", "versions"} <= set(kept)
     assert set(kept["size"]) == set(bench.asdict(bench.FULL)) and kept["size"]["presets"] == list(bench.FULL.presets)
     assert {"step", "step, compiled", "encoders", "squares", "shapes", "layers"} <= {r["way"] for r in kept["rows"]}
-    assert bench.targets(pd.DataFrame(kept["rows"]), "cpu").target.tolist() == [r["target"] for r in kept["targets"]]
-    assert kept["conditions"] in bench.tables(kept)
+    assert bench.judge_targets(pd.DataFrame(kept["rows"]), "cpu").target.tolist() == [r["target"] for r in kept["targets"]]
+    assert kept["conditions"] in bench.result_text(kept)
 
 
 @pytest.mark.long
 def test_all_of_it_quickly(tmp_path):
     result = bench.bench(True, "cpu", out=tmp_path / "bench.json")
-    assert {r["section"] for r in result["rows"]} == set(bench.sections(bench.QUICK, "cpu"))
+    assert {r["section"] for r in result["rows"]} == set(bench.bench_sections(bench.QUICK, "cpu"))
     assert pd.DataFrame(result["targets"]).measured.notna().all()
 
 
 @pytest.mark.long
 def test_r_peaks_by_all_cores_are_those_of_one(monkeypatch):
     monkeypatch.setattr("ptacl.signal.beats.MANY_RECORDS", 100)
-    ecg = data.repeated(300)
+    ecg = data.repeated_records(300)
     assert torch.equal(r_peaks_of(ecg, 500), r_peaks_of(ecg, 500, workers=1))
     np.testing.assert_allclose(r_peaks_of(ecg[:1], 500)[0], detect_r_peaks(ecg[0], 500), atol=1e-6)
 

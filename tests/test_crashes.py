@@ -18,7 +18,7 @@ from steps import KINDS, noise, same, start, tiny
 from torch.multiprocessing import get_context
 
 import ptacl.studies.experiments
-import ptacl.train.loop
+import ptacl.train.accelerator
 from ptacl.bench.data import store
 from ptacl.data.cohort import Cohort, Stream
 from ptacl.nets.encoders import ECGEncoder
@@ -38,7 +38,7 @@ EPOCHS = 5
 def train(kind, folder, epochs=EPOCHS, precision="no"):
     "The phase to its end, or on to it; in full precision, on one thread."
     AcceleratorState._reset_state(True)
-    ptacl.train.optimiser.precision = lambda *a: precision
+    ptacl.train.accelerator.precision = lambda *a: precision
     torch.set_num_threads(1)
     torch.rand(os.getpid() % 100)                                  # whatever was drawn before
     name, _, on_disk = kind.partition(", from ")

@@ -518,7 +518,7 @@ def test_a_child_leaves_signals_as_they_were():
 # --- meeting ---------------------------------------------------------------------------------------------------------------
 
 MEET = """
-import ptacl.train.loop as t
+import ptacl.train.accelerator as t
 from ptacl.core.errors import PtaclError
 t.TIME_LIMIT = 2
 try: t.meet()

@@ -108,7 +108,7 @@ class Soak:
         if k % 3 == 0:
             with suppress(PtaclError): fit(diverged, joint_step, data, p, 1, 1e-3)
         if k % 4 == 0:
-            full = mock.patch("ptacl.train.loop.os.fsync", side_effect=OSError(errno.ENOSPC, "No space left on device"))
+            full = mock.patch("os.fsync", side_effect=OSError(errno.ENOSPC, "No space left on device"))
             with full: refused(fit, PTACL(p), joint_step, data, p, 1, 1e-3, self.folder / "full")
         return model
 

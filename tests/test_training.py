@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from steps import KINDS, noise, same, start, tiny
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import ptacl.train.loop
+import ptacl.train.checkpoint
+import ptacl.train.optimiser
 from ptacl.signal.augment import CMRAugment
 from ptacl.core.errors import PtaclError
 from ptacl.nets.mae import MAE
@@ -86,7 +87,7 @@ def test_interrupted_while_the_state_is_written(pairs, tmp_path, monkeypatch):
     before = (tmp_path / "state.pt").read_bytes()
     def cut(fd): raise Interrupted                                                   # the file is there, under its passing name
     with monkeypatch.context() as m:
-        m.setattr(ptacl.train.loop.os, "fsync", cut)
+        m.setattr(os, "fsync", cut)
         with pytest.raises(Interrupted): run(start(), pairs, 2, folder=tmp_path, resume=True)
     assert (tmp_path / "state.pt").read_bytes() == before
     assert len(run(start(), pairs, 2, folder=tmp_path, resume=True)) == 2
@@ -350,7 +351,7 @@ def test_gradients_are_clipped(pairs):
 
 def test_nothing_is_compiled_on_a_cpu_unless_asked(monkeypatch):
     asked = []
-    monkeypatch.setattr(ptacl.train.loop, "can_compile", asked.append)
+    monkeypatch.setattr(ptacl.train.optimiser, "can_compile", asked.append)
     for value in (None, "0", ""):
         monkeypatch.setenv("PTACL_COMPILE", value) if value is not None else monkeypatch.delenv("PTACL_COMPILE", raising=False)
         with ptacl.train.optimiser.compiled(start(), "cpu"): pass
@@ -384,7 +385,7 @@ def test_compiled_blocks_learn_the_same(kind, pairs, tmp_path, monkeypatch):
 @pytest.mark.parametrize("value, on", [("1", True), ("true", True), ("0", False), ("off", False), ("", False)])
 def test_the_switch(value, on, monkeypatch):
     asked = []
-    monkeypatch.setattr(ptacl.train.loop, "can_compile", asked.append)
+    monkeypatch.setattr(ptacl.train.optimiser, "can_compile", asked.append)
     monkeypatch.setenv("PTACL_COMPILE", value)
     with ptacl.train.optimiser.compiled(start(), "cuda"): pass
     assert bool(asked) == on

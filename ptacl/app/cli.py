@@ -308,7 +308,7 @@ def bench(
     out: Annotated[Path, typer.Option(help="JSON file for all numbers")] = Path("bench.json"),
 ):
     "Measure speed and memory of every part, against what this machine could do and against other ways."
-    from ptacl.bench.bench import bench as measure, tables
-    try: typer.echo(tables(measure(quick, device, only, out)))
+    from ptacl.bench.bench import bench as measure, result_text
+    try: typer.echo(result_text(measure(quick, device, only, out)))
     except PtaclError as e: fail(e)
     typer.echo(f"numbers: {out}")

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from ..signal.cmr import resample_frames
 from ..nets.encoders import Block, CMREncoder, ECGEncoder, start_positions
+from ..core.devices import full_precision
 from ..core.distributed import BatchNorm, distributed
 from ..nets.losses import global_contrastive_loss, masked_mean
 from ..nets.mae import patchify, unpatchify
 from ..core.presets import Preset
-from ..train.steps import full_precision
 
 # %% ../../nbs/82_cmae.ipynb #45a75906
 def median_beat(
@@ -31,11 +31,13 @@ def median_beat(
 ) -> tuple[Tensor, Tensor]: # (B, 12, length), 0 where there is no whole beat; valid (B,)
     "The median of all beats that lie wholly in the record."
     start = ((r_peaks - before) * fs).round()
-    whole = (start >= 0) & (start + length <= ecg.shape[-1])               # NaN compares as False
+    whole = (start >= 0) & (start + length <= ecg.shape[-1])  # NaN compares as False
     start = torch.where(whole, start, 0).long()
-    beats = ecg.unfold(-1, length, 1)[torch.arange(len(ecg), device=ecg.device)[:, None], :, start]   # (B, R, 12, length)
-    median = beats.masked_fill(~whole[..., None, None], torch.nan).nanmedian(1).values
-    return median.nan_to_num(0), whole.any(1)
+    windows = ecg.unfold(-1, length, 1)                       # (B, 12, every start, length)
+    patients = torch.arange(len(ecg), device=ecg.device)[:, None]
+    beats = windows[patients, :, start]                       # (B, R, 12, length)
+    beats = beats.masked_fill(~whole[..., None, None], torch.nan)
+    return beats.nanmedian(1).values.nan_to_num(0), whole.any(1)
 
 # %% ../../nbs/82_cmae.ipynb #bd465592
 class Decoder(nn.Module):
@@ -43,33 +45,39 @@ class Decoder(nn.Module):
     def __init__(self, encoder: ECGEncoder | CMREncoder, latent: int):
         super().__init__()
         p = encoder.preset
-        self.embed = nn.Linear(latent, p.decoder_width)
-        self.pos = nn.Parameter(start_positions(*encoder.pos.shape[:-1], width=p.decoder_width, std=p.pos_std).flatten(0, 1))
-        self.blocks = nn.Sequential(*(Block(p.decoder_width, p.decoder_heads, p.mlp_ratio) for _ in range(p.decoder_layers)))
-        self.head = nn.Sequential(nn.LayerNorm(p.decoder_width), nn.Linear(p.decoder_width, encoder.patch.weight[0].numel()))
+        width, values = p.decoder_width, encoder.patch.weight[0].numel()
+        self.embed = nn.Linear(latent, width)
+        positions = start_positions(*encoder.pos.shape[:-1], width=width, std=p.pos_std)
+        self.pos = nn.Parameter(positions.flatten(0, 1))
+        self.blocks = nn.Sequential(*(Block(width, p.decoder_heads, p.mlp_ratio) for _ in range(p.decoder_layers)))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, values))
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.head(self.blocks(self.embed(z)[:, None] + self.pos)).float()
+        places = self.embed(z)[:, None] + self.pos
+        return self.head(self.blocks(places)).float()
 
-# %% ../../nbs/82_cmae.ipynb #70460e57
+# %% ../../nbs/82_cmae.ipynb #8218bcff
 def log_cosh(d: Tensor) -> Tensor: # a difference, any shape -> the same shape
     "log cosh d, without overflow."
     return d.abs() + F.softplus(-2 * d.abs()) - math.log(2)
 
+# %% ../../nbs/82_cmae.ipynb #70460e57
 class Autoencoder(nn.Module):
     "An encoder, a latent vector and a decoder."
     def __init__(self, encoder: ECGEncoder | CMREncoder):
         super().__init__()
-        p, self.encoder = encoder.preset, encoder
-        self.latent = nn.Sequential(BatchNorm(p.width), nn.Linear(p.width, p.width // 2))
-        self.decoder = Decoder(encoder, p.width // 2)
+        width, latent = encoder.preset.width, encoder.preset.width // 2
+        self.encoder = encoder
+        self.latent = nn.Sequential(BatchNorm(width), nn.Linear(width, latent))
+        self.decoder = Decoder(encoder, latent)
 
     def forward(self, x: Tensor) -> Tensor: # -> (B, L)
         return self.latent(self.encoder(x).mean(1))
 
     def error(self, z: Tensor, x: Tensor) -> Tensor: # latent, what it should give -> (B,)
         "Log-cosh of the reconstruction, mean over each patient's values, in the encoder's units."
-        return log_cosh(self.decoder(z) - (patchify(x, self.encoder) - self.encoder.mean) / self.encoder.sd).mean((1, 2))
+        target = (patchify(x, self.encoder) - self.encoder.mean) / self.encoder.sd
+        return log_cosh(self.decoder(z) - target).mean((1, 2))
 
     def reconstruct(self, z: Tensor) -> Tensor: # -> the shape of the input
         "What the decoder makes of a latent vector."
@@ -87,17 +95,24 @@ def beat_preset(preset: Preset) -> Preset: # of the ECG encoder
 
 def cmae_view(batch: dict, preset: Preset) -> dict:
     "Median beat, whether there is one, and the film; what is a view already is passed on."
-    if "beat" in batch: return batch
+    if "beat" in batch:
+        return batch
     with full_precision(batch["ecg"]):
         beat, valid = median_beat(batch["ecg"], batch["r_peaks"], preset.fs, 12 * preset.ecg_patch)
-    cine = {"cine": resample_frames(batch["cine"], preset.frames)} if "cine" in batch else {}
-    return batch | {"beat": beat, "valid": valid} | cine
+    view = batch | {"beat": beat, "valid": valid}
+    if "cine" in batch:
+        view["cine"] = resample_frames(batch["cine"], preset.frames)
+    return view
 
+# %% ../../nbs/82_cmae.ipynb #96458c15
 def autoencoder_step(model: Autoencoder, batch: dict) -> dict:
     "Reconstruction of one modality by itself; patients without a whole beat are left out of the ECG's."
-    ecg, view = isinstance(model.encoder, ECGEncoder), cmae_view(batch, model.encoder.preset)
-    x = view["beat"] if ecg else view["cine"]
-    return {"loss": masked_mean(model.error(model(x), x), view["valid"] if ecg else None)}
+    view = cmae_view(batch, model.encoder.preset)
+    if isinstance(model.encoder, ECGEncoder):
+        x, valid = view["beat"], view["valid"]
+    else:
+        x, valid = view["cine"], None
+    return {"loss": masked_mean(model.error(model(x), x), valid)}
 
 # %% ../../nbs/82_cmae.ipynb #15972156
 def mix(
@@ -106,18 +121,25 @@ def mix(
 ) -> Tensor:        # (B, L)
     "Each coordinate from one of the two modalities, the same choice for all patients of all processes."
     drawn = torch.rand(z_ecg.shape[1], device=z_ecg.device)
-    if distributed(): dist.broadcast(drawn, 0)
+    if distributed():
+        dist.broadcast(drawn, 0)
     return torch.where(drawn < 0.5, z_ecg, z_cmr)
 
 # %% ../../nbs/82_cmae.ipynb #15971c17
 class CMAE(nn.Module):
     "Two autoencoders that share a latent space."
-    def __init__(self, preset: Preset, ecg: Autoencoder | None = None, cmr: Autoencoder | None = None): # pre-trained; copied
+    def __init__(self,
+        preset: Preset,
+        ecg: Autoencoder | None = None,  # pre-trained; copied
+        cmr: Autoencoder | None = None,  # the same
+    ):
         super().__init__()
         self.preset = preset
-        self.ecg, self.cmr = Autoencoder(ECGEncoder(beat_preset(preset))), Autoencoder(CMREncoder(preset))
-        for mine, given in ((self.ecg, ecg), (self.cmr, cmr)):
-            if given is not None: mine.load_state_dict(given.state_dict())
+        self.ecg = Autoencoder(ECGEncoder(beat_preset(preset)))
+        self.cmr = Autoencoder(CMREncoder(preset))
+        for own, pretrained in ((self.ecg, ecg), (self.cmr, cmr)):
+            if pretrained is not None:
+                own.load_state_dict(pretrained.state_dict())
         self.scale = nn.Parameter(torch.zeros(()))   # s
 
     def ecg_features(self, batch: dict) -> Tensor: # -> (B, L)
@@ -136,7 +158,11 @@ class CMAE(nn.Module):
         return {"kind": "CMAE", "preset": asdict(self.preset)}
 
 # %% ../../nbs/82_cmae.ipynb #17a18cab
-def cmae_step(model: CMAE, batch: dict, weight: float = 0.1) -> dict: # weight of the contrastive loss
+def cmae_step(
+    model: CMAE,
+    batch: dict,
+    weight: float = 0.1,  # of the contrastive loss
+) -> dict:                # `loss` and its parts `ecg`, `cmr`, `contrast`
     "Both reconstructions from the mixed latent, and the contrastive loss between the two."
     view = cmae_view(batch, model.preset)
     z_ecg, z_cmr = model.features(view)
@@ -144,4 +170,5 @@ def cmae_step(model: CMAE, batch: dict, weight: float = 0.1) -> dict: # weight o
     ecg = masked_mean(model.ecg.error(mixed, view["beat"]), view["valid"])
     cmr = model.cmr.error(mixed, view["cine"]).mean()
     contrast = global_contrastive_loss(z_ecg, z_cmr, torch.exp(-model.scale))
-    return {"loss": ecg + cmr + weight * contrast, "ecg": ecg.detach(), "cmr": cmr.detach(), "contrast": contrast.detach()}
+    parts = {"ecg": ecg.detach(), "cmr": cmr.detach(), "contrast": contrast.detach()}
+    return {"loss": ecg + cmr + weight * contrast} | parts

@@ -10,30 +10,33 @@ import torch
 from torch import Tensor
 from ..signal.augment import CMRAugment, random_crop
 from ..nets.encoders import CMREncoder, ECGEncoder
+from ..core.devices import full_precision
 from ..nets.losses import global_contrastive_loss
 from ..nets.joint import PTACL, start_joint
 from ..core.presets import Preset
-from ..train.steps import full_precision
 
 # %% ../../nbs/83_eccl.ipynb #0f67d272
 def flip(
     x: Tensor,            # (B, …)
-    axis: int,            # reversed; for None the sign changes instead
+    axis: int | None,     # reversed; for None the sign changes instead
     p: float,             # probability
 ) -> Tensor:              # the shape of x
     "Reverse an axis (or change the sign) of some patients."
-    chosen = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) < p
-    return torch.where(chosen, -x if axis is None else x.flip(axis), x)
+    one_each = (len(x), *[1] * (x.ndim - 1))
+    chosen = torch.rand(*one_each, device=x.device) < p
+    flipped = -x if axis is None else x.flip(axis)
+    return torch.where(chosen, flipped, x)
 
 # %% ../../nbs/83_eccl.ipynb #a0e6da66
 def eccl_view(model: PTACL, batch: dict) -> dict: # a view; its R-peaks no longer fit the ECG
     "Cropped and flipped ECG, resized, rotated and flipped film."
-    p = model.preset
+    augment = CMRAugment(model.preset, scale=(0.8, 1.), degrees=30., light=0., blur=0., noise=0.)
     with full_precision(batch["ecg"]):
-        ecg, start = random_crop(batch["ecg"], p)
-        augment = CMRAugment(p, scale=(0.8, 1.), degrees=30., light=0., blur=0., noise=0.)
-        cine = flip(augment.move(batch["cine"]), -2, 0.5)
-        return batch | {"ecg": flip(flip(ecg, -1, 0.33), None, 0.33), "start": start, "cine": cine}
+        ecg, start = random_crop(batch["ecg"], model.preset)
+        cine = flip(augment.move(batch["cine"]), axis=-2, p=0.5)
+        ecg = flip(ecg, axis=-1, p=0.33)    # time reversed
+        ecg = flip(ecg, axis=None, p=0.33)  # sign changed
+    return batch | {"ecg": ecg, "start": start, "cine": cine}
 
 # %% ../../nbs/83_eccl.ipynb #5c65b592
 def start_eccl(
@@ -46,6 +49,7 @@ def start_eccl(
     model.cmr.requires_grad_(False)
     return model
 
+# %% ../../nbs/83_eccl.ipynb #d76a2c2d
 def eccl_step(model: PTACL, batch: dict) -> dict:
     "Global loss of an augmented view."
     z_ecg, z_cmr = model.embeddings(eccl_view(model, batch))

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from ..signal.augment import CMRAugment, augment_ecg
 from ..nets.encoders import CMREncoder, ECGEncoder
+from ..core.devices import full_precision
 from ..core.distributed import BatchNorm, with_others
 from ..nets.losses import check_pair, cosine
 from ..core.presets import Preset
-from ..train.steps import full_precision
 
 # %% ../../nbs/80_simclr.ipynb #726b23b1
 def nt_xent(
@@ -25,11 +25,14 @@ def nt_xent(
 ) -> Tensor:             # scalar
     "NT-Xent over both views: each own one among those of all processes. Raises `PtaclError` on unequal shapes or τ ≤ 0."
     check_pair(a, b, 2, temperature)
-    (all_a, own), (all_b, _) = with_others(a), with_others(b)
-    first = torch.arange(own.start, own.stop, device=a.device); second = first + len(all_a)
+    all_a, own = with_others(a)
+    all_b, _ = with_others(b)
+    first = torch.arange(own.start, own.stop, device=a.device)
+    second = first + len(all_a)
     logits = cosine(torch.cat([a, b]), torch.cat([all_a, all_b])) / temperature
-    logits = logits.scatter(1, torch.cat([first, second])[:, None], -torch.inf)   # no view with itself
-    return F.cross_entropy(logits, torch.cat([second, first]))
+    itself = torch.cat([first, second])[:, None]
+    partner = torch.cat([second, first])
+    return F.cross_entropy(logits.scatter(1, itself, -torch.inf), partner)
 
 # %% ../../nbs/80_simclr.ipynb #ca5c33ec
 def projection_head(
@@ -38,15 +41,21 @@ def projection_head(
 ) -> nn.Module:      # (B, width) -> (B, proj_dim)
     "SimCLR's non-linear projection: two linear layers, each with a batch norm, and a ReLU between them."
     hidden = preset.mlp_ratio * preset.width
-    return nn.Sequential(nn.Linear(width, hidden, bias=False), BatchNorm(hidden), nn.ReLU(),
-                         nn.Linear(hidden, preset.proj_dim, bias=False), BatchNorm(preset.proj_dim))
+    return nn.Sequential(
+        nn.Linear(width, hidden, bias=False),
+        BatchNorm(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, preset.proj_dim, bias=False),
+        BatchNorm(preset.proj_dim),
+    )
 
 # %% ../../nbs/80_simclr.ipynb #bf0d7e56
 class SimCLR(nn.Module):
     "An encoder of either modality with a projection head."
     def __init__(self, encoder: ECGEncoder | CMREncoder):
         super().__init__()
-        self.encoder, self.head = encoder, projection_head(encoder.preset.width, encoder.preset)
+        self.encoder = encoder
+        self.head = projection_head(encoder.preset.width, encoder.preset)
 
     def forward(self, x: Tensor) -> Tensor: # what the encoder takes -> (B, proj_dim)
         return self.head(self.encoder(x).mean(1))
@@ -56,13 +65,16 @@ class SimCLR(nn.Module):
         kind = "SimCLR-ECG" if isinstance(self.encoder, ECGEncoder) else "SimCLR-CMR"
         return {"kind": kind, "preset": asdict(self.encoder.preset)}
 
+# %% ../../nbs/80_simclr.ipynb #dd4d2280
 def two_views(encoder: ECGEncoder | CMREncoder, batch: dict) -> Tensor: # -> (2B, …) what the encoder takes
     "Two augmented views of each patient: first ones above, second ones below."
     with full_precision(batch["ecg"]):
-        if isinstance(encoder, ECGEncoder): return augment_ecg(batch["ecg"].repeat(2, 1, 1), encoder.preset)[0]
+        if isinstance(encoder, ECGEncoder):
+            return augment_ecg(batch["ecg"].repeat(2, 1, 1), encoder.preset)[0]
         return CMRAugment(encoder.preset)(batch["cine"].repeat(2, 1, 1, 1))
 
 # %% ../../nbs/80_simclr.ipynb #99175b86
 def simclr_step(model: SimCLR, batch: dict, temperature: float = 0.1) -> dict:
     "NT-Xent of two views."
-    return {"loss": nt_xent(*model(two_views(model.encoder, batch)).chunk(2), temperature)}
+    first, second = model(two_views(model.encoder, batch)).chunk(2)
+    return {"loss": nt_xent(first, second, temperature)}

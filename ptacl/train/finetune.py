@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..signal.augment import CMRAugment, augment_ecg, centre_crop
 from ..signal.cmr import resample_frames
 from ..nets.encoders import CMREncoder, ECGEncoder
-from ..core.devices import check_device
+from ..core.devices import check_device, full_precision
 from ..core.errors import PtaclError
 from ..core.distributed import total
 from ..nets.joint import load_weights
@@ -27,22 +27,25 @@ from ..core.presets import Preset
 from ..evaluate.retrieval import as_numbers
 from ..data.pairs import Pairs
 from .loop import fit, infer
-from .steps import full_precision
 
 # %% ../../nbs/62_finetune.ipynb #ed541f3b
 class AttentionPool(nn.Module):
     "Tokens (B, N, D) → (B, D)."
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.attention, self.norm = nn.MultiheadAttention(width, heads, batch_first=True), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         query = tokens.mean(1, keepdim=True)
-        return self.norm(self.attention(query, tokens, tokens, need_weights=False)[0].squeeze(1))
+        pooled, _ = self.attention(query, tokens, tokens, need_weights=False)
+        return self.norm(pooled.squeeze(1))
 
     def weights(self, tokens: Tensor) -> Tensor: # (B, N, D) -> (B, N), rows sum to 1
         "How much each token has a say, mean over the heads."
-        return self.attention(tokens.mean(1, keepdim=True), tokens, tokens)[1].squeeze(1)
+        query = tokens.mean(1, keepdim=True)
+        _, weights = self.attention(query, tokens, tokens)
+        return weights.squeeze(1)
 
 # %% ../../nbs/62_finetune.ipynb #37169430
 class Tuned(nn.Module):
@@ -54,11 +57,16 @@ class Tuned(nn.Module):
         sd=1.0,                           # its spread
     ):
         super().__init__()
-        p, self.names = encoder.preset, list(names)
-        self.encoder, self.pool, self.head = deepcopy(encoder), AttentionPool(p.width, p.heads), nn.Linear(p.width, len(self.names))
-        nn.init.zeros_(self.head.weight); nn.init.zeros_(self.head.bias)
+        preset = encoder.preset
+        self.names = list(names)
+        self.encoder = deepcopy(encoder)
+        self.pool = AttentionPool(preset.width, preset.heads)
+        self.head = nn.Linear(preset.width, len(self.names))
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
         for name, value in (("mean", mean), ("sd", sd)):
-            self.register_buffer(name, torch.tensor(np.broadcast_to(value, len(self.names)), dtype=torch.float32))
+            values = np.broadcast_to(value, len(self.names))
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
 
     @property
     def config(self) -> dict: # what rebuilds the model
@@ -67,13 +75,16 @@ class Tuned(nn.Module):
 
     def view(self, batch: dict) -> Tensor: # what the encoder takes
         "The middle of the ECG, or the film's evenly spaced frames."
-        if isinstance(self.encoder, ECGEncoder): return centre_crop(batch["ecg"], self.encoder.preset)[0]
-        return resample_frames(batch["cine"], self.encoder.preset.frames)
+        preset = self.encoder.preset
+        if isinstance(self.encoder, ECGEncoder):
+            return centre_crop(batch["ecg"], preset)[0]
+        return resample_frames(batch["cine"], preset.frames)
 
     def forward(self, view: Tensor) -> Tensor: # -> (B, targets), standardised
         "Predictions in standard deviations. The head works in full precision: bf16 would round volumes to ml."
         pooled = self.pool(self.encoder(view))
-        with full_precision(pooled): return self.head(pooled.float())
+        with full_precision(pooled):
+            return self.head(pooled.float())
 
     def predict(self, batch: dict) -> Tensor: # -> (B, targets)
         "Predictions in the targets' own units."
@@ -85,31 +96,38 @@ def masked_error(
     targets: Tensor, # (B, P) the truth, standardised, NaN where missing
 ) -> Tensor:         # scalar; 0 where nothing is there
     "Own part of the mean squared error over what was measured in the patients of all processes."
-    there = targets.isfinite()
-    measured, asked = total(torch.stack([there, torch.ones_like(there)]).sum((1, 2)))
-    return (z - torch.where(there, targets, z.detach())).pow(2).sum() / measured.clamp(min=1) * (asked / there.numel())
+    present = targets.isfinite()
+    measured, asked = total(torch.stack([present, torch.ones_like(present)]).sum((1, 2)))
+    error = z - torch.where(present, targets, z.detach())  # 0, without a gradient, where there is no value
+    return error.pow(2).sum() / measured.clamp(min=1) * (asked / present.numel())
 
 # %% ../../nbs/62_finetune.ipynb #4bc09c44
 def training_view(encoder: ECGEncoder | CMREncoder, batch: dict) -> Tensor: # what the encoder takes
     "An augmented view that leaves the size of the heart alone."
     with full_precision(batch["ecg"]):
-        if isinstance(encoder, ECGEncoder): return augment_ecg(batch["ecg"], encoder.preset)[0]
+        if isinstance(encoder, ECGEncoder):
+            return augment_ecg(batch["ecg"], encoder.preset)[0]
         return CMRAugment(encoder.preset, scale=(1., 1.))(batch["cine"])
 
+# %% ../../nbs/62_finetune.ipynb #fb48d7ff
 def tune_step(model: Tuned, batch: dict) -> dict: # the batch carries `targets` (B, P) in their own units
     "Error of an augmented view."
     targets = (batch["targets"] - model.mean) / model.sd
-    return {"loss": masked_error(model(training_view(model.encoder, batch)), targets)}
+    z = model(training_view(model.encoder, batch))
+    return {"loss": masked_error(z, targets)}
 
 # %% ../../nbs/62_finetune.ipynb #6f559006
 def with_targets(data: Pairs, targets: pd.DataFrame) -> Pairs: # the same pairs, whose batches carry `targets`
     "Pairs that know what was measured. Raises `PtaclError` on another number of patients, or a target without two different values."
     y = as_numbers(targets)
-    if len(y) != len(data): raise PtaclError(f"{len(data)} patients, but {len(y)} rows of targets")
+    if len(y) != len(data):
+        raise PtaclError(f"{len(data)} patients, but {len(y)} rows of targets")
     flat = [name for name, v in zip(targets, y.T) if len(np.unique(v[np.isfinite(v)])) < 2]
-    if flat: raise PtaclError(f"{', '.join(flat)}: no two training patients differ in it. Leave the column out")
+    if flat:
+        raise PtaclError(f"{', '.join(flat)}: no two training patients differ in it", "Leave the column out")
     return data.with_extra(targets=torch.tensor(y, dtype=torch.float32))
 
+# %% ../../nbs/62_finetune.ipynb #152e0280
 def finetune(
     encoder: ECGEncoder | CMREncoder, # pre-trained; copied
     data: Pairs,                      # training patients
@@ -119,41 +137,61 @@ def finetune(
     freeze: int = 0,                  # layers that stay as they are
     seed: int = 0,
     folder=None,                      # as in `fit`, with `resume`, `tracker` and `name`
-    **kw,
+    **options,                        # of `fit`
 ) -> Tuned:                           # with its `history`
     "Train encoder, pooling and head for all targets at once. Raises `PtaclError` on targets and layers that do not fit."
-    p, data = encoder.preset, with_targets(data, targets)
-    if not 0 <= freeze <= len(encoder.blocks): raise PtaclError(f"freeze {freeze}: the encoder has {len(encoder.blocks)} layers")
+    preset = encoder.preset
+    data = with_targets(data, targets)
+    if not 0 <= freeze <= len(encoder.blocks):
+        raise PtaclError(f"freeze {freeze}: the encoder has {len(encoder.blocks)} layers")
     torch.manual_seed(seed)
     y = as_numbers(targets)
     model = Tuned(encoder, targets, np.nanmean(y, 0), np.nanstd(y, 0))
     model.encoder.freeze(freeze)
-    epochs, lr = p.epochs_joint if epochs is None else epochs, p.lr_tune if lr is None else lr
-    model.history = fit(model, tune_step, data, p, epochs, lr, folder, seed, **{"name": "fine-tune"} | kw)
+    epochs = preset.epochs_joint if epochs is None else epochs
+    lr = preset.lr_tune if lr is None else lr
+    options = {"name": "fine-tune"} | options
+    model.history = fit(model, tune_step, data, preset, epochs, lr, folder, seed, **options)
     return model
 
-def supervised(encoder: type, preset: Preset, data: Pairs, targets: pd.DataFrame, seed: int = 0, **kw) -> Tuned: # ECGEncoder or CMREncoder
-    "The same from random initialisation, which `seed` draws: the baseline without any pre-training."
+# %% ../../nbs/62_finetune.ipynb #c45bbb55
+def supervised(
+    encoder: type,          # ECGEncoder or CMREncoder
+    preset: Preset,
+    data: Pairs,
+    targets: pd.DataFrame,
+    seed: int = 0,          # draws the weights, too
+    **options,              # of `finetune`
+) -> Tuned:
+    "The same from random initialisation: the baseline without any pre-training."
     torch.manual_seed(seed)
-    return finetune(encoder(preset), data, targets, seed=seed, **{"name": "supervised"} | kw)
+    return finetune(encoder(preset), data, targets, seed=seed, **{"name": "supervised"} | options)
 
-def predict(model: Tuned, data: Pairs, index=None) -> pd.DataFrame: # one row per patient, one column per target, in its unit
+def predict(
+    model: Tuned,
+    data: Pairs,
+    index=None,      # of the table: the patients' names
+) -> pd.DataFrame:   # one row per patient, one column per target, in its unit
     "Predictions for a cohort."
     return pd.DataFrame(infer(model.predict, model, data).numpy(), index=index, columns=model.names)
 
 # %% ../../nbs/62_finetune.ipynb #70851313
 def attention_map(model: Tuned, batch: dict) -> Tensor: # (B, 12, n) leads × times, or (B, T, places)
     "Weight of each token in the pooling; every map sums to 1."
-    return model.pool.weights(model.encoder(model.view(batch))).unflatten(1, model.encoder.pos.shape[:2])
+    tokens = model.encoder(model.view(batch))
+    return model.pool.weights(tokens).unflatten(1, model.encoder.pos.shape[:2])
 
 # %% ../../nbs/62_finetune.ipynb #8d32ecbb
+_ENCODERS = {"Tuned-ECG": ECGEncoder, "Tuned-CMR": CMREncoder}  # kind in config.json -> class
+
 def load_tuned(folder, device="cpu") -> Tuned:
     "A fine-tuned model from the folder that `fit` wrote. Raises `PtaclError` where there is none."
     check_device(device)
-    folder, kinds = Path(folder), {"Tuned-ECG": ECGEncoder, "Tuned-CMR": CMREncoder}
+    folder = Path(folder)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model = Tuned(kinds[config["kind"]](Preset(**config["preset"])), config["targets"])
+        encoder = _ENCODERS[config["kind"]](Preset(**config["preset"]))
+        model = Tuned(encoder, config["targets"])
         load_weights(model, folder)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as e:
         raise PtaclError(f"{folder.name} holds no fine-tuned model ({type(e).__name__}): "

@@ -11,25 +11,42 @@ import math
 import os
 import sys
 import torch
+from collections.abc import Iterator
 from contextlib import contextmanager
 from torch import nn
 from tqdm import tqdm
+from ..core.devices import choose_device
 from ..core.presets import Preset
 from ..nets.encoders import Block
 
 # %% ../../nbs/55_optimiser.ipynb #f6e68fa1
-def learning_rate(step: int, steps: int, warmup: float = 0.1) -> float: # share of the highest rate
+def learning_rate(
+    step: int,             # number of the step, from 0
+    steps: int,            # of the whole training
+    warmup: float = 0.1,   # share of the steps
+) -> float:                # share of the highest rate
     "Warm-up and cosine."
     first = max(1, round(steps * warmup))
-    if step < first: return (step + 1) / first
+    if step < first:
+        return (step + 1) / first
     return 0.5 * (1 + math.cos(math.pi * (step - first) / max(1, steps - first)))
 
 # %% ../../nbs/55_optimiser.ipynb #5637d185
-def make_optimizer(model: nn.Module, preset: Preset, lr: float) -> torch.optim.AdamW:
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    "Whether weight decay acts on it: on matrices, but not on position embeddings."
+    return parameter.ndim > 1 and not name.endswith("pos")
+
+def make_optimizer(
+    model: nn.Module,
+    preset: Preset,   # weight decay and betas
+    lr: float,        # highest learning rate
+) -> torch.optim.AdamW:
     "AdamW over what is trainable, with weight decay on matrices only."
-    free = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    decays = lambda n, p: p.ndim > 1 and not n.endswith("pos")
-    groups = [{"params": [p for n, p in free if decays(n, p) == d], "weight_decay": preset.weight_decay * d} for d in (True, False)]
+    trainable = [(_decays(n, p), p) for n, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for decays, p in trainable if decays], "weight_decay": preset.weight_decay},
+        {"params": [p for decays, p in trainable if not decays], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=lr, betas=preset.betas, fused=True)
 
 # %% ../../nbs/55_optimiser.ipynb #5a54843a
@@ -37,41 +54,57 @@ def precision(
     device: str | None = None, # "cuda" or "cpu"; None: where Accelerate will train
 ) -> str:                      # for Accelerator(mixed_precision=…)
     "bf16 where that device computes in it, otherwise full precision."
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda": return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    if (device or choose_device()) == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     units = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if units.get("avx512_bf16") or units.get("amx_bf16") else "no"
 
 # %% ../../nbs/55_optimiser.ipynb #83a8b61a
-def keep_memory():
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's numbers of its two options
+
+def keep_memory() -> None:
     "Have glibc keep freed memory for the next step, instead of giving it back to the system."
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
-        for option in (-1, -3): libc.mallopt(option, 2**31 - 1)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            libc.mallopt(option, 2**31 - 1)
 
 # %% ../../nbs/55_optimiser.ipynb #33d9d20a
 def compile_blocks(model: nn.Module) -> nn.Module: # the same one, changed in place
     "Its transformer blocks through torch.compile; what was compiled for models before it is forgotten."
     torch._dynamo.reset()
     for m in model.modules():
-        if isinstance(m, Block): m.compile(dynamic=False)
+        if isinstance(m, Block):
+            m.compile(dynamic=False)
     return model
 
+# %% ../../nbs/55_optimiser.ipynb #370b6bd5
 def can_compile(device: str) -> bool:
     "Whether torch.compile works there; where it does not, say why."
-    try: torch.compile(torch.exp)(torch.zeros(2, device=device)); return True
+    try:
+        torch.compile(torch.exp)(torch.zeros(2, device=device))
     except Exception as e:  # a compiler may fail in any way, and nobody's training is to end with it
         why = str(e).strip().partition("\n")[0]
-        tqdm.write(f"blocks are not compiled, and training goes on without: {why}. Install a C++ compiler (on a GPU: Triton), or set PTACL_COMPILE=0")
+        tqdm.write(f"blocks are not compiled, and training goes on without: {why}. "
+                   "Install a C++ compiler (on a GPU: Triton), or set PTACL_COMPILE=0")
         return False
+    return True
+
+# %% ../../nbs/55_optimiser.ipynb #873715f0
+def _compiling_asked(device: str) -> bool:
+    asked = os.environ.get("PTACL_COMPILE", "1" if device == "cuda" else "0")
+    return asked.lower() not in ("", "0", "no", "off", "false")
 
 @contextmanager
-def compiled(model: nn.Module, device: str): # "cuda" or "cpu"
+def compiled(model: nn.Module, device: str) -> Iterator[None]: # "cuda" or "cpu"
     "Compiled blocks in a training: on a GPU, unless PTACL_COMPILE=0, on a CPU with PTACL_COMPILE=1."
-    asked = os.environ.get("PTACL_COMPILE", "1" if device == "cuda" else "0").lower()
-    if asked in ("", "0", "no", "off", "false") or not can_compile(device): yield; return
+    if not (_compiling_asked(device) and can_compile(device)):
+        yield
+        return
     compile_blocks(model)
     try:
-        with torch._dynamo.config.patch(suppress_errors=True): yield
+        with torch._dynamo.config.patch(suppress_errors=True):
+            yield
     finally:
-        for m in model.modules(): m._compiled_call_impl = None
+        for m in model.modules():
+            m._compiled_call_impl = None
