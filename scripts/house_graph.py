@@ -96,7 +96,7 @@ def public_names(module: Module) -> dict[str, ast.AST]:
             defined[node.name] = node
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             defined |= dict.fromkeys(assigned(node), node)
-            if "__all__" in assigned(node):
+            if "__all__" in assigned(node) and isinstance(node.value, ast.List | ast.Tuple):
                 listed = ast.literal_eval(node.value)
     if listed is None:
         listed = [name for name in defined if not name.startswith("_")]

@@ -46,13 +46,14 @@ class Size:
 _CPU_BATCH = {"mae_ecg": 16, "mae_cmr": 32, "joint": 8}
 _GPU_BATCH = {"mae_ecg": 512, "mae_cmr": 1024, "joint": 256}
 
-FULL = Size(scale={"simulator": 16, "denoising": 64, "augmentation": 16, "R-peaks": 16, "feeding": 64, "probe": 2048,
-                   "retrieval": 256, "segmentation": 64, "training": 16, "global loss": 256})
+FULL = Size(
+    scale={"simulator": 16, "denoising": 64, "augmentation": 16, "R-peaks": 16, "feeding": 64,
+           "probe": 2048, "retrieval": 256, "segmentation": 64, "training": 16, "global loss": 256})
 QUICK = Size(
     presets=("workshop",), square=1024, repeats=3, batch=dict.fromkeys(STEPS, 8),
     records=32, peaks=32, segments=32, losses=(64, 256), stored=16, compiling=False,
-    scale={"simulator": 1, "denoising": 8, "augmentation": 1, "R-peaks": 1, "feeding": 8, "probe": 256, "retrieval": 64,
-           "segmentation": 8, "training": 8, "global loss": 64})
+    scale={"simulator": 1, "denoising": 8, "augmentation": 1, "R-peaks": 1, "feeding": 8,
+           "probe": 256, "retrieval": 64, "segmentation": 8, "training": 8, "global loss": 64})
 
 # %% ../../nbs/98_bench.ipynb #4f9ac3b4
 def _steps_of(name: str, size: Size, batch: dict, device: str) -> list[dict]: # name: of a preset
@@ -95,7 +96,9 @@ def _check_out(file: Path) -> None:
     except OSError:
         writable = False
     if not writable:
-        raise PtaclError(f"{file.name} cannot be written there: give a file in a folder that can be written to (--out)")
+        raise PtaclError(
+            f"{file.name} cannot be written there: give a file in a folder that can be written to (--out)"
+        )
 
 def _conditions(device: str) -> str:
     "Device, cores, threads, precision and load, in words."
@@ -142,22 +145,34 @@ def bench(
 # %% ../../nbs/98_bench.ipynb #cf09c02e
 def _goal(row, target: str, goal: float, column: str, sign: int) -> dict: # sign 1: at least; -1: at most
     "What was measured of a target, with its quartiles."
-    values = {name: row.get(column + end, math.nan) for name, end in (("measured", ""), ("lo", "_lo"), ("hi", "_hi"))}
+    values = {
+        name: row.get(column + end, math.nan)
+        for name, end in (("measured", ""), ("lo", "_lo"), ("hi", "_hi"))
+    }
     return {"target": target, "goal": goal} | values | {"sign": sign}
 
-def _goals_of(rows: pd.DataFrame, part: str, way: str, target: str, goal: float, column: str = "ratio") -> list[dict]:
+def _goals_of(
+    rows: pd.DataFrame, part: str, way: str, target: str, goal: float, column: str = "ratio"
+) -> list[dict]:
     "The target of every row of that part and way."
     chosen = rows[rows.part.eq(part) & rows.way.eq(way)]
     return [_goal(row, f"{target}, {row.what}", goal, column, 1) for _, row in chosen.iterrows()]
 
 def _goals_of_steps(rows: pd.DataFrame, device: str) -> list[dict]:
     "Shares of the yardstick, and what is not the encoders."
-    column, least, yardstick = ("square_share", 0.45, "squares") if device == "cuda" else ("share", 0.70, "shapes")
+    column, least, yardstick = (
+        ("square_share", 0.45, "squares") if device == "cuda" else ("share", 0.70, "shapes")
+    )
     steps = [row for _, row in rows[rows.part.isin(STEPS) & rows.way.str.startswith("step")].iterrows()]
-    shares = [_goal(row, f"{row.part}, {row.what}, {row.way}: share of the {yardstick}' rate", least, column, 1)
-              for row in steps]
-    return shares + [_goal(row, f"{row.part}, {row.what}: share of the step outside the encoders", 0.10, "outside", -1)
-                     for row in steps if row.way == "step"]
+    goals = []
+    for row in steps:
+        target = f"{row.part}, {row.what}, {row.way}: share of the {yardstick}' rate"
+        goals.append(_goal(row, target, least, column, 1))
+    for row in steps:
+        if row.way == "step":
+            target = f"{row.part}, {row.what}: share of the step outside the encoders"
+            goals.append(_goal(row, target, 0.10, "outside", -1))
+    return goals
 
 # %% ../../nbs/98_bench.ipynb #b03e7e25
 def _goals_of_ways(rows: pd.DataFrame) -> list[dict]:
@@ -169,7 +184,9 @@ def _goals_of_ways(rows: pd.DataFrame) -> list[dict]:
     for way in ("loop", "loop, segments at once"):
         goals += _goals_of(rows, "beat segmentation", way, f"beat segmentation: times a {way}", 50)
     goals += _goals_of(rows, "denoising", "loop", "denoising: times a loop of leads", 3)
-    return goals + _goals_of(rows, "R-peaks", "all cores", "R-peaks: efficiency on all cores", 0.85, "efficiency")
+    return goals + _goals_of(
+        rows, "R-peaks", "all cores", "R-peaks: efficiency on all cores", 0.85, "efficiency"
+    )
 
 def _goals_of_growth(rows: pd.DataFrame) -> list[dict]:
     "Exponents over patients of what is not quadratic by nature, and the memory of streaming."
@@ -187,10 +204,14 @@ def _goals_of_growth(rows: pd.DataFrame) -> list[dict]:
     return goals
 
 # %% ../../nbs/98_bench.ipynb #38282d54
-def judge_targets(rows: pd.DataFrame, device: str) -> pd.DataFrame: # columns target, goal, measured, lo, hi, met
+def judge_targets(
+    rows: pd.DataFrame, device: str
+) -> pd.DataFrame:  # columns target, goal, measured, lo, hi, met
     "Goals and what was measured."
     goals = _goals_of_steps(rows, device) + _goals_of_ways(rows) + _goals_of_growth(rows)
-    table = pd.DataFrame(goals, columns=["target", "goal", "measured", "lo", "hi", "sign"]).dropna(subset="measured")
+    table = pd.DataFrame(goals, columns=["target", "goal", "measured", "lo", "hi", "sign"]).dropna(
+        subset="measured"
+    )
     return table.assign(met=(table.measured - table.goal) * table.sign >= 0).drop(columns="sign")
 
 # %% ../../nbs/98_bench.ipynb #82cbe97d
@@ -202,7 +223,9 @@ def _rows_text(rows: list[dict]) -> str:
     table = pd.DataFrame(rows).drop(columns="section")
     table = table[[c for c in table if not c.endswith(("_lo", "_hi"))]]
     table.insert(4, "spread", [f"{_short(r['seconds_lo'])} … {_short(r['seconds_hi'])}" for r in rows])
-    return table.to_string(index=False, formatters=dict.fromkeys(table.select_dtypes("number"), _short), na_rep="")
+    return table.to_string(
+        index=False, formatters=dict.fromkeys(table.select_dtypes("number"), _short), na_rep=""
+    )
 
 def _targets_text(targets: list[dict]) -> str:
     if not targets:

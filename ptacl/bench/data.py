@@ -32,7 +32,9 @@ from ..signal.ecg import denoise
 from ..simulate.patients import simulate
 
 # %% ../../nbs/97_data_speed.ipynb #1f8f7d29
-def _ways_of_segmentation(preset: Preset, r_peaks: Tensor, start: Tensor) -> dict[str, Callable]: # tokens -> (n, T, D)
+def _ways_of_segmentation(
+    preset: Preset, r_peaks: Tensor, start: Tensor
+) -> dict[str, Callable]:  # tokens -> (n, T, D)
     "The kit's, and two loops."
     rest = (r_peaks, start, preset.token_width, preset.T)
     return {
@@ -42,11 +44,12 @@ def _ways_of_segmentation(preset: Preset, r_peaks: Tensor, start: Tensor) -> dic
     }
 
 def time_segmentation(size: int, repeats: int, device: str) -> list[dict]: # size: patients of the batch
-    "Beat segmentation of a batch in the paper's sizes, forward and as in training, where a gradient comes back."
+    "Beat segmentation in the paper's sizes, forward and as in training, where a gradient comes back."
     p, g = PRESETS["paper_regression"], torch.Generator().manual_seed(0)
     x = torch.randn(size, p.ecg_times, p.width, generator=g).to(device)
     start = (torch.rand(size, generator=g) * 5).to(device)
-    peaks = F.pad(torch.arange(0.3, 10, 0.9), (0, 29), value=torch.nan).repeat(size, 1).to(device)  # 40 places, as in a cohort
+    # 40 places, as in a cohort
+    peaks = F.pad(torch.arange(0.3, 10, 0.9), (0, 29), value=torch.nan).repeat(size, 1).to(device)
     ways = _ways_of_segmentation(p, peaks, start)
     learned = x.clone().requires_grad_()
     gradient = torch.randn(size, p.T, p.width, generator=g).to(device)
@@ -67,13 +70,20 @@ def _time_denoising(records: int, repeats: int) -> list[dict]:
 
 def _time_r_peaks(records: int, repeats: int) -> list[dict]:
     ecg = repeated_records(records)
-    ways = {"all cores": lambda: r_peaks_of(ecg, 500), "one core": lambda: [detect_r_peaks(e, 500) for e in ecg]}
-    all_cores, one_core = time_ways("R-peaks", f"{records} records", ways, records, repeats, cores=cpu_count())
+    ways = {
+        "all cores": lambda: r_peaks_of(ecg, 500),
+        "one core": lambda: [detect_r_peaks(e, 500) for e in ecg],
+    }
+    all_cores, one_core = time_ways(
+        "R-peaks", f"{records} records", ways, records, repeats, cores=cpu_count()
+    )
     if records >= MANY_RECORDS:  # fewer are left to one core
         all_cores |= {f"efficiency{e}": one_core[f"ratio{e}"] / cpu_count() for e in ("", "_lo", "_hi")}
     return [all_cores, one_core]
 
-def time_preparation(records: int, peaks: int, repeats: int) -> list[dict]: # records to denoise, and to find R-peaks in
+def time_preparation(
+    records: int, peaks: int, repeats: int
+) -> list[dict]:  # records to denoise, and to find R-peaks in
     "Denoising and R-peaks."
     return _time_denoising(records, repeats) + _time_r_peaks(peaks, max(3, repeats // 2))
 
@@ -108,7 +118,8 @@ def _stages(preset: Preset, device: str) -> dict[str, Callable]: # patients -> f
         "R-peaks": lambda n: partial(r_peaks_of, repeated_records(n), 500, workers=1),
         "feeding": lambda n: partial(_feed, noise_pairs(n)),
         "augmentation": lambda n: partial(CMRAugment(preset), noise_pairs(n).cine.to(device)),
-        "segmentation": lambda n: partial(segment_beats, tokens(n), r_peaks(n), 0.0, preset.token_width, preset.T),
+        "segmentation": lambda n: partial(
+            segment_beats, tokens(n), r_peaks(n), 0.0, preset.token_width, preset.T),
         "training": lambda n: joint_epoch(PRESETS["workshop"], noise_pairs(n), device),
         "probe": lambda n: partial(_probe, torch.randn(n, preset.width), _random_phenotypes(n)),
         "retrieval": lambda n: partial(phenotype_retrieval, *embeddings(n), _random_phenotypes(n)),
@@ -133,7 +144,10 @@ def _time_growth(stage: str, make: Callable, n: int, repeats: int, device: str, 
     if judge:
         exponents["slope"] = _exponent(sizes[1:], [seconds[k] for k in sizes[1:]])
         exponents["memory"] = _exponent(sizes[1:], [np.maximum(memory[k], 1) for k in sizes[1:]])
-    return [result_row(stage, f"{k} patients", "kit", seconds[k], k, peak_mb=memory[k], **exponents) for k in sizes]
+    return [
+        result_row(stage, f"{k} patients", "kit", seconds[k], k, peak_mb=memory[k], **exponents)
+        for k in sizes
+    ]
 
 def time_scaling(
     preset: Preset,
@@ -144,7 +158,9 @@ def time_scaling(
 ) -> list[dict]:
     "Time and memory of 1, 4 and 16 times as many patients."
     stages = _stages(preset, device).items()
-    return sum((_time_growth(stage, make, sizes[stage], repeats, device, judge) for stage, make in stages), [])
+    return sum(
+        (_time_growth(stage, make, sizes[stage], repeats, device, judge) for stage, make in stages), []
+    )
 
 # %% ../../nbs/97_data_speed.ipynb #0e55ea96
 def store(
@@ -173,5 +189,7 @@ def time_streaming(smallest: int, device: str) -> list[dict]: # patients
             store(folder, n)
             epoch = partial(_stream_through, folder, PRESETS["workshop"], device)
             seconds = take_turns({"kit": epoch}, 2)["kit"]
-            rows.append(result_row("streaming", f"{n} patients", "kit", seconds, n, peak_mb=peaks_mb(epoch, device)))
+            rows.append(
+                result_row("streaming", f"{n} patients", "kit", seconds, n, peak_mb=peaks_mb(epoch, device))
+            )
     return rows

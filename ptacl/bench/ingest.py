@@ -43,7 +43,7 @@ def _plain_loop(folder, out) -> None:
         np.savez(f"{out}/{source.id}", ecg=clean, r_peaks=detect_r_peaks(clean, FS), cine=frames)
 
 class _PeakWithChildren(threading.Thread):
-    "Largest memory of this process and its children together, shared pages counted once; sampled while the block runs."
+    "Largest memory of this process and its children together in a block, shared pages counted once."
     def __enter__(self):
         self.most = 0
         self.over = threading.Event()
@@ -82,7 +82,11 @@ def time_way(way: str, folder: str, out: str, workers: str) -> dict: # way: loop
 
 # %% ../../nbs/46_ingest_speed.ipynb #0044e8ec
 _WAYS = {("loop", 1): "plain loop", ("ingest", 1): "ingest, 1 worker", ("ingest", 2): "ingest, 2 workers"}
-_CALL = "import sys, json; from ptacl.bench.ingest import time_way; print('\\n' + json.dumps(time_way(*sys.argv[1:])))"
+_CALL = """
+import json, sys
+from ptacl.bench.ingest import time_way
+print("\\n" + json.dumps(time_way(*sys.argv[1:])))
+"""
 
 def _time_in_process(way: str, workers: int, folder: str, format: str) -> dict: # folder: with `raw`
     "One way in a process of its own. Raises `PtaclError` where it fails."
@@ -106,9 +110,18 @@ def benchmark(
             write_patients(in_batches(n, 0, frames=frames, size=size), f"{tmp}/raw", format, total=n)
             for (way, workers), name in _WAYS.items():
                 got = _time_in_process(way, workers, tmp, format)
-                rows.append({"format": format, "way": name, "patients/s": round(n / got["seconds"], 1), "peak MB": got["MB"]})
+                rows.append(
+                    {
+                        "format": format,
+                        "way": name,
+                        "patients/s": round(n / got["seconds"], 1),
+                        "peak MB": got["MB"],
+                    }
+                )
     if file:
         load = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end"
         conditions = f"{load}; {n} patients, {frames} frames of {size}×{size}"
-        Path(file).write_text(json.dumps({"conditions": conditions, "kit": __version__, "rows": rows}, indent=1) + "\n")
+        Path(file).write_text(
+            json.dumps({"conditions": conditions, "kit": __version__, "rows": rows}, indent=1) + "\n"
+        )
     return pd.DataFrame(rows)

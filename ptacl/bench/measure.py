@@ -67,7 +67,13 @@ def result_row(
 ) -> dict:
     "One line of the result; of what was measured several times the median and the quartiles."
     median = np.median(seconds)
-    row = {"part": part, "what": what, "way": way, "seconds": np.asarray(seconds), "per_second": items / median}
+    row = {
+        "part": part,
+        "what": what,
+        "way": way,
+        "seconds": np.asarray(seconds),
+        "per_second": items / median,
+    }
     if flops:
         row["gflops"] = flops / median / 1e9
     several = {name: x for name, x in (row | more).items() if isinstance(x, np.ndarray)}
@@ -139,7 +145,7 @@ def _block_shapes(width: int, mlp_ratio: int) -> list: # (in, out)
     return [(width, 3 * width), (width, width), (width, hidden), (hidden, width)]
 
 def _blocks(kind: str, p: Preset) -> list: # (tokens, width) of each block
-    "The blocks that a model's tokens go through: visible ones in an autoencoder's encoder, all in its decoder."
+    "What a model's tokens go through: visible ones an autoencoder's encoder, all of them its decoder."
     blocks = []
     ecg = ("mae_ecg", 12 * p.ecg_times, p.ecg_layers, p.ecg_mask)
     cmr = ("mae_cmr", p.T * p.cmr_places, p.cmr_layers, p.cmr_mask)
@@ -157,7 +163,9 @@ def own_shapes(kind: str, preset: Preset, size: int) -> list: # (tokens, in, out
             for i, o in _block_shapes(width, preset.mlp_ratio)]
 
 # %% ../../nbs/95_measure.ipynb #8e234338
-def _products(shapes: list, device: str, dtype: torch.dtype) -> tuple[Callable, int]: # function, its operations
+def _products(
+    shapes: list, device: str, dtype: torch.dtype
+) -> tuple[Callable, int]:  # function, its operations
     "The products of these shapes, forward."
     like = {"device": device, "dtype": dtype}
     pairs = {s: (torch.randn(s[0], s[1], **like), torch.randn(s[2], s[1], **like)) for s in shapes}
@@ -176,7 +184,9 @@ def _layers(shapes: list, device: str, dtype: torch.dtype) -> tuple[Callable, in
     return forward_and_back, 6 * sum(map(math.prod, shapes))
 
 # %% ../../nbs/95_measure.ipynb #f73dc1b0
-def yardsticks(kind: str, preset: Preset, size: int, square: int, device: str) -> dict: # name -> (function, operations)
+def yardsticks(
+    kind: str, preset: Preset, size: int, square: int, device: str
+) -> dict:  # name -> (function, operations)
     "Large squares, the model's own shapes, and those as layers, in the precision of training."
     like = (device, dtype_of(device))
     own = own_shapes(kind, preset, size)

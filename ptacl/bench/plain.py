@@ -62,9 +62,13 @@ def segment_by_beat(
     return torch.stack(hearts)
 
 # %% ../../nbs/94_plain.ipynb #64400d13
-def _stock_layers(width: int, heads: int, layers: int, mlp_ratio: int) -> nn.Module: # (B, N, width) -> the same shape
+def _stock_layers(
+    width: int, heads: int, layers: int, mlp_ratio: int
+) -> nn.Module:  # (B, N, width) -> the same shape
     "PyTorch's own transformer, normed before."
-    layer = nn.TransformerEncoderLayer(width, heads, mlp_ratio * width, 0.0, "gelu", batch_first=True, norm_first=True)
+    layer = nn.TransformerEncoderLayer(
+        width, heads, mlp_ratio * width, 0.0, "gelu", batch_first=True, norm_first=True
+    )
     return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
 class PlainEncoder(nn.Module):
@@ -119,7 +123,9 @@ class PlainMAE(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, values)
 
-    def forward(self, x: Tensor, patches: Tensor) -> Tensor: # what is seen; (B, tokens, values) to be guessed -> the loss
+    def forward(
+        self, x: Tensor, patches: Tensor
+    ) -> Tensor:  # what is seen; (B, tokens, values) to be guessed -> the loss
         "Mean squared error on hidden patches."
         tokens = self.encoder.embed(x)
         B, N, _ = tokens.shape
@@ -163,7 +169,9 @@ class PlainPTACL(nn.Module):
                 for part in (encoder.patch, *encoder.blocks.layers[:p.frozen_layers]):
                     part.requires_grad_(False)
 
-    def forward(self, ecg: Tensor, cine: Tensor, r_peaks: Tensor, start: Tensor) -> Tensor: # -> the loss, eq. 4
+    def forward(
+        self, ecg: Tensor, cine: Tensor, r_peaks: Tensor, start: Tensor
+    ) -> Tensor:  # -> the loss, eq. 4
         "Of augmented views; `start` (B,) in seconds."
         p, D = self.p, self.p.width
         e = self.ecg(ecg).view(len(ecg), 12, -1, D).float().mean(1)          # (B, n, D)

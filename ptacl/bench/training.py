@@ -94,11 +94,14 @@ def epoch_of(
     optimizer = make_optimizer(model.to(device), preset, 1e-4)
     parts = Parts(model, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer))
     autocast = partial(_autocast, device, dtype_of(device))
-    alone = SimpleNamespace(device=torch.device(device), process_index=0, autocast=autocast)  # in place of an Accelerator
+    # in place of an Accelerator
+    alone = SimpleNamespace(device=torch.device(device), process_index=0, autocast=autocast)
     bad = BadSteps(3, kind, None, None)
     return lambda: run_epoch(STEPS[kind], batches(), size, parts, alone, preset.clip, bad, tqdm(disable=True))
 
-def step_parts(kind: str, model: nn.Module, preset: Preset, data, size: int, device: str) -> dict[str, Callable]:
+def step_parts(
+    kind: str, model: nn.Module, preset: Preset, data, size: int, device: str
+) -> dict[str, Callable]:
     "A training step and its pieces."
     feed = lambda: send_to_device(_drawn(data, size), device)
     step = epoch_of(kind, model, preset, lambda: [_drawn(data, size)], size, device)
@@ -125,7 +128,9 @@ def step_flops(kind: str, preset: Preset) -> float: # of one sample
     return count_flops(lambda: encode_and_back(kind, model, {"ecg": ecg, "cine": cine}, torch.float32)) / 2
 
 # %% ../../nbs/96_training_speed.ipynb #bb126be8
-def _ways_of_step(kind: str, preset: Preset, data, size: int, device: str, compiling: bool) -> dict[str, Callable]:
+def _ways_of_step(
+    kind: str, preset: Preset, data, size: int, device: str, compiling: bool
+) -> dict[str, Callable]:
     "A step and its pieces, as it is and through torch.compile."
     ways = step_parts(kind, start_model(kind, preset), preset, data, size, device)
     if compiling:
@@ -143,7 +148,9 @@ def _shares(way: str, turns: dict, rate: dict) -> dict: # rate: way -> operation
     return shares
 
 # %% ../../nbs/96_training_speed.ipynb #62d541e0
-def _time_step(kind: str, preset: Preset, data, n: int, repeats: int, device: str, square: int, compiling: bool) -> list:
+def _time_step(
+    kind: str, preset: Preset, data, n: int, repeats: int, device: str, square: int, compiling: bool
+) -> list:
     "Rows of one kind of training: its step, the pieces, the yardsticks."
     ways = _ways_of_step(kind, preset, data, n, device, compiling)
     sticks = yardsticks(kind, preset, n, square, device)
@@ -164,7 +171,7 @@ def time_steps(
     kinds=tuple(STEPS),
     compiling: bool = False,   # also through torch.compile
 ) -> list[dict]:
-    "Training steps of a preset: samples/s, FLOP/s, shares of both yardsticks, what is not the encoders, memory."
+    "Training steps of a preset: samples/s, FLOP/s, shares of both yardsticks and of the encoders, memory."
     data = noise_pairs()
     rows = [_time_step(kind, preset, data, sizes[kind], repeats, device, square, compiling) for kind in kinds]
     return sum(rows, [])
@@ -173,7 +180,7 @@ def time_steps(
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's numbers of its two options
 
 def _usual_memory() -> None:
-    "What glibc's thresholds grow to by themselves in a program like this, after `keep_memory`: they do not move any more."
+    "What glibc's thresholds grow to by themselves; after `keep_memory` they do not move any more."
     with suppress(AttributeError, OSError, TypeError):
         for option, mb in ((_M_MMAP_THRESHOLD, 32), (_M_TRIM_THRESHOLD, 64)):
             ctypes.CDLL(None).mallopt(option, mb << 20)
@@ -192,7 +199,9 @@ def _get_ready(f: Callable, memory: Callable, rounds) -> None:
     torch.manual_seed(next(rounds))
 
 # %% ../../nbs/96_training_speed.ipynb #bf4f1b63
-def time_peers(kind: str, preset: Preset, size: int, repeats: int, device: str) -> list[dict]: # size: of a batch
+def time_peers(
+    kind: str, preset: Preset, size: int, repeats: int, device: str
+) -> list[dict]:  # size: of a batch
     "Training steps of this kit and of the plain model, taking turns."
     kit = start_model(kind, preset)
     draw = partial(_drawn, noise_pairs(), size)
@@ -205,19 +214,27 @@ def time_peers(kind: str, preset: Preset, size: int, repeats: int, device: str) 
     before = {way: partial(_get_ready, f, memory[way], count()) for way, f in ways.items()}
     turns = take_turns(ways, repeats, device, before)
     keep_memory()
-    return [result_row(f"{kind} against plain", preset.name, way, s, size, ratio=ratios(turns, way, "kit"), batch=size)
+    part = f"{kind} against plain"
+    return [result_row(part, preset.name, way, s, size, ratio=ratios(turns, way, "kit"), batch=size)
             for way, s in turns.items()]
 
 # %% ../../nbs/96_training_speed.ipynb #a6aca73c
-def time_ways(part: str, what: str, ways: dict[str, Callable], items: int, repeats: int, device="cpu", **more) -> list[dict]:
+def time_ways(
+    part: str, what: str, ways: dict[str, Callable], items: int, repeats: int, device="cpu", **more
+) -> list[dict]:
     "Rows of ways that take turns; `ratio` is how many times as long as the first they take."
     turns = take_turns(ways, repeats, device)
     first = next(iter(ways))
-    return [result_row(part, what, way, s, items, ratio=ratios(turns, way, first), **more) for way, s in turns.items()]
+    return [
+        result_row(part, what, way, s, items, ratio=ratios(turns, way, first), **more)
+        for way, s in turns.items()
+    ]
 
 kit_infonce = partial(global_contrastive_loss, temperature=0.1)
 
-def metric_learning(temperature: float = 0.1) -> Callable | None: # of two sets of embeddings; None where it is not installed
+def metric_learning(
+    temperature: float = 0.1,
+) -> Callable | None:  # of two sets of embeddings; None where it is not installed
     "The global loss by pytorch-metric-learning."
     if importlib.util.find_spec("pytorch_metric_learning") is None:
         return None
@@ -245,5 +262,7 @@ def time_infonce(sizes, repeats: int, device: str) -> list[dict]: # sizes: numbe
         if peer and n <= PEER_LIMIT:
             ways["pytorch-metric-learning"] = partial(loss_and_gradient, peer, pair)
         memory = {way: quartiles("peak_mb", peaks_mb(f, device)) for way, f in ways.items()}
-        rows += [r | memory[r["way"]] for r in time_ways("InfoNCE", f"{n} patients", ways, n, repeats, device)]
+        rows += [
+            r | memory[r["way"]] for r in time_ways("InfoNCE", f"{n} patients", ways, n, repeats, device)
+        ]
     return rows

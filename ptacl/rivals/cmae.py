@@ -49,7 +49,9 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(latent, width)
         positions = start_positions(*encoder.pos.shape[:-1], width=width, std=p.pos_std)
         self.pos = nn.Parameter(positions.flatten(0, 1))
-        self.blocks = nn.Sequential(*(Block(width, p.decoder_heads, p.mlp_ratio) for _ in range(p.decoder_layers)))
+        self.blocks = nn.Sequential(
+            *(Block(width, p.decoder_heads, p.mlp_ratio) for _ in range(p.decoder_layers))
+        )
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, values))
 
     def forward(self, z: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def _conv(inputs: int, outputs: int, size: int, stride: int) -> nn.Sequential: #
     return nn.Sequential(conv, BatchNorm3d(outputs))
 
 class _ResBlock(nn.Module):
-    "Two 3 × 3 × 3 convolutions and a shortcut; rows and columns are halved: (B, a, Z, H, W) → (B, b, Z, H/2, W/2)."
+    "Two 3 × 3 × 3 convolutions and a shortcut: (B, a, Z, H, W) → (B, b, Z, H/2, W/2)."
     def __init__(self, a: int, b: int):
         super().__init__()
         self.main = nn.Sequential(_conv(a, b, 3, 2), nn.ReLU(), _conv(b, b, 3, 1))
@@ -91,7 +91,9 @@ class TwoPhases(nn.Module):
 def phenotype_step(model: TwoPhases, batch: dict) -> dict: # `loss` and its parts `ed` and `es`
     "Squared error of both CNNs. Raises `PtaclError` on a batch without targets."
     if "targets" not in batch:
-        raise PtaclError("the CNNs of the dual-phase method learn phenotypes: give pairs with `targets` (n, 10)")
+        raise PtaclError(
+            "the CNNs of the dual-phase method learn phenotypes: give pairs with `targets` (n, 10)"
+        )
     features_ed, features_es = model(volumes(batch, mirror=0.5))
     ed = masked_error(model.head_ed(features_ed).float(), batch["targets"])
     es = masked_error(model.head_es(features_es).float(), batch["targets"])
@@ -171,8 +173,9 @@ def dualphase_step(model: DualPhase, batch: dict) -> dict:
 # %% ../../nbs/84_dualphase.ipynb #a5f99d6e
 def _mlp(hidden: int, seed: int) -> TransformedTargetRegressor:
     "An MLP with one hidden layer, whose inputs and output are standardised."
-    net = MLPRegressor(hidden_layer_sizes=(hidden,), early_stopping=True, max_iter=500, learning_rate_init=3e-3,
-                       random_state=seed)
+    net = MLPRegressor(
+        hidden_layer_sizes=(hidden,), early_stopping=True, max_iter=500,
+        learning_rate_init=3e-3, random_state=seed)
     return TransformedTargetRegressor(make_pipeline(StandardScaler(), net), transformer=StandardScaler())
 
 def mlp_predict(

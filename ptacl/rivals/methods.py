@@ -40,6 +40,9 @@ class Pretraining(NamedTuple):
     step: Callable
     budget: Callable  # preset -> (epochs, learning rate)
 
+def _beat_autoencoder(p: Preset) -> Autoencoder:
+    return Autoencoder(ECGEncoder(beat_preset(p)))
+
 def _unlabelled(p: Preset) -> tuple[int, float]:
     return p.epochs_mae, p.lr_mae
 
@@ -55,7 +58,7 @@ PRETRAININGS = {  # name -> pre-training
     "mae_cmr": Pretraining(lambda p: MAE(CMREncoder(p)), mae_cmr_step, _unlabelled),
     "simclr_ecg": Pretraining(lambda p: SimCLR(ECGEncoder(p)), simclr_step, _unlabelled),
     "simclr_cmr": Pretraining(lambda p: SimCLR(CMREncoder(p)), simclr_step, _unlabelled),
-    "autoencoder_ecg": Pretraining(lambda p: Autoencoder(ECGEncoder(beat_preset(p))), autoencoder_step, _unlabelled),
+    "autoencoder_ecg": Pretraining(_beat_autoencoder, autoencoder_step, _unlabelled),
     "autoencoder_cmr": Pretraining(lambda p: Autoencoder(CMREncoder(p)), autoencoder_step, _unlabelled),
     "supervised_ecg": Pretraining(lambda p: Tuned(ECGEncoder(p), PHENOTYPES), tune_step, _labelled),
     "supervised_cmr": Pretraining(lambda p: Tuned(CMREncoder(p), PHENOTYPES), tune_step, _labelled),
@@ -98,7 +101,8 @@ _BOTH_INPUTS = ("ECG", "CMR")
 
 _ONE_MODALITY = (  # their row of Table 1 shows what chance gives
     Method("random", "Random Init", "nothing is trained", inputs=_BOTH_INPUTS),
-    Method("simclr", "SimCLR", "two views of one modality", ("simclr_ecg", "simclr_cmr"), _side_by_side, inputs=_BOTH_INPUTS),
+    Method("simclr", "SimCLR", "two views of one modality", ("simclr_ecg", "simclr_cmr"),
+           _side_by_side, inputs=_BOTH_INPUTS),
     Method("mae", "MAE", "hidden tokens of one modality", _BOTH_MAE, _side_by_side, inputs=_BOTH_INPUTS),
     Method("supervised", "Supervised", "phenotypes from one modality", ("supervised_ecg", "supervised_cmr"),
            _side_by_side, needs="targets", inputs=_BOTH_INPUTS),
@@ -107,8 +111,8 @@ _OURS = (  # the paper's own, with what its ablations leave out
     Method("global", "Global", "no local loss", _BOTH_MAE, _joint, joint_step, {"beta": 0.0}),
     Method("ptacl", "PTACL", "global and local loss", _BOTH_MAE, _joint, joint_step),
     Method("ptacl_no_smp", "PTACL (w/o SMP)", "no pre-training, nothing frozen", (), start_joint, joint_step),
-    Method("ptacl_cosine", "PTACL (w/ CosSim++)", "local loss without negatives", _BOTH_MAE, _joint, joint_step,
-           {"local": "cosine"}),
+    Method("ptacl_cosine", "PTACL (w/ CosSim++)", "local loss without negatives", _BOTH_MAE,
+           _joint, joint_step, {"local": "cosine"}),
 )
 _RIVALS = (
     Method("mmcl", "MMCL", "a still of three slices, MLP heads", ("mae_ecg",), _mmcl, mmcl_step,
@@ -116,8 +120,9 @@ _RIVALS = (
     Method("cmae", "CMAE", "median beat, decoders, modality dropout", ("autoencoder_ecg", "autoencoder_cmr"),
            CMAE, cmae_step),
     Method("eccl", "ECCL", "image encoder frozen", _BOTH_MAE, _eccl, eccl_step, {"tau_global": 0.1}),
-    Method("dualphase", "Dual-phase", "ED and ES volumes, CNNs that learned phenotypes", ("mae_ecg", "phases"),
-           _dualphase, dualphase_step, {"tau_global": 0.07}, needs="targets; stack if there is one"),
+    Method("dualphase", "Dual-phase", "ED and ES volumes, CNNs that learned phenotypes",
+           ("mae_ecg", "phases"), _dualphase, dualphase_step, {"tau_global": 0.07},
+           needs="targets; stack if there is one"),
 )
 METHODS = {m.name: m for m in (*_ONE_MODALITY, *_OURS, *_RIVALS)}
 
@@ -164,7 +169,9 @@ def run_phase(
     own = folder and Path(folder) / name
     if step:
         resume = folder is not None
-        fit_in_processes(processes, model, step, data, preset, epochs, lr, own, seed=seed, resume=resume, name=name)
+        fit_in_processes(
+            processes, model, step, data, preset, epochs, lr, own, seed=seed, resume=resume, name=name
+        )
     elif folder:
         save_pretrained(model.eval(), own / "model")
     return model.eval()
@@ -182,13 +189,14 @@ def _check_method(name: str, data: Pairs) -> None:
 # %% ../../nbs/85_methods.ipynb #2941d683
 def train_method(
     name: str,            # one of METHODS
-    data: Pairs,          # training patients; extra `stack` (n, F, Z, H, W) and `targets` (n, 10) where a method needs them
+    data: Pairs,          # training patients; extra `stack` (n, F, Z, H, W), `targets` (n, 10) for some
     preset: Preset,       # sizes and budget, the same for all methods
     seed: int = 0,
     folder=None,          # of the run, shared by all methods; None keeps nothing
-    processes: int = 1,   # that train together on each batch, as in `fit_in_processes`; more than one need a folder
+    processes: int = 1,   # as in `fit_in_processes`; more than one need a folder
 ) -> nn.Module:           # in evaluation mode; with features, embeddings and ecg_features of a batch
-    "Pre-train and train one method. Raises `PtaclError` on an unknown name and on data that lack what the method needs."
+    """Pre-train and train one method.
+    Raises `PtaclError` on an unknown name and on data that lack what the method needs."""
     _check_method(name, data)
     method = METHODS[name]
     data = with_standard_targets(data)
@@ -196,7 +204,9 @@ def train_method(
     for part in method.start:
         build, step, budget = PRETRAININGS[part]
         epochs, lr = budget(preset)
-        pretrained.append(run_phase(part, partial(build, preset), step, data, preset, epochs, lr, seed, folder, processes))
+        pretrained.append(
+            run_phase(part, partial(build, preset), step, data, preset, epochs, lr, seed, folder, processes)
+        )
     p = replace(preset, **method.changes)
     build = partial(method.build, p, *pretrained)
     return run_phase(name, build, method.step, data, p, p.epochs_joint, p.lr_joint, seed, folder, processes)

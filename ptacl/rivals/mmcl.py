@@ -25,7 +25,9 @@ def frame_least_like_diastole(
 ) -> Tensor:       # (B,) frame
     "End-systole: the frame least like end-diastole. Raises `PtaclError` on fewer than 3 frames."
     if cine.shape[1] < 3:
-        raise PtaclError(f"a cine of {cine.shape[1]} frames has no end-systole to be found: at least 3 are needed")
+        raise PtaclError(
+            f"a cine of {cine.shape[1]} frames has no end-systole to be found: at least 3 are needed"
+        )
     x = cine[..., ::3, ::3].flatten(2).float()       # every third row and column is enough
     d = (x - x[:, :1]).square().mean(2)
     d[:, 0] = d[:, 1]                                # what differs from itself only by noise
@@ -35,7 +37,7 @@ def frame_least_like_diastole(
 # %% ../../nbs/81_mmcl.ipynb #63418425
 def three_channels(
     batch: dict,           # with `stack` (B, F, Z, H, W) or `cine` (B, F, H, W)
-    slices: bool = True,   # base, middle and apex, where there is a stack; otherwise three moments of the middle slice
+    slices: bool = True,   # base, middle and apex of a stack; otherwise three moments of the middle slice
 ) -> Tensor:               # (B, 3, H, W), of the type of the film
     "The still that MMCL sees."
     if slices and "stack" in batch:
@@ -63,7 +65,8 @@ class MMCL(PTACL):
         self.proj_cmr = projection_head(preset.width, preset)
 
     def over_time(self, batch: dict) -> tuple[Tensor, Tensor, dict]: # -> (B, n, D), (B, 1, D), the view
-        "Tokens of both modalities, averaged over leads and over places. What is a view already is taken as it is."
+        """Tokens of both modalities, averaged over leads and over places.
+        What is a view already is taken as it is."""
         view = batch if "channels" in batch else self.centre(batch)
         ecg = self.ecg.over_time(self.ecg(view["ecg"]))
         cmr = self.cmr.over_time(self.cmr(view["channels"]))

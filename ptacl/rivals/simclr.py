@@ -23,7 +23,8 @@ def nt_xent(
     b: Tensor,           # (B, P) second views, row i of the same patient
     temperature: float,  # τ
 ) -> Tensor:             # scalar
-    "NT-Xent over both views: each own one among those of all processes. Raises `PtaclError` on unequal shapes or τ ≤ 0."
+    """NT-Xent over both views: each own one among those of all processes.
+    Raises `PtaclError` on unequal shapes or τ ≤ 0."""
     check_pair(a, b, 2, temperature)
     all_a, own = with_others(a)
     all_b, _ = with_others(b)

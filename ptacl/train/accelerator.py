@@ -60,7 +60,8 @@ def _no_meeting(error: Exception) -> PtaclError:
                       f"({type(error).__name__}): check that all were started, and address and port")
 
 def meet(**options) -> Accelerator: # of Accelerator
-    "Accelerate, with the processes that were started together. Raises `PtaclError` where they do not find each other."
+    """Accelerate, with the processes that were started together.
+    Raises `PtaclError` where they do not find each other."""
     limit = InitProcessGroupKwargs(timeout=timedelta(seconds=TIME_LIMIT))
     # unless told, Accelerate takes several processes without GPUs for one
     cpus = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
@@ -98,7 +99,9 @@ def agree(model: nn.Module, epochs_done: int) -> None:
         return
     found = torch.tensor([[epochs_done]], device=next(model.parameters()).device)
     if len(gather(found).unique()) > 1:
-        raise PtaclError("the processes found states of different epochs: let the folder lie where all machines see it")
+        raise PtaclError(
+            "the processes found states of different epochs: let the folder lie where all machines see it"
+        )
     for x in (*model.parameters(), *model.buffers()):
         dist.broadcast(x.data, 0)
 

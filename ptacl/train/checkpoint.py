@@ -55,20 +55,23 @@ def save_state(
     keep: int = 2,  # states that stay, the new one among them
     **parts,        # name -> what has a state dict, or numbers
 ) -> None:
-    "Everything that a run needs to go on. Raises `PtaclError` where it cannot be written; the states before it stay."
+    """Everything that a run needs to go on.
+    Raises `PtaclError` where it cannot be written; the states before it stay."""
     content, new = _packed(parts), folder / "state.new"
     try:
         with written_whole(new) as file:
             file.write_bytes(content)
     except OSError as e:
-        raise PtaclError(f"cannot write the state of {folder.name} ({e.strerror}): make room on the disk, then run "
-                         "again with resume=True. The state before it is intact") from e
+        raise PtaclError(
+            f"cannot write the state of {folder.name} ({e.strerror}): make room on the disk, "
+            "then run again with resume=True. The state before it is intact") from e
     _make_room(folder, keep)
     new.replace(folder / "state.pt")
 
 # %% ../../nbs/56_checkpoint.ipynb #0fb2e30d
 def read_state(folder: Path) -> dict | None: # None where there is none
-    "The newest state that can be read; one that cannot is named in a warning. Raises `PtaclError` where none of them can."
+    """The newest state that can be read; one that cannot is named in a warning.
+    Raises `PtaclError` where none of them can."""
     present = [f for f in state_files(folder) if f.exists()]
     for file in present:
         try:
@@ -94,14 +97,17 @@ def _check_settings(folder: Path, found: dict, settings: dict) -> None:
     differs = [k for k in settings | found if found.get(k) != settings.get(k)]
     if differs:
         changes = ", ".join(f"{k} {found.get(k)} (now {settings.get(k)})" for k in differs)
-        raise PtaclError(f"{folder.name} holds a run of other settings, {changes}: use another folder, or resume=False")
+        raise PtaclError(
+            f"{folder.name} holds a run of other settings, {changes}: use another folder, or resume=False"
+        )
 
 def load_state(
     folder: Path,
     settings: dict,  # of this run
     **parts,         # as in `save_state`
 ) -> list:           # the history so far, empty where there is no state
-    "Put every part back where `save_state` left it. Raises `PtaclError` where no state can be read, or one of other settings."
+    """Put every part back where `save_state` left it.
+    Raises `PtaclError` where no state can be read, or one of other settings."""
     state = read_state(folder)
     if state is None:
         return []
@@ -110,5 +116,7 @@ def load_state(
         for name, part in parts.items():
             part.load_state_dict(state[name])
     except (KeyError, ValueError, RuntimeError) as e:
-        raise PtaclError(f"{folder.name} holds a run of another model: use another folder, or resume=False") from e
+        raise PtaclError(
+            f"{folder.name} holds a run of another model: use another folder, or resume=False"
+        ) from e
     return state["history"]

@@ -81,7 +81,8 @@ class Tuned(nn.Module):
         return resample_frames(batch["cine"], preset.frames)
 
     def forward(self, view: Tensor) -> Tensor: # -> (B, targets), standardised
-        "Predictions in standard deviations. The head works in full precision: bf16 would round volumes to ml."
+        """Predictions in standard deviations.
+        The head works in full precision: bf16 would round volumes to ml."""
         pooled = self.pool(self.encoder(view))
         with full_precision(pooled):
             return self.head(pooled.float())
@@ -118,7 +119,8 @@ def tune_step(model: Tuned, batch: dict) -> dict: # the batch carries `targets` 
 
 # %% ../../nbs/62_finetune.ipynb #6f559006
 def with_targets(data: Pairs, targets: pd.DataFrame) -> Pairs: # the same pairs, whose batches carry `targets`
-    "Pairs that know what was measured. Raises `PtaclError` on another number of patients, or a target without two different values."
+    """Pairs that know what was measured.
+    Raises `PtaclError` on another number of patients, or a target without two different values."""
     y = as_numbers(targets)
     if len(y) != len(data):
         raise PtaclError(f"{len(data)} patients, but {len(y)} rows of targets")
@@ -139,7 +141,8 @@ def finetune(
     folder=None,                      # as in `fit`, with `resume`, `tracker` and `name`
     **options,                        # of `fit`
 ) -> Tuned:                           # with its `history`
-    "Train encoder, pooling and head for all targets at once. Raises `PtaclError` on targets and layers that do not fit."
+    """Train encoder, pooling and head for all targets at once.
+    Raises `PtaclError` on targets and layers that do not fit."""
     preset = encoder.preset
     data = with_targets(data, targets)
     if not 0 <= freeze <= len(encoder.blocks):

@@ -49,21 +49,25 @@ def _torchrun(processes: int, call: Path) -> list[str]:
         raise PtaclError(f"processes must be at least 1, got {processes}")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else None
     if gpus and processes > gpus:
-        raise PtaclError(f"{processes} processes, but {gpus} GPU{'s' * (gpus > 1)}: one for each, so at most {gpus}")
-    return [sys.executable, "-u",
-            "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", f"--nproc-per-node={processes}",
-            "-m", "ptacl.train.launch", str(call)]
+        raise PtaclError(
+            f"{processes} processes, but {gpus} GPU{'s' * (gpus > 1)}: one for each, so at most {gpus}"
+        )
+    torchrun = ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    training = ["-m", "ptacl.train.launch", str(call)]
+    return [sys.executable, "-u", "-m", *torchrun, f"--nproc-per-node={processes}", *training]
 
 # %% ../../nbs/59_launch.ipynb #e6a47e55
 def _environment(processes: int) -> dict[str, str]:
-    "Of the processes: the cores shared out; without GPUs they talk by the loopback device. What is set already stays."
+    """Of the processes: the cores shared out; without GPUs they talk by the loopback device.
+    What is set already stays."""
     ours = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), "PYTHONUNBUFFERED": "1"}
     if sys.platform == "linux" and not torch.cuda.is_available():
         ours["GLOO_SOCKET_IFNAME"] = "lo"
     return ours | os.environ
 
 # %% ../../nbs/59_launch.ipynb #e3efd5f4
-_ROOT_CAUSE = re.compile(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)  # torchrun's summary
+# torchrun's summary
+_ROOT_CAUSE = re.compile(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
 
 def _why_it_failed(tail: str, processes: int, folder: Path) -> str: # tail: of what the processes printed
     "The sentence of the process that failed, or how it died."
@@ -80,10 +84,14 @@ def _why_it_failed(tail: str, processes: int, folder: Path) -> str: # tail: of w
 # %% ../../nbs/59_launch.ipynb #49b7b463
 _FROM_MODULE = "cannot be handed to other processes: import it from a module"
 
-def _check_sharing(processes: int, step: Callable, patients: int, preset: Preset, folder) -> None: # patients: of all data
+def _check_sharing(
+    processes: int, step: Callable, patients: int, preset: Preset, folder
+) -> None:  # patients: of all data
     "Raises `PtaclError` where processes could not train together."
     if folder is None:
-        raise PtaclError(f"{processes} processes need a folder, from which the trained model comes back: give one")
+        raise PtaclError(
+            f"{processes} processes need a folder, from which the trained model comes back: give one"
+        )
     batch = min(preset.batch_size, patients)
     if batch < processes:
         raise PtaclError(f"{processes} processes cannot share a batch of {batch}: take fewer processes")
@@ -100,7 +108,9 @@ def _write_call(arguments: dict, file: Path, folder: Path) -> None:
     except (OSError, RuntimeError) as e:
         raise PtaclError(f"{folder.name}: what the processes need cannot be written: make room") from e
 
-def _run_processes(processes: int, arguments: dict, folder: Path, silence: float) -> tuple[int, str]: # exit status, last lines
+def _run_processes(
+    processes: int, arguments: dict, folder: Path, silence: float
+) -> tuple[int, str]:  # exit status, last lines
     "Start them, and pass on what they print until all have ended."
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(".call.*"):  # of a launch that was killed
@@ -125,7 +135,15 @@ def fit_in_processes(
     **options,               # of `fit`
 ) -> list[dict]:             # the history
     "`fit` in several processes that share each batch. Raises `PtaclError` where one of them fails or dies."
-    run = {"model": model, "step": step, "data": data, "preset": preset, "epochs": epochs, "lr": lr, "folder": folder}
+    run = {
+        "model": model,
+        "step": step,
+        "data": data,
+        "preset": preset,
+        "epochs": epochs,
+        "lr": lr,
+        "folder": folder,
+    }
     if processes == 1:
         return fit(**run, **options)
     _check_sharing(processes, step, len(data), preset, folder)
@@ -136,4 +154,6 @@ def fit_in_processes(
     return fit(**run, **options | {"resume": True, "tracker": None})  # reads the model from the last state
 
 # %% ../../nbs/59_launch.ipynb #5f64f3c0
-if __name__ == "__main__" and "__file__" in globals(): _fit_from(sys.argv[1])  # python -m ptacl.train.launch, in each process
+# python -m ptacl.train.launch, in each process
+if __name__ == "__main__" and "__file__" in globals():
+    _fit_from(sys.argv[1])

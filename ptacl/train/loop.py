@@ -46,11 +46,14 @@ class _OwnRows:
 
 # %% ../../nbs/58_loop.ipynb #3bcd4c11
 def share_out(loader: DataLoader, rank: int, world: int) -> DataLoader:
-    "A loader of this process's rows. Raises `PtaclError` where a batch has fewer patients than there are processes."
+    """A loader of this process's rows.
+    Raises `PtaclError` where a batch has fewer patients than there are processes."""
     if world == 1:
         return loader
     if loader.batch_size < world:
-        raise PtaclError(f"{world} processes cannot share a batch of {loader.batch_size}: take fewer processes")
+        raise PtaclError(
+            f"{world} processes cannot share a batch of {loader.batch_size}: take fewer processes"
+        )
     return DataLoader(
         loader.dataset,
         batch_sampler=_OwnRows(loader.batch_sampler, rank, world),
@@ -198,7 +201,7 @@ def run_epoch(
     clip: float,               # largest norm of the gradient
     bad: BadSteps,
     bar: tqdm,
-) -> dict:                     # name -> mean over the steps taken; `gradient` before clipping; how many were `skipped`
+) -> dict:                     # means over the steps taken; `gradient` before clipping; steps `skipped`
     "One pass over the data."
     parts.model.train()
     totals: dict[str, Tensor] = {}
@@ -238,24 +241,28 @@ class _Run:
 
 # %% ../../nbs/58_loop.ipynb #88d5fc4a
 def _check_data(data, preset: Preset, name: str) -> None:
-    "Raises `PtaclError` on too few patients, and where the ECGs were normalised otherwise than the preset says."
+    "Raises `PtaclError` on too few patients, and on ECGs normalised otherwise than the preset says."
     if len(data) < 2:
         raise PtaclError(f"{name}: {len(data)} patients are too few to tell apart, at least 2 are needed")
     scope = getattr(data, "normalize", preset.normalize)
     if scope != preset.normalize:
         raise PtaclError(
-            f"{name}: the preset takes ECGs normalised by {preset.normalize}, these have normalize={scope!r}: "
-            f"prepare them with normalize={preset.normalize!r}, or give the preset theirs by dataclasses.replace")
+            f"{name}: the preset takes ECGs normalised by {preset.normalize}, these have "
+            f"normalize={scope!r}: prepare them with normalize={preset.normalize!r}, "
+            "or give the preset theirs by dataclasses.replace")
 
 # %% ../../nbs/58_loop.ipynb #c2b97a50
-def _make_parts(model: nn.Module, preset: Preset, lr: float, steps: int) -> Parts: # steps: of the whole training
+def _make_parts(
+    model: nn.Module, preset: Preset, lr: float, steps: int
+) -> Parts:  # steps: of the whole training
     "A model, and what moves it."
     optimizer = make_optimizer(model, preset, lr)
     rate = partial(learning_rate, steps=steps, warmup=preset.warmup)
     return Parts(model, optimizer, LambdaLR(optimizer, rate))
 
 def _resume(run: _Run, epochs: int) -> None:
-    "Go on from the state in the run's folder, where there is one. Raises `PtaclError` where it has more epochs."
+    """Go on from the state in the run's folder, where there is one.
+    Raises `PtaclError` where it has more epochs."""
     run.history = load_state(run.folder, run.settings, **vars(run.parts))
     if len(run.history) > epochs:
         raise PtaclError(f"{run.folder.name} holds a run of {len(run.history)} epochs already: "
@@ -265,7 +272,12 @@ def _resume(run: _Run, epochs: int) -> None:
 def _begin(model, data, preset: Preset, epochs: int, lr: float, folder: Path | None, seed: int,
            resume: bool, tracker: str | None, name: str) -> _Run: # all as in `fit`
     "A run before its first epoch, or after the last that its state has seen; the same in all processes."
-    settings = asdict(preset) | {"seed": seed, "lr": lr, "patients": len(data), "patient_names": digest_of_names(data)}
+    settings = asdict(preset) | {
+        "seed": seed,
+        "lr": lr,
+        "patients": len(data),
+        "patient_names": digest_of_names(data),
+    }
     size = min(preset.batch_size, len(data))
     steps = len(data) // size
     accelerator = start_accelerator(tracker, folder, name, settings)
@@ -288,7 +300,8 @@ def _progress(run: _Run, epochs: int) -> tqdm:
                 disable=not run.accelerator.is_main_process)
 
 def _draw_from(seed: int, epoch: int, run: _Run) -> None:
-    "Order and augmentations of an epoch. The order is that of all processes, the augmentations are each one's own."
+    """Order and augmentations of an epoch.
+    The order is that of all processes, the augmentations are each one's own."""
     torch.manual_seed(1000 * seed + epoch + 10**9 * run.accelerator.process_index)
     run.loader.generator.manual_seed(1000 * seed + epoch)
 
@@ -310,7 +323,9 @@ def _end(run: _Run, tracker: str | None) -> None:
     if tracker:
         run.accelerator.end_training()
     if run.history and not any(math.isfinite(row["loss"]) for row in run.history):
-        raise PtaclError(f"{run.name}: no step had a finite loss and gradient; what was said of each stands above")
+        raise PtaclError(
+            f"{run.name}: no step had a finite loss and gradient; what was said of each stands above"
+        )
     if run.kept:
         save_pretrained(run.parts.model.eval(), run.folder / "model")
 
@@ -330,7 +345,8 @@ def fit(
     keep: int = 2,             # states in `folder`
     bad_steps: int = 3,        # so many in a row without a finite loss and gradient end the run
 ) -> list[dict]:               # one for each epoch
-    "Train; a progress bar over all steps and one line per epoch. Raises `PtaclError` when loss or gradient stay infinite or NaN."
+    """Train; a progress bar over all steps and one line per epoch.
+    Raises `PtaclError` when loss or gradient stay infinite or NaN."""
     _check_data(data, preset, name)
     if folder is not None:
         folder = Path(folder)
@@ -344,7 +360,9 @@ def fit(
             _draw_from(seed, epoch, run)
             row = run_epoch(step, run.loader, run.size, run.parts, run.accelerator, preset.clip, bad, bar)
             lr_now = run.parts.schedule.get_last_lr()[0]
-            run.history.append(row | {"epoch": epoch + 1, "lr": lr_now, "seconds": time.perf_counter() - started})
+            run.history.append(
+                row | {"epoch": epoch + 1, "lr": lr_now, "seconds": time.perf_counter() - started}
+            )
             _report(run, epochs)
             if run.kept:
                 save_state(folder, keep, settings=run.settings, history=run.history, **vars(run.parts))
@@ -352,8 +370,10 @@ def fit(
     return run.history
 
 # %% ../../nbs/58_loop.ipynb #1c63e3a7
-def _own_part(data: Pairs, size: int) -> tuple[DataLoader, bool]: # in batches; whether other processes have other parts
-    "The patients that this process looks at, in order; everybody where there are fewer patients than processes."
+def _own_part(
+    data: Pairs, size: int
+) -> tuple[DataLoader, bool]:  # in batches; whether other processes have other parts
+    "The patients that this process looks at, in order; all of them where there are more processes."
     loader = data.batches(size)
     if not distributed() or len(data) < dist.get_world_size():
         return loader, False
