@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..signal.cmr import resample_frames
 from ..nets.encoders import Block, CMREncoder, ECGEncoder, start_positions
 from ..core.distributed import BatchNorm, distributed
+from ..nets.joint import View
 from ..nets.losses import global_contrastive_loss, masked_mean
 from ..nets.mae import patchify, unpatchify
 from ..core.presets import Preset
@@ -87,11 +88,11 @@ def beat_preset(preset: Preset) -> Preset: # of the ECG encoder
 
 def cmae_view(batch: dict, preset: Preset) -> dict:
     "Median beat, whether there is one, and the film; what is a view already is passed on."
-    if "beat" in batch: return batch
+    if isinstance(batch, View): return batch
     with full_precision(batch["ecg"]):
         beat, valid = median_beat(batch["ecg"], batch["r_peaks"], preset.fs, 12 * preset.ecg_patch)
     cine = {"cine": resample_frames(batch["cine"], preset.frames)} if "cine" in batch else {}
-    return batch | {"beat": beat, "valid": valid} | cine
+    return View(batch) | {"beat": beat, "valid": valid} | cine
 
 def autoencoder_step(model: Autoencoder, batch: dict) -> dict:
     "Reconstruction of one modality by itself; patients without a whole beat are left out of the ECG's."

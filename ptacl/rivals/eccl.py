@@ -11,7 +11,7 @@ from torch import Tensor
 from ..signal.augment import CMRAugment, random_crop
 from ..nets.encoders import CMREncoder, ECGEncoder
 from ..nets.losses import global_contrastive_loss
-from ..nets.joint import PTACL, start_joint
+from ..nets.joint import PTACL, View, start_joint
 from ..core.presets import Preset
 from ..train.steps import full_precision
 
@@ -33,7 +33,7 @@ def eccl_view(model: PTACL, batch: dict) -> dict: # a view; its R-peaks no longe
         ecg, start = random_crop(batch["ecg"], p)
         augment = CMRAugment(p, scale=(0.8, 1.), degrees=30., light=0., blur=0., noise=0.)
         cine = flip(augment.move(batch["cine"]), -2, 0.5)
-        return batch | {"ecg": flip(flip(ecg, -1, 0.33), None, 0.33), "start": start, "cine": cine}
+        return View(batch) | {"ecg": flip(flip(ecg, -1, 0.33), None, 0.33), "start": start, "cine": cine}
 
 # %% ../../nbs/83_eccl.ipynb #5c65b592
 def start_eccl(

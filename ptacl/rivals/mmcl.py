@@ -14,7 +14,7 @@ from ..signal.cmr import resample_frames
 from ..nets.encoders import CMREncoder, ECGEncoder
 from ..core.errors import PtaclError
 from ..nets.losses import global_contrastive_loss
-from ..nets.joint import PTACL
+from ..nets.joint import PTACL, View
 from ..core.presets import Preset
 from .simclr import projection_head
 from ..train.steps import full_precision
@@ -58,13 +58,13 @@ class MMCL(PTACL):
 
     def over_time(self, batch: dict) -> tuple[Tensor, Tensor, dict]: # -> (B, n, D), (B, 1, D), the view
         "Tokens of both modalities, averaged over leads and over places. What is a view already is taken as it is."
-        view = batch if "channels" in batch else self.centre(batch)
+        view = batch if isinstance(batch, View) else self.centre(batch)
         return self.ecg.over_time(self.ecg(view["ecg"])), self.cmr.over_time(self.cmr(view["channels"])), view
 
     def centre(self, batch: dict) -> dict: # the view for evaluation
         "The middle of the ECG and the still as it is."
         ecg, start = centre_crop(batch["ecg"], self.preset)
-        return batch | {"ecg": ecg, "start": start, "channels": resample_frames(three_channels(batch, self.slices), 3)}
+        return View(batch) | {"ecg": ecg, "start": start, "channels": resample_frames(three_channels(batch, self.slices), 3)}
 
     def local_embeddings(self, batch: dict):
         "There are none. Raises `PtaclError`."
@@ -81,7 +81,7 @@ def mmcl_view(model: MMCL, batch: dict) -> dict: # a view
     with full_precision(batch["ecg"]):
         ecg, start = augment_ecg(batch["ecg"], p, surrogate=0.1, noise=0.15, scale=0.5)
         augment = CMRAugment(model.cmr.preset, time=0., degrees=45., light=0.5, blur=0., noise=0.)
-        return batch | {"ecg": ecg, "start": start, "channels": augment(three_channels(batch, model.slices))}
+        return View(batch) | {"ecg": ecg, "start": start, "channels": augment(three_channels(batch, model.slices))}
 
 def mmcl_step(model: MMCL, batch: dict, lam: float = 0.5) -> dict: # λ, the share of CMR → ECG
     "CLIP loss of an augmented view."

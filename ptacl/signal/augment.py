@@ -141,7 +141,9 @@ class CMRAugment(nn.Module):
         "Rotation, flip and crop of each patient as one affine map of pixels."
         first = film[:, :1]
         params = self.place.forward_parameters(first.shape)
-        return self.place.get_transformation_matrix(first, params=params, recompute=True)[:, :2]
+        matrices = self.place.get_transformation_matrix(first, params=params, recompute=True)
+        assert matrices is not None  # it was asked to compute them
+        return matrices[:, :2]
 
     def move(self, cine: Tensor) -> Tensor:  # (B, F, H, W) in [0, 1] -> (B, frames, size, size)
         "The film at other moments and places."

@@ -134,8 +134,8 @@ def _clipped(
 ) -> np.ndarray:     # (...) bool
     "Does a plateau at the maximum begin or end with a jump? A wave that was cut off does, a quiet baseline does not."
     rail = np.equal(ecg, ecg.max(-1, keepdims=True))
-    plateau = np.lib.stride_tricks.sliding_window_view(rail, run, axis=-1).all(-1)
-    steep = np.abs(np.diff(ecg)) > jump
+    plateau = np.asarray(np.lib.stride_tricks.sliding_window_view(rail, run, axis=-1).all(-1))
+    steep = np.asarray(np.abs(np.diff(ecg)) > jump)
     begins = plateau[..., 1:] & steep[..., :-run + 1]
     ends = plateau[..., :-1] & steep[..., run - 1:]
     return np.any(begins | ends, axis=-1)

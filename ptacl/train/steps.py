@@ -9,7 +9,7 @@ __all__ = ['full_precision', 'mae_ecg_step', 'mae_cmr_step', 'turned_view', 'joi
 import torch
 from torch import Tensor
 from ..core.presets import Preset
-from ..nets.joint import PTACL, joint_loss, turned
+from ..nets.joint import PTACL, View, joint_loss, turned
 from ..nets.mae import MAE
 from ..signal.augment import CMRAugment, augment_ecg, corrupt_ecg, random_crop
 
@@ -33,7 +33,7 @@ def mae_cmr_step(mae: MAE, batch: dict) -> dict:
         view = augment.blur(clean)
     return mae(view, clean, augment.shade)
 
-def turned_view(view: dict, preset: Preset) -> dict:
+def turned_view(view: View, preset: Preset) -> View:
     "Films that begin at any of the T moments; `turn` (B,) says at which."
     turn = torch.randint(preset.T, (len(view["cine"]),), device=view["cine"].device)
     return view | {"cine": turned(view["cine"], turn, preset.cmr_patch[0]), "turn": turn}
@@ -42,5 +42,5 @@ def joint_step(model: PTACL, batch: dict, chunk: int | None = None) -> dict: # c
     "Global and local loss of an augmented view."
     with full_precision(batch["ecg"]):
         ecg, start = augment_ecg(batch["ecg"], model.preset)
-        view = batch | {"ecg": ecg, "start": start, "cine": CMRAugment(model.preset)(batch["cine"])}
+        view = View(batch) | {"ecg": ecg, "start": start, "cine": CMRAugment(model.preset)(batch["cine"])}
     return joint_loss(model, turned_view(view, model.preset) if model.preset.any_start else view, chunk)
