@@ -81,6 +81,21 @@ def turned(
     entry = (torch.arange(x.shape[1], device=x.device) + width * by[:, None]) % x.shape[1]
     return x[torch.arange(len(x), device=x.device)[:, None], entry]
 
+# %% ../../nbs/53_ptacl.ipynb #e555af8c
+def _moments(
+    ecg: Tensor,     # (B, n, D) tokens over time
+    cmr: Tensor,     # (B, T, D)
+    view: View,      # that they were made of
+    preset: Preset,
+) -> tuple[Tensor, Tensor, Tensor]:  # z_ecg, z_cmr (B, T, D), valid (B,)
+    "Local embeddings; of films that begin elsewhere, brought back into the order of the beat."
+    if view.turn is not None:
+        cmr = turned(cmr, -view.turn)
+    beat, valid = segment_beats(ecg, view["r_peaks"], view["start"], preset.token_width, preset.T)
+    if preset.centred:
+        return _deviations(beat), _deviations(cmr), valid
+    return beat, cmr, valid
+
 # %% ../../nbs/53_ptacl.ipynb #3e658ca1
 class PTACL(nn.Module):
     "ECG and CMR encoders that meet in one embedding space."
@@ -122,19 +137,9 @@ class PTACL(nn.Module):
         "The T segments of the mean heartbeat and the T moments of the cine."
         return self.moments(*self.over_time(batch))
 
-    def moments(
-        self,
-        ecg: Tensor,  # (B, n, D) over time
-        cmr: Tensor,  # (B, T, D)
-        view: View,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # z_ecg, z_cmr (B, T, D), valid (B,)
-        "Local embeddings from tokens over time; of films that begin elsewhere, brought back into the order of the beat."
-        if view.turn is not None:
-            cmr = turned(cmr, -view.turn)
-        z, valid = segment_beats(ecg, view["r_peaks"], view["start"], self.preset.token_width, self.preset.T)
-        if self.preset.centred:
-            return _deviations(z), _deviations(cmr), valid
-        return z, cmr, valid
+    def moments(self, ecg: Tensor, cmr: Tensor, view: View) -> tuple[Tensor, Tensor, Tensor]:
+        "Local embeddings, as above, from tokens over time (B, n, D) and (B, T, D)."
+        return _moments(ecg, cmr, view, self.preset)
 
 # %% ../../nbs/53_ptacl.ipynb #3aa41d25
 def _in_chunks(f: Callable[[View], tuple], view: View, size: int | None) -> tuple:  # f gives a row for each patient

@@ -41,6 +41,12 @@ def unpatchify(patches: Tensor, encoder: Encoder) -> Tensor:  # (B, tokens, valu
     layout = "b (t h w) (pt ph pw) -> b (t pt) (h ph) (w pw)"
     return rearrange(patches, layout, t=p.T, h=p.size // h, pt=t, ph=h, pw=w)
 
+# %% ../../nbs/51_mae.ipynb #a513af09
+def _error(guess: Tensor, target: Tensor, encoder: Encoder) -> Tensor:  # (B, N, values), its input -> (B, N)
+    "Mean squared error of each token, in the encoder's units."
+    wanted = patchify(target, encoder).sub(encoder.mean).div_(encoder.sd)
+    return F.mse_loss(guess, wanted, reduction="none").mean(-1)
+
 # %% ../../nbs/51_mae.ipynb #0fb186f8
 class MAE(nn.Module):
     "A masked autoencoder around either encoder."
@@ -69,10 +75,6 @@ class MAE(nn.Module):
         blank = (self.hidden + self.pos).expand(len(x), -1, -1)
         return self.head(self.blocks(put_tokens(blank, keep, x)))
 
-    def error(self, guess: Tensor, target: Tensor) -> Tensor:  # (B, N, values), the encoder's input -> (B, N)
-        "Mean squared error of each token, in the encoder's units."
-        wanted = patchify(target, self.encoder).sub(self.encoder.mean).div_(self.encoder.sd)
-        return F.mse_loss(guess, wanted, reduction="none").mean(-1)
 
     def forward(
         self,
@@ -87,7 +89,7 @@ class MAE(nn.Module):
             raise PtaclError(f"input {tuple(x.shape)} and target {tuple(target.shape)} differ in shape")
         keep, hidden = random_mask(len(x), len(self.pos), self.ratio, x.device)
         guess = self.decode(self.encoder(x, keep, corrupt), keep).float()
-        loss = (self.error(guess, target) * hidden).sum() / hidden.sum()
+        loss = (_error(guess, target, self.encoder) * hidden).sum() / hidden.sum()
         shown = guess.detach().mul(self.encoder.sd).add_(self.encoder.mean)
         return {"loss": loss, "guess": shown, "hidden": hidden}
 

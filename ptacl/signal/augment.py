@@ -112,30 +112,14 @@ def _lighting(most: float) -> nn.Sequential:
     return nn.Sequential(contrast, brightness)
 
 # %% ../../nbs/23_augment.ipynb #2088320b
-class CMRAugment(nn.Module):
-    """Time sampling, rotation, flip, resized crop, blur, contrast, brightness and noise, in this order;
-    all frames of a patient alike."""
-    def __init__(
-        self,
-        preset: Preset,         # for frames and size
-        time: float = 0.5,      # largest shift of the frames, in steps of the output
-        scale: tuple[float, float] = (0.6, 1.0),  # area of the crop
-        degrees: float = 30.,   # largest rotation, either way
-        flip: float = 0.5,      # probability
-        light: float = 0.3,     # largest change of contrast, either way; a third of it for brightness
-        blur: float = 1.0,      # largest sigma, pixels; half of the patients
-        noise: float = 0.05,    # largest standard deviation
-    ):
+class _Moving(nn.Module):
+    "What moves a film: time sampling, rotation, flip and resized crop, as one affine map of each patient."
+    def __init__(self, preset: Preset, time: float, degrees: float, flip: float, area: tuple):
         super().__init__()
-        strength = preset.augment
         self.preset = preset
         self.time = time
-        self.noise = strength * noise
         self.size = (preset.size, preset.size)
-        area = tuple(1 - strength * (1 - share) for share in scale)
-        self.place = _placing(self.size, strength * degrees, flip, area)
-        self.blur = K.RandomGaussianBlur((5, 5), (0.1, max(0.1, strength * blur)), p=0.5)
-        self.light = _lighting(strength * light)
+        self.place = _placing(self.size, degrees, flip, area)
 
     def maps(self, film: Tensor) -> Tensor:  # (B, F, H, W) -> (B, 2, 3)
         "Rotation, flip and crop of each patient as one affine map of pixels."
@@ -150,6 +134,28 @@ class CMRAugment(nn.Module):
         shift = self.time * (2 * torch.rand(len(cine), device=cine.device) - 1)
         cine = resample_frames(cine, self.preset.frames, shift)
         return warp_affine(cine, self.maps(cine), self.size)
+
+# %% ../../nbs/23_augment.ipynb #99d64cdc
+class CMRAugment(_Moving):
+    """Time sampling, rotation, flip, resized crop, blur, contrast, brightness and noise, in this order;
+    all frames of a patient alike."""
+    def __init__(
+        self,
+        preset: Preset,         # for frames and size
+        time: float = 0.5,      # largest shift of the frames, in steps of the output
+        scale: tuple[float, float] = (0.6, 1.0),  # area of the crop
+        degrees: float = 30.,   # largest rotation, either way
+        flip: float = 0.5,      # probability
+        light: float = 0.3,     # largest change of contrast, either way; a third of it for brightness
+        blur: float = 1.0,      # largest sigma, pixels; half of the patients
+        noise: float = 0.05,    # largest standard deviation
+    ):
+        strength = preset.augment
+        area = tuple(1 - strength * (1 - share) for share in scale)
+        super().__init__(preset, time, strength * degrees, flip, area)
+        self.noise = strength * noise
+        self.blur = K.RandomGaussianBlur((5, 5), (0.1, max(0.1, strength * blur)), p=0.5)
+        self.light = _lighting(strength * light)
 
     def shade(self, x: Tensor) -> Tensor:  # (B, …) in [0, 1], all pixels of a film or some of them -> the same shape
         "Another light, and noise: what befalls each pixel by itself."
