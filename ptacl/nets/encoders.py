@@ -47,7 +47,8 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attention = _Attention(width, heads)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, mlp_ratio * width), nn.GELU(), nn.Linear(mlp_ratio * width, width))
+        inner = mlp_ratio * width
+        self.mlp = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
@@ -78,18 +79,20 @@ def put_tokens(x: Tensor, keep: Tensor, tokens: Tensor) -> Tensor:  # (B, N, D),
 
 # %% ../../nbs/50_encoders.ipynb #3ad0dcf0
 class TokenEncoder(nn.Module):
-    "Patches → positions → transformer → norm; a modality adds its convolution, its layout and its typical values."
+    """Patches → positions → transformer → norm; a modality adds its convolution,
+    its layout and its typical values."""
     modality = ""          # ECG or CMR, as the names of stored models have it
     mean, sd = 0.0, 1.0    # of the input: what comes in is standardised with them
     patch: nn.Conv1d | nn.Conv3d
     blocks: nn.ModuleList
 
-    def __init__(self, preset: Preset, patch: nn.Conv1d | nn.Conv3d, layers: int, *places: int):  # axes of the positions
+    def __init__(self, preset: Preset, patch: nn.Conv1d | nn.Conv3d, layers: int, *places: int):
         super().__init__()
         self.preset = preset
         self.patch = patch
         self.pos = nn.Parameter(start_positions(*places, width=preset.width, std=preset.pos_std))
-        self.blocks = nn.ModuleList(Block(preset.width, preset.heads, preset.mlp_ratio) for _ in range(layers))
+        blocks = (Block(preset.width, preset.heads, preset.mlp_ratio) for _ in range(layers))
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(preset.width)
 
     def encode(self, values: Tensor, keep: Tensor | None = None, corrupt: Callable | None = None) -> Tensor:
@@ -108,7 +111,8 @@ class TokenEncoder(nn.Module):
         return self.norm(x)
 
     def freeze(self, layers: int) -> Self:
-        "Fix the patches, the positions and the first `layers` blocks, as the joint phase does; 0 frees everything."
+        """Fix the patches, the positions and the first `layers` blocks,
+        as the joint phase does; 0 frees everything."""
         self.requires_grad_(True)
         if layers:
             self.pos.requires_grad_(False)
@@ -121,7 +125,8 @@ def _check_shape(name: str, x: Tensor, *expected: int):
     if x.shape[1:] != expected:
         raise PtaclError(
             f"{name} of shape {tuple(x.shape)}: this preset takes (B, *{expected})",
-            "Prepare whole recordings and let `centre_view` cut them, or take the preset that these were cut for")
+            "Prepare whole recordings and let `centre_view` cut them, "
+            "or take the preset that these were cut for")
 
 # %% ../../nbs/50_encoders.ipynb #6f230bcf
 class ECGEncoder(TokenEncoder):

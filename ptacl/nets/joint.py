@@ -133,8 +133,8 @@ class PTACL(nn.Module):
         ecg, cmr = self.features(batch)
         return self.proj_ecg(ecg), self.proj_cmr(cmr)
 
-    def local_embeddings(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:  # -> z_ecg, z_cmr (B, T, D), valid (B,)
-        "The T segments of the mean heartbeat and the T moments of the cine."
+    def local_embeddings(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        "The T segments of the mean heartbeat and the T moments of the cine, (B, T, D), and who is valid (B,)."
         return self.moments(*self.over_time(batch))
 
     def moments(self, ecg: Tensor, cmr: Tensor, view: View) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,8 +142,9 @@ class PTACL(nn.Module):
         return _moments(ecg, cmr, view, self.preset)
 
 # %% ../../nbs/53_ptacl.ipynb #3aa41d25
-def _in_chunks(f: Callable[[View], tuple], view: View, size: int | None) -> tuple:  # f gives a row for each patient
-    "f of the whole view, without keeping the activations of more than `size` patients. None: all at once."
+def _in_chunks(f: Callable[[View], tuple], view: View, size: int | None) -> tuple:
+    """f of the whole view, without keeping the activations of more than `size` patients.
+    None: all at once."""
     n = len(view["ecg"])
     if size is None or n <= size:
         return f(view)
@@ -169,7 +170,8 @@ def joint_loss(
     if p.local == "cosine":
         local_loss = cosine_local_loss(beat, film, valid)
     else:
-        local_loss = local_contrastive_loss(beat, film, p.sigma, p.tau_local, circular=p.circular, valid=valid)
+        local_loss = local_contrastive_loss(
+            beat, film, p.sigma, p.tau_local, circular=p.circular, valid=valid)
     return {
         "loss": ptacl_loss(global_loss, local_loss, p.beta),
         "global": global_loss.detach(),
@@ -214,7 +216,8 @@ def _check_place(folder: Path):
         return
     if folder.is_dir() and {file.name for file in folder.iterdir()} <= {"config.json", "model.safetensors"}:
         return
-    raise PtaclError(f"{folder.name} holds something else than a model and is left as it is: give another folder")
+    raise PtaclError(
+        f"{folder.name} holds something else than a model and is left as it is: give another folder")
 
 def _exchange(new: Path, folder: Path, old: Path) -> Path:
     "Put the folder `new` in the place of `folder`, which goes to `old`, or comes back where that fails."
@@ -231,7 +234,8 @@ def save_pretrained(
     model: nn.Module,    # with a `config`
     folder: str | Path,  # a new one, or that of a model
 ) -> Path:
-    "Write weights and config into `folder`, replacing a model that is there. Raises `PtaclError` where there is something else."
+    """Write weights and config into `folder`, replacing a model that is there.
+    Raises `PtaclError` where there is something else."""
     folder = Path(folder)
     _check_place(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -243,7 +247,8 @@ def save_pretrained(
             (new / "config.json").write_text(json.dumps(model.config, indent=1), encoding="utf-8")
         except (OSError, SafetensorError) as e:
             raise PtaclError(
-                f"cannot write the model to {folder.name} ({e}): make room on the disk; what was there is intact") from e
+                f"cannot write the model to {folder.name} ({e}): "
+                "make room on the disk; what was there is intact") from e
         return _exchange(new, folder, Path(tmp) / "old")
 
 # %% ../../nbs/53_ptacl.ipynb #0d13b1c1
@@ -257,11 +262,13 @@ def why_no_model(folder: Path, error: Exception) -> str:  # what to do, as the e
     if isinstance(error, SafetensorError):
         return "model.safetensors is damaged or cut short. Copy it again"
     if isinstance(error, RuntimeError):
-        return "its weights are not those of the preset in its config.json. Put the config.json back that was written with them"
+        return ("its weights are not those of the preset in its config.json. "
+                "Put the config.json back that was written with them")
     if isinstance(error, PtaclError):
         return f"its config.json is none ({error}). Copy it again"
     detail = error if isinstance(error, KeyError | TypeError) else type(error).__name__
-    return f"its config.json is damaged or of another version of the kit ({detail}). Copy it again, or update ptacl"
+    return (f"its config.json is damaged or of another version of the kit ({detail}). "
+            "Copy it again, or update ptacl")
 
 # %% ../../nbs/53_ptacl.ipynb #b23d85b9
 Builder = Callable[..., nn.Module]  # (preset, **what else the config holds) -> model
@@ -281,7 +288,8 @@ def stored_kind(folder: str | Path) -> str:  # "" where that is not known
 
 # %% ../../nbs/53_ptacl.ipynb #bc74eddd
 def load_weights(model: nn.Module, folder: Path):
-    "Weights from a folder. Read whole: safetensors 0.8 leaves two objects behind for each tensor that it reads from a file."
+    """Weights from a folder.
+    Read whole: safetensors 0.8 leaves two objects behind for each tensor that it reads from a file."""
     model.load_state_dict(load((folder / "model.safetensors").read_bytes()))
 
 def _built(folder: Path, builders: Mapping[str, Builder]) -> nn.Module:
@@ -296,7 +304,8 @@ def load_model(
     builders: Mapping[str, Builder],   # kind -> builder, of the kinds that may be there
     device: torch.device | str = "cpu",
 ) -> nn.Module:
-    "A stored model of one of these kinds, in evaluation mode. Raises `PtaclError` where the folder does not hold one."
+    """A stored model of one of these kinds, in evaluation mode.
+    Raises `PtaclError` where the folder does not hold one."""
     folder = Path(folder)
     check_device(device)
     try:
@@ -309,5 +318,6 @@ def from_pretrained(
     folder: str | Path,                  # of `save_pretrained`
     device: torch.device | str = "cpu",
 ) -> PTACL | MAE:
-    "The model that `save_pretrained` wrote, in evaluation mode. Raises `PtaclError` where the folder does not hold one."
+    """The model that `save_pretrained` wrote, in evaluation mode.
+    Raises `PtaclError` where the folder does not hold one."""
     return cast(PTACL | MAE, load_model(folder, BUILDERS, device))

@@ -19,7 +19,8 @@ def alignment_matrix(
     sigma: float,            # width as a fraction of the beat; 0 is the identity
     circular: bool = False,  # measure time around the cycle
 ) -> Tensor:                 # (T, T), rows sum to 1
-    "Target weights P of eq. 2: how much ECG segment k belongs to CMR frame t. Raises `PtaclError` if sigma < 0 or T < 1."
+    """Target weights P of eq. 2: how much ECG segment k belongs to CMR frame t.
+    Raises `PtaclError` if sigma < 0 or T < 1."""
     if T < 1 or not sigma >= 0:
         raise PtaclError(f"alignment needs T ≥ 1 and sigma ≥ 0, got T = {T}, sigma = {sigma}")
     k = torch.arange(T) / T
@@ -40,7 +41,8 @@ def check_pair(z_ecg: Tensor, z_cmr: Tensor, ndim: int, temperature: float | Ten
     "Refuse what cannot be a pair of embeddings of `ndim` axes. Raises `PtaclError`."
     shapes = tuple(z_ecg.shape), tuple(z_cmr.shape)
     if shapes[0] != shapes[1] or z_ecg.ndim != ndim:
-        raise PtaclError(f"expected two arrays of one {ndim}-dimensional shape, got {shapes[0]} and {shapes[1]}")
+        raise PtaclError(
+            f"expected two arrays of one {ndim}-dimensional shape, got {shapes[0]} and {shapes[1]}")
     if not temperature > 0:
         raise PtaclError(f"the temperature must be > 0, got {temperature}")
 
@@ -63,7 +65,8 @@ def global_contrastive_loss(
 
 # %% ../../nbs/52_losses.ipynb #3660aa19
 def masked_mean(x: Tensor, valid: Tensor | None) -> Tensor:  # (B,), (B,) bool -> scalar
-    "Own part of the mean over the valid patients of all processes; 0, still differentiable, where nobody is valid."
+    """Own part of the mean over the valid patients of all processes;
+    0, still differentiable, where nobody is valid."""
     if valid is None:
         return x.mean()
     valid_ones, patients = total(torch.stack([valid, torch.ones_like(valid)]).sum(1))

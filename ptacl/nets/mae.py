@@ -98,7 +98,7 @@ class MAE(nn.Module):
 def reconstruct(
     mae: MAE,
     x: Tensor,                  # (B, …), as its encoder takes it
-) -> tuple[Tensor, Tensor]:     # masked, reconstruction, both of the shape of x; hidden values of masked are NaN
+) -> tuple[Tensor, Tensor]:     # masked (NaN where hidden) and reconstruction, both of the shape of x
     "What the encoder saw, and what the decoder made of it."
     out = mae(x)
     patches = patchify(x, mae.encoder)

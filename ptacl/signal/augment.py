@@ -27,7 +27,8 @@ def _crop_at(
 def _room(ecg: Tensor, preset: Preset) -> int:
     "Samples by which the crop can move. Raises `PtaclError` on records shorter than the crop."
     if ecg.ndim != 3 or ecg.shape[-1] < preset.ecg_crop:
-        raise PtaclError(f"expected ECGs (B, 12, N ≥ {preset.ecg_crop}), got {tuple(ecg.shape)}: give whole records")
+        raise PtaclError(
+            f"expected ECGs (B, 12, N ≥ {preset.ecg_crop}), got {tuple(ecg.shape)}: give whole records")
     return ecg.shape[-1] - preset.ecg_crop
 
 # %% ../../nbs/23_augment.ipynb #25f85d7a
@@ -50,7 +51,7 @@ def random_crop(
 # %% ../../nbs/23_augment.ipynb #a2a60783
 def fourier_surrogate(
     ecg: Tensor,                        # (B, 12, N)
-    magnitude: float | Tensor = 0.075,  # m, a number or (B, 1, 1): range of the phase noise as a share of a full turn
+    magnitude: float | Tensor = 0.075,  # m, a number or (B, 1, 1): range of the phase noise, share of a turn
 ) -> Tensor:                            # (B, 12, N)
     "Phase noise in the spectrum, the same for all leads of a patient; amplitudes stay."
     spectrum = torch.fft.rfft(ecg)
@@ -113,7 +114,8 @@ def _lighting(most: float) -> nn.Sequential:
 
 # %% ../../nbs/23_augment.ipynb #2088320b
 class _Moving(nn.Module):
-    "What moves a film: time sampling, rotation, flip and resized crop, as one affine map of each patient."
+    """What moves a film: time sampling, rotation, flip and resized crop,
+    as one affine map of each patient."""
     def __init__(self, preset: Preset, time: float, degrees: float, flip: float, area: tuple):
         super().__init__()
         self.preset = preset
@@ -157,7 +159,7 @@ class CMRAugment(_Moving):
         self.blur = K.RandomGaussianBlur((5, 5), (0.1, max(0.1, strength * blur)), p=0.5)
         self.light = _lighting(strength * light)
 
-    def shade(self, x: Tensor) -> Tensor:  # (B, …) in [0, 1], all pixels of a film or some of them -> the same shape
+    def shade(self, x: Tensor) -> Tensor:  # (B, …) in [0, 1], some pixels of a film or all -> the same shape
         "Another light, and noise: what befalls each pixel by itself."
         flat = self.light(x.reshape(len(x), 1, 1, -1))
         sigma = self.noise * torch.rand(len(x), 1, 1, 1, device=x.device)
