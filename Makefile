@@ -22,6 +22,7 @@ test: export OMP_NUM_THREADS := 1
 test: export MKL_NUM_THREADS := 1
 test: $(READY)    ## modules, notebooks and everything around them
 	$(BIN)/ruff check --quiet --output-format concise .
+	$(BIN)/mypy
 	$(BIN)/nbdev_test --n_workers $(WORKERS) --timing
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
@@ -35,7 +36,7 @@ readme: $(READY)    ## README.md anew from nbs/index.ipynb
 	$(BIN)/python docs/build.py readme
 
 clean:    ## removes what was made, .venv included; reports stay
-	rm -rf $(VENV) _docs _build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) _docs _build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 $(READY): settings.ini constraints.txt setup.py pyproject.toml
 	@$(PYTHON) -c '$(SUITS)' 2>/dev/null || { \

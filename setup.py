@@ -32,7 +32,7 @@ setup(
     license="Apache-2.0",
     keywords=cfg["keywords"],
     packages=find_packages(include=["ptacl", "ptacl.*"]),
-    package_data={"ptacl": ["models/*/*", "page/*"]},
+    package_data={"ptacl": ["py.typed", "models/*/*", "page/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require=extras,

@@ -13,6 +13,7 @@ _HOMES = {
     "data.pairs": ("Pairs",),
     "simulate.patients": ("simulate",),
     "signal.ecg": ("denoise", "normalize"),
+    "signal.cmr": ("preprocess",),
     "signal.beats": ("detect_r_peaks", "segment_beats"),
     "nets.encoders": ("ECGEncoder", "CMREncoder"),
     "nets.mae": ("MAE",),

@@ -36,7 +36,7 @@ from ptacl.data.ingest import ingest
 from ptacl.data.pseudonyms import pseudonym, read_key
 from ptacl.simulate.cohorts import write_virtual
 from ptacl.nets.mae import MAE
-from ptacl.nets.joint import PTACL, joint_loss, save_pretrained
+from ptacl.nets.joint import PTACL, View, joint_loss, save_pretrained
 from ptacl.core.presets import LEADS, PHENOTYPES, paper_regression, workshop
 from ptacl.data.pairs import Pairs
 from ptacl.train.loop import fit
@@ -486,7 +486,7 @@ def test_missing_leads_in_a_file(run, signals, tmp_path):
 
 @pytest.mark.parametrize("shape", [(2, 25, 84, 84), (2, 26, 80, 80)])
 def test_other_frames(model, shape):
-    view = {"ecg": torch.zeros(2, 12, tiny.ecg_crop), "start": torch.zeros(2), "cine": torch.zeros(shape)}
+    view = View(ecg=torch.zeros(2, 12, tiny.ecg_crop), start=torch.zeros(2), cine=torch.zeros(shape))
     with pytest.raises(PtaclError, match="this preset takes .* let `centre_view` cut them, or take the preset"): model.features(view)
 
 

@@ -20,7 +20,8 @@ def check_device(device):  # "cpu", "cuda", "cuda:1" or a torch.device
     if number.isdigit() and int(number) < there:
         return
     raise PtaclError(
-        f"device {device} was asked for, but torch {torch.__version__} finds {there or 'no'} GPU{'s' * (there != 1)}: "
+        f"device {device} was asked for, but torch {torch.__version__} finds "
+        f"{there or 'no'} GPU{'s' * (there != 1)}: "
         "check nvidia-smi and CUDA_VISIBLE_DEVICES, install a torch with CUDA, or take the CPU")
 
 # %% ../../nbs/04_devices.ipynb #0fe85b87
@@ -31,8 +32,8 @@ def check_gpu():
     if asked.strip() in ("", "-1") or torch.cuda.is_available():
         return
     raise PtaclError(
-        f"CUDA_VISIBLE_DEVICES={asked} asks for a GPU, but torch {torch.__version__} finds none: check nvidia-smi and the "
-        "number, install a torch with CUDA, or unset it to train on the CPU")
+        f"CUDA_VISIBLE_DEVICES={asked} asks for a GPU, but torch {torch.__version__} finds none: "
+        "check nvidia-smi and the number, install a torch with CUDA, or unset it to train on the CPU")
 
 # %% ../../nbs/04_devices.ipynb #42ca00de
 def choose_device(device=None) -> str:  # a device, or None

@@ -60,8 +60,8 @@ class _Derived:
 # %% ../../nbs/01_presets.ipynb #0ed1c961
 _POSITIVE = (
     "ecg_crop", "ecg_patch", "ecg_layers", "frames", "size", "cmr_layers", "width", "heads", "mlp_ratio",
-    "decoder_width", "decoder_layers", "decoder_heads", "proj_dim", "batch_size", "lr_mae", "lr_joint", "lr_tune",
-    "clip", "pos_std")
+    "decoder_width", "decoder_layers", "decoder_heads", "proj_dim", "batch_size",
+    "lr_mae", "lr_joint", "lr_tune", "clip", "pos_std")
 _Rules = Iterator[tuple[bool, str]]
 
 def _size_rules(p: "Preset") -> _Rules:
@@ -172,7 +172,8 @@ def get_preset(
     name: str,  # paper_regression, paper_retrieval or workshop
     **changes,  # settings that differ
 ) -> Preset:
-    "The preset of that name, with some of its settings changed. Raises `PtaclError` on an unknown name or setting."
+    """The preset of that name, with some of its settings changed.
+    Raises `PtaclError` on an unknown name or setting."""
     if name not in PRESETS:
         raise PtaclError(f"unknown preset {name!r}: choose from {', '.join(PRESETS)}")
     unknown = set(changes) - {f.name for f in fields(Preset)}

@@ -11,7 +11,8 @@ from typing import Any
 
 # %% ../../nbs/02_privacy.ipynb #8b554784
 def mask_ids(text: Any) -> str:
-    "The text with every number of exactly seven digits, the form of a UK Biobank participant id, blotted out."
+    """The text with every number of exactly seven digits, the form of a UK Biobank participant id,
+    blotted out."""
     return re.sub(r"(?<!\d)\d{7}(?!\d)", "#######", str(text))
 
 # %% ../../nbs/02_privacy.ipynb #d23d3f32

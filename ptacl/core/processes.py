@@ -17,7 +17,8 @@ from .errors import PtaclError
 
 # %% ../../nbs/06_processes.ipynb #56e53ee6
 def _stop(process: subprocess.Popen, patience: float = 45):
-    "End a process and those that it started: torchrun passes the wish on, and kills who does not listen after 30 s."
+    """End a process and those that it started: torchrun passes the wish on,
+    and kills who does not listen after 30 s."""
     process.terminate()
     try:
         process.wait(patience)
@@ -43,9 +44,11 @@ def stream(
     silence: float,           # seconds without a word, after which the process is stopped
     env: dict | None = None,  # its environment; None: this one's
 ) -> tuple[int, str]:         # exit status, the last 20,000 characters
-    "Run a command and print what it says as it says it. Raises `PtaclError` where it says nothing for `silence` seconds."
+    """Run a command and print what it says as it says it.
+    Raises `PtaclError` where it says nothing for `silence` seconds."""
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, bufsize=0, env=env)
+        command, bufsize=0, env=env,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     parts = _reading(process)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a letter may be cut in two
     tail = ""
@@ -88,9 +91,11 @@ def child(
     command: list,
     **options,   # of `subprocess.Popen`
 ) -> Iterator[subprocess.Popen]:
-    "A process that ends with the block; SIGTERM and a closed terminal end the block by KeyboardInterrupt, as Ctrl-C does."
+    """A process that ends with the block;
+    SIGTERM and a closed terminal end the block by KeyboardInterrupt, as Ctrl-C does."""
     with _interrupted_by(_unheard()):
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **options) as process:
+        alone = {"start_new_session": True} | options
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, **alone) as process:
             try:
                 yield process
             finally:

@@ -31,7 +31,7 @@ from ..signal.ecg import preprocess_ecg
 from ..core.errors import PtaclError
 from ..core.files import checkout
 from ..studies.experiments import write_html
-from ..nets.joint import centre_view
+from ..nets.joint import View, centre_view
 from ..core.presets import Preset, workshop
 from ..core.processes import child
 from ..simulate.patients import simulate
@@ -51,9 +51,9 @@ def hearts(
     if patients.cine is not None: batch["cine"] = minmax(patients.cine)
     return centre_view(batch, preset), patients
 
-def some(view: dict, index) -> dict:
+def some(view: View, index) -> View:
     "Some patients of a view."
-    return {name: x[index] for name, x in view.items()}
+    return view.of(index)
 
 # %% ../../nbs/92_workshop.ipynb #a6896e66
 def measures(

@@ -7,11 +7,12 @@ __all__ = ['cosine_maps', 'alignment_map', 'chance_scores', 'patient_scores', 'a
            'plot_alignment', 'lag_profile', 'stand_still']
 
 # %% ../../nbs/65_alignment.ipynb #207e3387
+from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from ..core.errors import PtaclError
 from ..nets.losses import cosine
 from .retrieval import bootstrap_weights
@@ -30,7 +31,7 @@ def cosine_maps(
 
 @torch.no_grad()
 def alignment_map(
-    model: nn.Module, # with `local_embeddings(batch) -> z_ecg (B, T, D), z_cmr (B, T, D), valid (B,)`
+    model: Any,       # with `local_embeddings(batch) -> z_ecg (B, T, D), z_cmr (B, T, D), valid (B,)`
     batch: dict,      # tensors of a batch, on the model's device
 ) -> Tensor:          # (B, T, T) cosines, NaN for patients without a heartbeat
     "The map of Fig. 2 for every patient of a batch, without augmentation noise: the model is in eval mode meanwhile."
@@ -150,7 +151,7 @@ def plot_alignment(
     colours = {k: scale[k] for k in ("cmap", "vmin", "vmax")}
     T, ratios = len(next(iter(tiles.values()))[0][1]), [cols] * len(maps) + [0.52] + ([cols * 0.85] if target is not None else [])
     fig = plt.figure(figsize=(min(9.2, 1.5 * sum(ratios)), 3.5), layout="constrained")
-    blocks = fig.subfigures(1, len(ratios), width_ratios=ratios)
+    blocks: Any = fig.subfigures(1, len(ratios), width_ratios=ratios)
     for sub, (name, block) in zip(blocks, tiles.items()):
         sub.suptitle(name, fontsize=10)
         grid = sub.subplots(2, cols, sharex=True, sharey=True, squeeze=False).ravel()

@@ -14,7 +14,7 @@ from .alignment import cosine_maps
 from ..signal.cmr import resample_frames
 from ..signal.ecg import normalize
 from ..core.errors import PtaclError
-from ..nets.joint import PTACL, centre_view
+from ..nets.joint import PTACL, View, centre_view
 from ..core.presets import LEADS, Preset
 
 # %% ../../nbs/66_whatif.ipynb #91ea63e5
@@ -104,7 +104,7 @@ def occlusion(
     without_place = model.cmr.over_time(model.cmr(occluded_cines(view["cine"], p.cmr_patch[1], model.cmr.mean)))
     def maps(e, c):
         n = max(len(e), len(c)); many = lambda x: x.expand(n, *x.shape[1:])
-        return cosine_maps(*model.moments(many(e), many(c), {k: many(view[k]) for k in ("r_peaks", "start")}))
+        return cosine_maps(*model.moments(many(e), many(c), View({k: many(view[k]) for k in ("r_peaks", "start")})))
     full = maps(e, c)
     return full - maps(without_lead, c), full - maps(e, without_place)
 
@@ -115,8 +115,8 @@ def volume_shape(
     "The course of the cavity's size over the cycle, as the brightness of what is bright in diastole."
     x = cine.float()
     h = torch.fft.rfft(x - x.mean(1, keepdim=True), dim=1)[:, 1].real.clamp(min=0)
-    r2 = sum(torch.linspace(-1, 1, n, device=x.device).reshape(s) ** 2 for n, s in zip(x.shape[2:], ((-1, 1), (1, -1))))
-    curve = (x * (h * torch.exp(-4 * r2))[:, None]).sum((2, 3))
+    y2, x2 = (torch.linspace(-1, 1, n, device=x.device).reshape(s) ** 2 for n, s in zip(x.shape[2:], ((-1, 1), (1, -1))))
+    curve = (x * (h * torch.exp(-4 * (y2 + x2)))[:, None]).sum((2, 3))
     lo, hi = curve.amin(1, keepdim=True), curve.amax(1, keepdim=True)
     return (curve - lo) / (hi - lo).clamp(min=1e-9)
 

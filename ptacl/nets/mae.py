@@ -7,11 +7,12 @@ __all__ = ['random_mask', 'patchify', 'unpatchify', 'MAE', 'reconstruct']
 
 # %% ../../nbs/51_mae.ipynb #b209af5e
 from collections.abc import Callable
+from dataclasses import asdict
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from .encoders import Block, CMREncoder, ECGEncoder, put_tokens, start_positions
+from .encoders import Block, ECGEncoder, Encoder, put_tokens, start_positions
 from ..core.errors import PtaclError
 
 # %% ../../nbs/51_mae.ipynb #9809978f
@@ -19,59 +20,89 @@ def random_mask(
     B: int,         # patients
     N: int,         # tokens
     ratio: float,   # share that is hidden
-    device="cpu",
-) -> tuple:         # keep (B, K) indices, hidden (B, N) bool
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:  # keep (B, K) indices, hidden (B, N) bool
     "A random choice of visible tokens for each patient, at least one of them."
     K = max(1, round(N * (1 - ratio)))
     keep = torch.rand(B, N, device=device).argsort(1)[:, :K]
     return keep, torch.ones(B, N, dtype=torch.bool, device=device).scatter_(1, keep, False)
 
 # %% ../../nbs/51_mae.ipynb #4c7ef4f7
-def patchify(x: Tensor, encoder: nn.Module) -> Tensor: # (B, 12, N) or (B, F, H, W) -> (B, tokens, values)
+def patchify(x: Tensor, encoder: Encoder) -> Tensor:  # (B, 12, N) or (B, F, H, W) -> (B, tokens, values)
     "The values under each token."
     return encoder.patches(x)
 
-def unpatchify(patches: Tensor, encoder: nn.Module) -> Tensor: # (B, tokens, values) -> (B, 12, N) or (B, F, H, W)
+def unpatchify(patches: Tensor, encoder: Encoder) -> Tensor:  # (B, tokens, values) -> (B, 12, N) or (B, F, H, W)
     "The inverse of `patchify`."
-    p = encoder.preset; t, h, w = p.cmr_patch
-    if isinstance(encoder, ECGEncoder): return rearrange(patches, "b (l n) p -> b l (n p)", n=p.ecg_times)
-    return rearrange(patches, "b (t h w) (pt ph pw) -> b (t pt) (h ph) (w pw)", t=p.T, h=p.size // h, pt=t, ph=h, pw=w)
+    p = encoder.preset
+    if isinstance(encoder, ECGEncoder):
+        return rearrange(patches, "b (l n) p -> b l (n p)", n=p.ecg_times)
+    t, h, w = p.cmr_patch
+    layout = "b (t h w) (pt ph pw) -> b (t pt) (h ph) (w pw)"
+    return rearrange(patches, layout, t=p.T, h=p.size // h, pt=t, ph=h, pw=w)
+
+# %% ../../nbs/51_mae.ipynb #a513af09
+def _error(guess: Tensor, target: Tensor, encoder: Encoder) -> Tensor:  # (B, N, values), its input -> (B, N)
+    "Mean squared error of each token, in the encoder's units."
+    wanted = patchify(target, encoder).sub(encoder.mean).div_(encoder.sd)
+    return F.mse_loss(guess, wanted, reduction="none").mean(-1)
 
 # %% ../../nbs/51_mae.ipynb #0fb186f8
 class MAE(nn.Module):
     "A masked autoencoder around either encoder."
-    def __init__(self, encoder: ECGEncoder | CMREncoder):
+    def __init__(self, encoder: Encoder):
         super().__init__()
-        p, self.encoder = encoder.preset, encoder
+        p = encoder.preset
+        values = encoder.patch.weight[0].numel()
+        self.encoder = encoder
         self.ratio = p.ecg_mask if isinstance(encoder, ECGEncoder) else p.cmr_mask
-        self.embed, self.hidden = nn.Linear(p.width, p.decoder_width), nn.Parameter(torch.randn(p.decoder_width) * 0.02)
-        self.pos = nn.Parameter(start_positions(*encoder.pos.shape[:-1], width=p.decoder_width, std=p.pos_std).flatten(0, 1))
-        self.blocks = nn.Sequential(*(Block(p.decoder_width, p.decoder_heads, p.mlp_ratio) for _ in range(p.decoder_layers)))
-        self.head = nn.Sequential(nn.LayerNorm(p.decoder_width), nn.Linear(p.decoder_width, encoder.patch.weight[0].numel()))
+        self.embed = nn.Linear(p.width, p.decoder_width)
+        self.hidden = nn.Parameter(torch.randn(p.decoder_width) * 0.02)
+        places = start_positions(*encoder.pos.shape[:-1], width=p.decoder_width, std=p.pos_std)
+        self.pos = nn.Parameter(places.flatten(0, 1))
+        layers = (Block(p.decoder_width, p.decoder_heads, p.mlp_ratio) for _ in range(p.decoder_layers))
+        self.blocks = nn.Sequential(*layers)
+        self.head = nn.Sequential(nn.LayerNorm(p.decoder_width), nn.Linear(p.decoder_width, values))
 
-    def decode(self, visible: Tensor, keep: Tensor) -> Tensor: # (B, K, D), (B, K) their places -> (B, N, values)
+    @property
+    def config(self) -> dict:
+        "What rebuilds the model."
+        return {"kind": f"MAE-{self.encoder.modality}", "preset": asdict(self.encoder.preset)}
+
+    def decode(self, visible: Tensor, keep: Tensor) -> Tensor:  # (B, K, D), (B, K) their places -> (B, N, values)
         "Guess all patches from the visible tokens."
-        x, blank = self.embed(visible) + F.embedding(keep, self.pos), self.hidden + self.pos
-        return self.head(self.blocks(put_tokens(blank.expand(len(x), -1, -1), keep, x)))
+        x = self.embed(visible) + F.embedding(keep, self.pos)
+        blank = (self.hidden + self.pos).expand(len(x), -1, -1)
+        return self.head(self.blocks(put_tokens(blank, keep, x)))
 
-    def forward(self,
+
+    def forward(
+        self,
         x: Tensor,                        # what the encoder sees
         target: Tensor | None = None,     # the uncorrupted input; None: x
         corrupt: Callable | None = None,  # a function of the visible patches' values (B, K, values)
-    ) -> dict:
-        "`loss` on hidden tokens; `guess` (B, N, values) and `hidden` (B, N) to look at. Raises `PtaclError` on unequal shapes."
+    ) -> dict[str, Tensor]:
+        """`loss` on hidden tokens; `guess` (B, N, values) and `hidden` (B, N) to look at.
+        Raises `PtaclError` on unequal shapes."""
         target = x if target is None else target
-        if target.shape != x.shape: raise PtaclError(f"input {tuple(x.shape)} and target {tuple(target.shape)} differ in shape")
+        if target.shape != x.shape:
+            raise PtaclError(f"input {tuple(x.shape)} and target {tuple(target.shape)} differ in shape")
         keep, hidden = random_mask(len(x), len(self.pos), self.ratio, x.device)
-        guess, mean, sd = self.decode(self.encoder(x, keep, corrupt), keep).float(), self.encoder.mean, self.encoder.sd
-        error = F.mse_loss(guess, patchify(target, self.encoder).sub(mean).div_(sd), reduction="none").mean(-1)
-        return {"loss": (error * hidden).sum() / hidden.sum(), "guess": guess.detach().mul(sd).add_(mean), "hidden": hidden}
+        guess = self.decode(self.encoder(x, keep, corrupt), keep).float()
+        loss = (_error(guess, target, self.encoder) * hidden).sum() / hidden.sum()
+        shown = guess.detach().mul(self.encoder.sd).add_(self.encoder.mean)
+        return {"loss": loss, "guess": shown, "hidden": hidden}
 
 # %% ../../nbs/51_mae.ipynb #25abca53
 @torch.no_grad()
-def reconstruct(mae: MAE, x: Tensor) -> tuple: # -> masked, reconstruction, both of the shape of x; hidden values of masked are NaN
+def reconstruct(
+    mae: MAE,
+    x: Tensor,                  # (B, …), as its encoder takes it
+) -> tuple[Tensor, Tensor]:     # masked (NaN where hidden) and reconstruction, both of the shape of x
     "What the encoder saw, and what the decoder made of it."
-    out, patches = mae(x), patchify(x, mae.encoder)
+    out = mae(x)
+    patches = patchify(x, mae.encoder)
     hidden = out["hidden"][..., None]
-    return (unpatchify(torch.where(hidden, torch.nan, patches), mae.encoder),
-            unpatchify(torch.where(hidden, out["guess"], patches), mae.encoder))
+    masked = torch.where(hidden, torch.nan, patches)
+    filled = torch.where(hidden, out["guess"], patches)
+    return unpatchify(masked, mae.encoder), unpatchify(filled, mae.encoder)

@@ -17,6 +17,7 @@ from ..signal.cmr import resample_frames
 from ..nets.encoders import Block, CMREncoder, ECGEncoder, start_positions
 from ..core.devices import full_precision
 from ..core.distributed import BatchNorm, distributed
+from ..nets.joint import View
 from ..nets.losses import global_contrastive_loss, masked_mean
 from ..nets.mae import patchify, unpatchify
 from ..core.presets import Preset
@@ -97,11 +98,11 @@ def beat_preset(preset: Preset) -> Preset: # of the ECG encoder
 
 def cmae_view(batch: dict, preset: Preset) -> dict:
     "Median beat, whether there is one, and the film; what is a view already is passed on."
-    if "beat" in batch:
+    if isinstance(batch, View):
         return batch
     with full_precision(batch["ecg"]):
         beat, valid = median_beat(batch["ecg"], batch["r_peaks"], preset.fs, 12 * preset.ecg_patch)
-    view = batch | {"beat": beat, "valid": valid}
+    view = View(batch) | {"beat": beat, "valid": valid}
     if "cine" in batch:
         view["cine"] = resample_frames(batch["cine"], preset.frames)
     return view

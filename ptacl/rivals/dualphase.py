@@ -22,6 +22,7 @@ from ..core.devices import full_precision
 from ..core.errors import PtaclError
 from ..train.finetune import masked_error
 from ..core.distributed import BatchNorm3d
+from ..nets.joint import View
 from ..nets.losses import global_contrastive_loss
 from .mmcl import frame_least_like_diastole
 from ..core.presets import PHENOTYPES, Preset
@@ -138,13 +139,13 @@ class DualPhase(nn.Module):
 
     def ecg_features(self, batch: dict) -> Tensor: # -> (B, D)
         "Mean-pooled tokens of the ECG alone."
-        ecg = batch["ecg"] if "start" in batch else centre_crop(batch["ecg"], self.preset)[0]
+        ecg = batch["ecg"] if isinstance(batch, View) else centre_crop(batch["ecg"], self.preset)[0]
         return self.ecg(ecg).mean(1)
 
     def features(self, batch: dict) -> tuple[Tensor, Tensor]: # -> ECG (B, D), CMR (B, 2D)
         "Mean-pooled ECG tokens; ED and ES features side by side."
         ecg = self.ecg_features(batch)
-        phases = self.phases(batch["volumes"] if "volumes" in batch else volumes(batch))
+        phases = self.phases(batch["volumes"] if isinstance(batch, View) else volumes(batch))
         return ecg, torch.cat(phases, 1)
 
     def three(self, batch: dict) -> tuple[Tensor, Tensor, Tensor]: # -> z_ecg, z_ed, z_es, each (B, P)
@@ -167,7 +168,7 @@ def dualphase_step(model: DualPhase, batch: dict) -> dict:
     "Three-way loss of a moved crop and mirrored volumes."
     with full_precision(batch["ecg"]):
         ecg, start = random_crop(batch["ecg"], model.preset)
-        view = batch | {"ecg": ecg, "start": start, "volumes": volumes(batch, mirror=0.5)}
+        view = View(batch) | {"ecg": ecg, "start": start, "volumes": volumes(batch, mirror=0.5)}
     return {"loss": three_way_loss(*model.three(view), model.preset.tau_global)}
 
 # %% ../../nbs/84_dualphase.ipynb #a5f99d6e

@@ -36,7 +36,7 @@ def eccl_view(model: PTACL, batch: dict) -> dict: # a view; its R-peaks no longe
         cine = flip(augment.move(batch["cine"]), axis=-2, p=0.5)
         ecg = flip(ecg, axis=-1, p=0.33)    # time reversed
         ecg = flip(ecg, axis=None, p=0.33)  # sign changed
-    return batch | {"ecg": ecg, "start": start, "cine": cine}
+    return View(batch) | {"ecg": ecg, "start": start, "cine": cine}
 
 # %% ../../nbs/83_eccl.ipynb #5c65b592
 def start_eccl(

@@ -15,7 +15,7 @@ from ..nets.encoders import CMREncoder, ECGEncoder
 from ..core.devices import full_precision
 from ..core.errors import PtaclError
 from ..nets.losses import global_contrastive_loss
-from ..nets.joint import PTACL
+from ..nets.joint import PTACL, View
 from ..core.presets import Preset
 from .simclr import projection_head
 
@@ -67,7 +67,7 @@ class MMCL(PTACL):
     def over_time(self, batch: dict) -> tuple[Tensor, Tensor, dict]: # -> (B, n, D), (B, 1, D), the view
         """Tokens of both modalities, averaged over leads and over places.
         What is a view already is taken as it is."""
-        view = batch if "channels" in batch else self.centre(batch)
+        view = batch if isinstance(batch, View) else self.centre(batch)
         ecg = self.ecg.over_time(self.ecg(view["ecg"]))
         cmr = self.cmr.over_time(self.cmr(view["channels"]))
         return ecg, cmr, view
@@ -76,7 +76,7 @@ class MMCL(PTACL):
         "The middle of the ECG and the still as it is."
         ecg, start = centre_crop(batch["ecg"], self.preset)
         channels = resample_frames(three_channels(batch, self.slices), 3)
-        return batch | {"ecg": ecg, "start": start, "channels": channels}
+        return View(batch) | {"ecg": ecg, "start": start, "channels": channels}
 
     def local_embeddings(self, batch: dict):
         "There are none. Raises `PtaclError`."
@@ -93,7 +93,7 @@ def mmcl_view(model: MMCL, batch: dict) -> dict: # a view
     with full_precision(batch["ecg"]):
         ecg, start = augment_ecg(batch["ecg"], model.preset, surrogate=0.1, noise=0.15, scale=0.5)
         channels = augment(three_channels(batch, model.slices))
-    return batch | {"ecg": ecg, "start": start, "channels": channels}
+    return View(batch) | {"ecg": ecg, "start": start, "channels": channels}
 
 def mmcl_step(
     model: MMCL,

@@ -27,7 +27,8 @@ def _crop_at(
 def _room(ecg: Tensor, preset: Preset) -> int:
     "Samples by which the crop can move. Raises `PtaclError` on records shorter than the crop."
     if ecg.ndim != 3 or ecg.shape[-1] < preset.ecg_crop:
-        raise PtaclError(f"expected ECGs (B, 12, N ≥ {preset.ecg_crop}), got {tuple(ecg.shape)}: give whole records")
+        raise PtaclError(
+            f"expected ECGs (B, 12, N ≥ {preset.ecg_crop}), got {tuple(ecg.shape)}: give whole records")
     return ecg.shape[-1] - preset.ecg_crop
 
 # %% ../../nbs/23_augment.ipynb #25f85d7a
@@ -50,7 +51,7 @@ def random_crop(
 # %% ../../nbs/23_augment.ipynb #a2a60783
 def fourier_surrogate(
     ecg: Tensor,                        # (B, 12, N)
-    magnitude: float | Tensor = 0.075,  # m, a number or (B, 1, 1): range of the phase noise as a share of a full turn
+    magnitude: float | Tensor = 0.075,  # m, a number or (B, 1, 1): range of the phase noise, share of a turn
 ) -> Tensor:                            # (B, 12, N)
     "Phase noise in the spectrum, the same for all leads of a patient; amplitudes stay."
     spectrum = torch.fft.rfft(ecg)
@@ -112,7 +113,32 @@ def _lighting(most: float) -> nn.Sequential:
     return nn.Sequential(contrast, brightness)
 
 # %% ../../nbs/23_augment.ipynb #2088320b
-class CMRAugment(nn.Module):
+class _Moving(nn.Module):
+    """What moves a film: time sampling, rotation, flip and resized crop,
+    as one affine map of each patient."""
+    def __init__(self, preset: Preset, time: float, degrees: float, flip: float, area: tuple):
+        super().__init__()
+        self.preset = preset
+        self.time = time
+        self.size = (preset.size, preset.size)
+        self.place = _placing(self.size, degrees, flip, area)
+
+    def maps(self, film: Tensor) -> Tensor:  # (B, F, H, W) -> (B, 2, 3)
+        "Rotation, flip and crop of each patient as one affine map of pixels."
+        first = film[:, :1]
+        params = self.place.forward_parameters(first.shape)
+        matrices = self.place.get_transformation_matrix(first, params=params, recompute=True)
+        assert matrices is not None  # it was asked to compute them
+        return matrices[:, :2]
+
+    def move(self, cine: Tensor) -> Tensor:  # (B, F, H, W) in [0, 1] -> (B, frames, size, size)
+        "The film at other moments and places."
+        shift = self.time * (2 * torch.rand(len(cine), device=cine.device) - 1)
+        cine = resample_frames(cine, self.preset.frames, shift)
+        return warp_affine(cine, self.maps(cine), self.size)
+
+# %% ../../nbs/23_augment.ipynb #99d64cdc
+class CMRAugment(_Moving):
     """Time sampling, rotation, flip, resized crop, blur, contrast, brightness and noise, in this order;
     all frames of a patient alike."""
     def __init__(
@@ -126,30 +152,14 @@ class CMRAugment(nn.Module):
         blur: float = 1.0,      # largest sigma, pixels; half of the patients
         noise: float = 0.05,    # largest standard deviation
     ):
-        super().__init__()
         strength = preset.augment
-        self.preset = preset
-        self.time = time
-        self.noise = strength * noise
-        self.size = (preset.size, preset.size)
         area = tuple(1 - strength * (1 - share) for share in scale)
-        self.place = _placing(self.size, strength * degrees, flip, area)
+        super().__init__(preset, time, strength * degrees, flip, area)
+        self.noise = strength * noise
         self.blur = K.RandomGaussianBlur((5, 5), (0.1, max(0.1, strength * blur)), p=0.5)
         self.light = _lighting(strength * light)
 
-    def maps(self, film: Tensor) -> Tensor:  # (B, F, H, W) -> (B, 2, 3)
-        "Rotation, flip and crop of each patient as one affine map of pixels."
-        first = film[:, :1]
-        params = self.place.forward_parameters(first.shape)
-        return self.place.get_transformation_matrix(first, params=params, recompute=True)[:, :2]
-
-    def move(self, cine: Tensor) -> Tensor:  # (B, F, H, W) in [0, 1] -> (B, frames, size, size)
-        "The film at other moments and places."
-        shift = self.time * (2 * torch.rand(len(cine), device=cine.device) - 1)
-        cine = resample_frames(cine, self.preset.frames, shift)
-        return warp_affine(cine, self.maps(cine), self.size)
-
-    def shade(self, x: Tensor) -> Tensor:  # (B, …) in [0, 1], all pixels of a film or some of them -> the same shape
+    def shade(self, x: Tensor) -> Tensor:  # (B, …) in [0, 1], some pixels of a film or all -> the same shape
         "Another light, and noise: what befalls each pixel by itself."
         flat = self.light(x.reshape(len(x), 1, 1, -1))
         sigma = self.noise * torch.rand(len(x), 1, 1, 1, device=x.device)

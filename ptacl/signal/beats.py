@@ -22,7 +22,8 @@ from ..core.presets import LEADS
 def _found_by_neurokit(signal: np.ndarray, fs: float) -> list:  # of samples
     "What the detector says of one lead; nothing where it gives up."
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns about every short or odd record; an empty answer says the same
+        # it warns about every short or odd record; an empty answer says the same
+        warnings.simplefilter("ignore")
         try:
             clean = nk.ecg_clean(signal, sampling_rate=int(fs))
             return nk.ecg_peaks(clean, sampling_rate=int(fs))[1]["ECG_R_Peaks"]
@@ -126,7 +127,8 @@ def beat_weights(
     begin, end = x[:, None, :-1], x[:, None, 1:]        # (B, 1, R-1)
     whole = (begin >= 0) & (end <= n)                   # NaN compares as False
     k = (torch.arange(T, device=x.device)[:, None] + 0.5) / T
-    centre = torch.lerp(begin.where(whole, 0), end.where(whole, 0), k) - 0.5  # (B, T, R-1), 0: centre of token 0
+    # (B, T, R-1), 0 is the centre of token 0
+    centre = torch.lerp(begin.where(whole, 0), end.where(whole, 0), k) - 0.5
     centre = centre.clamp_(0, n - 1)
     left = centre.long().clamp_(max=max(n - 2, 0))      # the token before
     beats = whole.sum(2, keepdim=True)
@@ -175,7 +177,8 @@ def segment_beats(
     T: int,                    # segments of a beat
 ) -> tuple[Tensor, Tensor]:    # z (B, T, D), valid (B,)
     """The mean heartbeat of each patient in T segments (paper, "Local Embedding Formation").
-    Patients without a whole beat in the crop have valid False and z = 0. Raises `PtaclError` on arrays of unequal batch."""
+    Patients without a whole beat in the crop have valid False and z = 0.
+    Raises `PtaclError` on arrays of unequal batch."""
     if tokens.ndim == 4:
         tokens = tokens.mean(1)
     _check_batch(tokens, r_peaks)

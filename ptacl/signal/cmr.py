@@ -36,7 +36,8 @@ def _mm(spacing: Any) -> np.ndarray:  # (2,)
     "Row and column size of a pixel in mm. Raises `PtaclError` on what is no size."
     mm = np.asarray(SPACING if spacing is None else spacing, float)
     if mm.size > 3 or not (np.isfinite(mm).all() and (mm > 0).all()):
-        raise PtaclError(f"spacing must be one to three numbers above 0, ([slice,] row, column) in mm, got {spacing}")
+        raise PtaclError(
+            f"spacing must be one to three numbers above 0, ([slice,] row, column) in mm, got {spacing}")
     return np.broadcast_to(mm[-2:] if mm.ndim else mm, 2)
 
 # %% ../../nbs/22_cmr.ipynb #06181e53
@@ -62,7 +63,8 @@ def cardiac_centre(
     labels: np.ndarray | None = None, # (F, H, W) or (H, W), above 0 where the heart is
     spacing=None,                     # mm: a number, (row, column) or (slice, row, column); None: 1.8
 ) -> np.ndarray:                      # (row, column) in pixels
-    "Centroid of the segmentation where there is one, else of what moves. Raises `PtaclError` when nothing moves."
+    """Centroid of the segmentation where there is one, else of what moves.
+    Raises `PtaclError` when nothing moves."""
     if labels is not None:
         labels = np.asarray(labels)
         if labels.shape[-2:] != cine.shape[-2:]:
@@ -85,13 +87,15 @@ def crop(
     centre,                   # (row, column) in pixels
     size: Any = SIZE,         # pixels of a side, or (height, width)
 ) -> np.ndarray:              # (F, height, width)
-    "A box around the centre, filled with the darkest value outside the image. Raises `PtaclError` on a centre outside."
+    """A box around the centre, filled with the darkest value outside the image.
+    Raises `PtaclError` on a centre outside."""
     centre = np.asarray(centre, float)
     size = np.broadcast_to(size, 2)
     shape = np.array(cine.shape[-2:])
     if not (np.isfinite(centre).all() and (centre > -0.5).all() and (centre < shape - 0.5).all()):
         raise PtaclError(
-            f"the heart's centre {np.round(centre, 1)} lies outside the image of {shape} pixels: check the labels")
+            f"the heart's centre {np.round(centre, 1)} lies outside the image of {shape} pixels: "
+            "check the labels")
     start = np.round(centre - (size - 1) / 2).astype(int)
     before = np.maximum(-start, 0)
     after = np.maximum(start + size - shape, 0)
@@ -118,7 +122,8 @@ def minmax(
     low: float = 0.1,   # percentile of each sequence that becomes 0
     high: float = 99.9, # percentile that becomes 1
 ) -> Tensor:            # (B, F, H, W) float32 in [0, 1]
-    "Clip each sequence at its percentiles and scale it. Raises `PtaclError` on one that is constant or not finite."
+    """Clip each sequence at its percentiles and scale it.
+    Raises `PtaclError` on one that is constant or not finite."""
     cine = torch.as_tensor(cine)
     lo, hi = _percentiles(_few_pixels(cine.flatten(1)), low, high)
     bad = (~(hi > lo)).nonzero().flatten().tolist()
@@ -130,7 +135,7 @@ def minmax(
 
 # %% ../../nbs/22_cmr.ipynb #49255e3b
 def resample_frames(
-    cine: Tensor,                 # (B, F, H, W), one heart cycle, frame 0 = end-diastole; bytes 0 … 255 stand for 0 … 1
+    cine: Tensor,                 # (B, F, H, W), one cycle, frame 0 = end-diastole; bytes stand for 0 … 1
     n: int = 26,                  # frames wanted
     jitter: Tensor | None = None, # (B,) shift of all frames but the first, in steps of the output
 ) -> Tensor:                      # (B, n, H, W) float32, frame j at phase j/n
@@ -151,7 +156,8 @@ def resample_frames(
 def _check_cine(cine: np.ndarray):
     "Refuse what is no film of one slice. Raises `PtaclError`."
     if cine.ndim != 3 or len(cine) < 2:
-        raise PtaclError(f"a cine has shape (F, H, W) or (F, Z, H, W) with at least 2 frames, got {cine.shape}")
+        raise PtaclError(
+            f"a cine has shape (F, H, W) or (F, Z, H, W) with at least 2 frames, got {cine.shape}")
     gaps = np.count_nonzero(~np.isfinite(cine))
     if gaps:
         raise PtaclError(f"{gaps} pixels of the cine are NaN or infinite: leave it out, or fill them first")
@@ -176,7 +182,8 @@ def preprocess(
     centre=None,                      # (row, column) where it is known
     labels: np.ndarray | None = None, # segmentation, shaped like the cine
 ) -> np.ndarray:                      # (F, size, size) float32 in [0, 1]
-    "Middle slice, crop around the heart, min-max. Raises `PtaclError` on anything that is no film of a beating heart."
+    """Middle slice, crop around the heart, min-max.
+    Raises `PtaclError` on anything that is no film of a beating heart."""
     cine = np.asarray(cine)
     if cine.ndim == 4:
         cine = middle_slice(cine)

@@ -30,7 +30,8 @@ def wavelet_bands(
     level: int = 8,  # levels at 500 Hz; other rates get the number that reaches the same frequency
     noise: float = 62.5, # Hz; a detail whose whole band lies above it is noise
 ) -> pd.DataFrame:   # one row per band, lowest first: low, high (Hz), keep
-    "The bands of the transform, and which of them belong to the heart. Raises `PtaclError` on a sampling rate that is none."
+    """The bands of the transform, and which of them belong to the heart.
+    Raises `PtaclError` on a sampling rate that is none."""
     if not fs > 0:
         raise PtaclError(f"the sampling rate must be above 0 Hz, got {fs}")
     levels = max(1, level + round(np.log2(fs / FS)))
@@ -60,8 +61,8 @@ def _by_twelves(
     down: np.ndarray,  # (n, k)
     up: np.ndarray,    # (k, n)
 ) -> np.ndarray:       # (m, n)
-    """`x @ down @ up`, twelve rows at a time: BLAS rounds otherwise for another shape, and a record shall not depend on
-    its neighbours."""
+    """`x @ down @ up`, twelve rows at a time: BLAS rounds otherwise for another shape,
+    and a record shall not depend on its neighbours."""
     rows = np.pad(x, ((0, -len(x) % 12), (0, 0)))
     product = rows.reshape(-1, 12, x.shape[1]) @ down @ up
     return product.reshape(rows.shape)[:len(x)]
@@ -94,7 +95,8 @@ def _without_bands(
 # %% ../../nbs/20_ecg.ipynb #0729d107
 @cache
 def _blas() -> ThreadpoolController:
-    "What sets the number of threads that a matrix product is shared out to. Looked for once, which takes milliseconds."
+    """What sets the number of threads that a matrix product is shared out to.
+    Looked for once, which takes milliseconds."""
     return ThreadpoolController().select(user_api="blas")
 
 _PART = 48  # leads: four records, which fit a core's cache
@@ -105,12 +107,14 @@ def denoise(
     wavelet: str = "db6",
     level: int = 8,        # levels at 500 Hz, see `wavelet_bands`
 ) -> np.ndarray:           # same shape, float32
-    "Baseline wander and noise removed by dropping wavelet bands (as Martis 2013). Raises `PtaclError` on short records."
+    """Baseline wander and noise removed by dropping wavelet bands (as Martis 2013).
+    Raises `PtaclError` on short records."""
     ecg = np.asarray(ecg, dtype=np.float32)
     keep = wavelet_bands(fs, level).keep.to_numpy()
     n = ecg.shape[-1]
     if n < fs:
-        raise PtaclError(f"an ECG of {n} samples at {fs:g} Hz is shorter than one second: give the whole record")
+        raise PtaclError(
+            f"an ECG of {n} samples at {fs:g} Hz is shorter than one second: give the whole record")
     leads = ecg.reshape(-1, n)
     out = np.empty_like(leads)
     def clean(i: int):
@@ -118,7 +122,8 @@ def denoise(
     starts = range(0, len(leads), _PART)
     with warnings.catch_warnings(), _blas().limit(limits=1):
         # BLAS rounds otherwise when it shares out a product, and its threads would wait for each other
-        warnings.simplefilter("ignore", UserWarning)  # under 6 s every A8 coefficient sees an end; mirroring copes
+        # under 6 s every A8 coefficient sees an end; mirroring copes
+        warnings.simplefilter("ignore", UserWarning)
         if len(starts) < 3:
             list(map(clean, starts))
         else:
@@ -132,10 +137,11 @@ def _clipped(
     run: int,        # samples that a plateau lasts
     jump: float,     # mV between the plateau and its neighbour
 ) -> np.ndarray:     # (...) bool
-    "Does a plateau at the maximum begin or end with a jump? A wave that was cut off does, a quiet baseline does not."
+    """Does a plateau at the maximum begin or end with a jump? A wave that was cut off does,
+    a quiet baseline does not."""
     rail = np.equal(ecg, ecg.max(-1, keepdims=True))
-    plateau = np.lib.stride_tricks.sliding_window_view(rail, run, axis=-1).all(-1)
-    steep = np.abs(np.diff(ecg)) > jump
+    plateau = np.asarray(np.lib.stride_tricks.sliding_window_view(rail, run, axis=-1).all(-1))
+    steep = np.asarray(np.abs(np.diff(ecg)) > jump)
     begins = plateau[..., 1:] & steep[..., :-run + 1]
     ends = plateau[..., :-1] & steep[..., run - 1:]
     return np.any(begins | ends, axis=-1)
@@ -186,7 +192,8 @@ def ecg_stats(
     Raises `PtaclError` on an unknown scope."""
     if scope not in SCOPES:
         raise PtaclError(f"unknown scope {scope!r}: choose from {', '.join(SCOPES)}")
-    ecg = np.ascontiguousarray(ecg)  # sums are taken in the order of memory: the same for a record wherever it lies
+    # sums are taken in the order of memory: the same for a record wherever it lies
+    ecg = np.ascontiguousarray(ecg)
     if scope == "cohort":
         return ecg.mean(dtype=np.float64), ecg.std(dtype=np.float64)
     if scope == "group":
@@ -221,7 +228,8 @@ def stats_of_leads(
     sd: np.ndarray,        # (n, 12)
     scope: str = "record", # record, lead, group or cohort
 ) -> tuple:                # mean and sd, each broadcastable to (n, 12)
-    "`ecg_stats` from the mean and the standard deviation of each lead. Raises `PtaclError` on an unknown scope."
+    """`ecg_stats` from the mean and the standard deviation of each lead.
+    Raises `PtaclError` on an unknown scope."""
     if scope not in SCOPES:
         raise PtaclError(f"unknown scope {scope!r}: choose from {', '.join(SCOPES)}")
     if scope == "lead":
@@ -240,7 +248,8 @@ def _check_leads(ecg: np.ndarray, fs: float):
     for i, words in quality(ecg, fs).iterrows():
         bad = [f"{lead} is {words[lead]}" for lead in LEADS if words[lead] in ("non-finite", "missing")]
         if bad:
-            raise PtaclError(f"ECG {i}: lead {', '.join(bad)}", "Leave the record out, or repair the lead first.")
+            reason = f"ECG {i}: lead {', '.join(bad)}"
+            raise PtaclError(reason, "Leave the record out, or repair the lead first.")
 
 def preprocess_ecg(
     ecg: np.ndarray,             # (..., 12, N) mV
@@ -248,7 +257,8 @@ def preprocess_ecg(
     scope: str = "record",       # of the z-score
     stats: tuple | None = None,  # (mean, sd) of a training cohort, for scope "cohort"
 ) -> np.ndarray:                 # (..., 12, N·500/fs) float32
-    "Any rate to 500 Hz, denoised and normalised. Raises `PtaclError` on a wrong shape, and on missing or non-finite leads."
+    """Any rate to 500 Hz, denoised and normalised.
+    Raises `PtaclError` on a wrong shape, and on missing or non-finite leads."""
     ecg = np.asarray(ecg, dtype=np.float32)
     _check_leads(ecg, fs)
     ratio = Fraction(FS / fs).limit_denominator(1000)
@@ -268,7 +278,8 @@ def _grid(ax, seconds: float, low: float, high: float, voltage: bool):
 def _layout(n: int) -> list:  # of (lead, its samples, mV at which it is drawn)
     "Three rows of four leads, a quarter of the record each, and lead II below as a whole."
     order = (0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11)
-    rows = [(lead, slice(k % 4 * n // 4, (k % 4 + 1) * n // 4), -3 * (k // 4)) for k, lead in enumerate(order)]
+    quarter = [slice(k * n // 4, (k + 1) * n // 4) for k in range(4)]
+    rows = [(lead, quarter[k % 4], -3 * (k // 4)) for k, lead in enumerate(order)]
     return [*rows, (LEADS.index("II"), slice(0, n), -9)]
 
 # %% ../../nbs/20_ecg.ipynb #e08bdc9e

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from ..core.devices import full_precision
 from ..core.presets import Preset
-from ..nets.joint import PTACL, joint_loss, turned
+from ..nets.joint import PTACL, View, joint_loss, turned
 from ..nets.mae import MAE
 from ..signal.augment import CMRAugment, augment_ecg, corrupt_ecg, random_crop
 
@@ -33,7 +33,7 @@ def mae_cmr_step(mae: MAE, batch: dict) -> dict:
     return mae(view, clean, augment.shade)
 
 # %% ../../nbs/54_steps.ipynb #357f6184
-def turned_view(view: dict, preset: Preset) -> dict:
+def turned_view(view: View, preset: Preset) -> View:
     "Films that begin at any of the T moments; `turn` (B,) says at which."
     cine: Tensor = view["cine"]
     turn = torch.randint(preset.T, (len(cine),), device=cine.device)
@@ -50,7 +50,7 @@ def joint_step(
     with full_precision(batch["ecg"]):
         ecg, start = augment_ecg(batch["ecg"], preset)
         cine = CMRAugment(preset)(batch["cine"])
-    view = batch | {"ecg": ecg, "start": start, "cine": cine}
+    view = View(batch) | {"ecg": ecg, "start": start, "cine": cine}
     if preset.any_start:
         view = turned_view(view, preset)
     return joint_loss(model, view, chunk)
