@@ -82,7 +82,7 @@ def _slopes(patients: VirtualPatients, phenotype: str) -> pd.Series: # per demog
 def correlations(
     patients: VirtualPatients,
 ) -> pd.DataFrame: # from, to: the reference; measured
-    "How the quantities hang together, sexes pooled: correlations, and relative changes per SD of a risk factor."
+    "How quantities hang together, sexes pooled: correlations, relative changes per SD of a risk factor."
     y, c = patients.phenotypes, patients.covariates
     r = lambda a, b: np.corrcoef(a, b)[0, 1]
     measured = [r(y.LVM, c.qrs), r(y.LVM, sokolow_lyon(patients.causes)), r(c.hr_ecg, c.hr_cmr)]

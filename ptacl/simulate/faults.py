@@ -86,6 +86,7 @@ def _burst_columns(f: dict, size: float) -> dict: # column -> (n,)
             columns[f"burst_{k + 1}_{end}"] = np.where(struck, f[f"burst_{end}"][:, k], np.nan)
     return columns
 
+# %% ../../nbs/17_faults.ipynb #87ca2571
 def fault_table(
     f: dict,       # from `draw_faults`
     asked: dict,

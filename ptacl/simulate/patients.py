@@ -31,7 +31,7 @@ class VirtualPatients:
     "What `simulate` returns."
     ecg: Tensor | None          # (n, 12, 5000) float32 mV at 500 Hz
     r_peaks: Tensor | None      # (n, R) float32 s, padded with NaN
-    cine: Tensor | None         # (n, frames, [Z,] size, size) uint8, frame 0 = end-diastole = R-peak; Z of a stack
+    cine: Tensor | None         # (n, frames, [Z,] size, size) uint8, frame 0 = end-diastole; Z of a stack
     phenotypes: pd.DataFrame    # index sim-00001 …, columns as in PHENOTYPES
     covariates: pd.DataFrame    # sex, age, height, bmi, sbp, readings of the ECG, heart rate of the scan
     lv: Tensor                  # (n, frames) float32 ml
@@ -167,6 +167,7 @@ def _fault_plan(
         d["off"] = _single(f["off"], device)
     return d
 
+# %% ../../nbs/18_patients.ipynb #229ea1f2
 def _faulty_electrodes(
     eight: Tensor,   # (n, 8, N) mV
     d: dict,         # plan of these patients

@@ -287,6 +287,7 @@ def _moment(
         f |= {f"one {name} {k}": one[:, k], f"two {name} {k}": two[:, k], f"three {name} {k}": three[:, k]}
     return f
 
+# %% ../../nbs/24_rulers.ipynb #978e7c02
 def _features_of(cine: Tensor) -> dict: # (n, F, size, size) grey levels in [0, 1] -> feature -> (n,)
     "End-diastole, end-systole and the course between them."
     b = _blood_in(cine)
