@@ -8,8 +8,8 @@ import torch
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.metrics import r2_score
 
-from ptacl.simulate.calibration import READINGS, calibration, ceilings, correlations, references, sokolow_lyon, study, visible
-from ptacl.simulate.rulers import cine_features, ecg_features, edge, mean_beat, passing, rays, reference_r2
+from ptacl.simulate.calibration import READINGS, calibration, ceilings, correlations, references, study, visible
+from ptacl.simulate.rulers import cine_features, ecg_features, edge, mean_whole_beats, passing, rays, reference_r2, sokolow_lyon
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS, PHENOTYPES
 from ptacl.simulate.causes import DEMOGRAPHICS, REFERENCE
@@ -70,7 +70,7 @@ def test_voltage_of_the_model_is_that_of_the_signal():
 def test_mean_beat_by_hand():
     ecg = torch.zeros(1, 12, 5000)
     ecg[0, LEADS.index("V3"), [1000, 1500, 2000]] = torch.tensor([1., 2., 6.])
-    beat = mean_beat(ecg, torch.tensor([[0.1, 2.0, 3.0, 4.0, 9.9, torch.nan]]))      # the first and the last are not whole
+    beat = mean_whole_beats(ecg, torch.tensor([[0.1, 2.0, 3.0, 4.0, 9.9, torch.nan]]))      # the first and the last are not whole
     assert beat[0, 4, 180] == 3 and beat.abs().sum() == 3
 
 

@@ -18,7 +18,7 @@ import torch
 import wfdb
 from pydicom.uid import UID
 
-from ptacl.simulate import cine_writers as writers
+from ptacl.simulate import writers
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS
 from ptacl.data.tables import read_table

@@ -21,7 +21,8 @@ from ..core.errors import PtaclError
 from .draws import Streams
 
 # %% ../../nbs/14_causes.ipynb #1a856c12
-CAUSES = {  # cause -> {parent: weight}; signs from physiology; sizes chosen, to meet the reference named beside them
+# signs from physiology; sizes chosen, to meet the reference named beside them
+CAUSES = {  # cause -> {parent: weight}
     "age": {},
     "height": {"age": -0.15},
     "bmi": {},
@@ -37,7 +38,7 @@ CAUSES = {  # cause -> {parent: weight}; signs from physiology; sizes chosen, to
     "mass": {"edv": 0.40, "bmi": 0.30, "sbp": 0.23, "height": 0.08}, # Petersen: BMI, SBP
     "rvef": {"rv_function": 0.76, "ef": 0.22, "edv": 0.31},          # SDs of RVEDV and RVESV (Petersen)
     # the ECG; weights so that R² from the ECG comes near the paper's Table 2
-    "qrs": {"mass": 0.50, "edv": 0.18, "contractility": -0.22},      # mass against QRS: r near 0.6, sexes pooled (UKB)
+    "qrs": {"mass": 0.50, "edv": 0.18, "contractility": -0.22},      # mass against QRS: r near 0.6 (UKB)
     "voltage": {"mass": 0.27, "bmi": -0.32},                         # mass against voltage: r near 0.25 (UKB)
     "posterior": {"edv": 0.20},                                      # S waves of V1 to V3
     "qt": {"contractility": -0.25, "edv": 0.15},
@@ -45,7 +46,7 @@ CAUSES = {  # cause -> {parent: weight}; signs from physiology; sizes chosen, to
     "pq": {"age": 0.20, "hr": -0.10},
     "p_duration": {"height": 0.20, "edv": 0.20},
     "p_wave": {"hr": 0.20},
-    "axis": {"bmi": -0.28, "age": -0.22, "rv_function": -0.50},      # a weak right ventricle turns it to the right
+    "axis": {"bmi": -0.28, "age": -0.22, "rv_function": -0.50},      # a weak RV turns it to the right
     "t_axis": {"axis": 0.50, "contractility": -0.25},
     "rv_force": {"rv_function": -0.63},                              # R waves of V1 and V2
     "st": {},
@@ -66,7 +67,8 @@ def _own_weights(
         with_others = corr.loc[w.index].mul(w, axis=0).sum().iloc[:i]
         share = float(with_others[w.index] @ w)
         if share >= 1:
-            raise PtaclError(f"the parents of {name} explain {share:.2f} of its variance: lower their weights")
+            raise PtaclError(
+                f"the parents of {name} explain {share:.2f} of its variance: lower their weights")
         corr.loc[name, with_others.index] = with_others
         corr.loc[with_others.index, name] = with_others
         own[name] = math.sqrt(1 - share)
@@ -178,9 +180,9 @@ def _ecg_parameters(
         p_duration=by_sex(106, 102) + 11 * z["p_duration"],           # ms, chosen
         voltage=by_sex(0.95, 0.88) * (0.22 * z["voltage"]).exp(),     # mV, QRS in the frontal plane, chosen
         posterior=by_sex(1.15, 0.95) * (0.25 * z["posterior"]).exp(), # mV, chosen
-        t_wave=by_sex(1.12, 0.90) * (0.25 * z["t_wave"]).exp(),       # factor; men have taller T waves, chosen
+        t_wave=by_sex(1.12, 0.90) * (0.25 * z["t_wave"]).exp(),       # factor; taller in men, chosen
         p_wave=(0.22 * z["p_wave"]).exp(),                            # factor, chosen
-        st=by_sex(0.060, 0.005) + 0.018 * z["st"],                    # mV towards V2: men's J point is higher; chosen
+        st=by_sex(0.060, 0.005) + 0.018 * z["st"],                    # mV towards V2; higher in men, chosen
         rv_force=(0.25 * z["rv_force"]).exp(),                        # factor, chosen
         axis=(26 + 38 * _skewed(z["axis"], 0.40)).clamp(max=110),     # UKB: 26 ± 37°; the skew is chosen
         t_axis=41 + 33 * z["t_axis"].clamp(-2.2, 2.2),                # UKB: 41 ± 33°
@@ -207,7 +209,8 @@ def population(
 # %% ../../nbs/14_causes.ipynb #4b71eaba
 def quadratic_ridge() -> Pipeline:
     "Ridge regression on standardised columns, their squares and products."
-    return make_pipeline(StandardScaler(), PolynomialFeatures(2, include_bias=False), StandardScaler(), Ridge(10))
+    products = PolynomialFeatures(2, include_bias=False)
+    return make_pipeline(StandardScaler(), products, StandardScaler(), Ridge(10))
 
 def explained(
     features: pd.DataFrame, # (n, k) numbers

@@ -128,6 +128,7 @@ def _moment_elements(frame: int, frames: int, interval: float) -> dict: # s betw
         RepetitionTime=f"{1000 * interval:.4f}",
     )
 
+# %% ../../nbs/36_cine_writers.ipynb #7580d3b1
 def _scanner_elements(description: str) -> dict:
     "What a scanner says of a usual cine sequence."
     return dict(
@@ -292,7 +293,10 @@ def ukb_zip(
 def _frame_groups(z: int, f: int, interval: float, spacing: float, size: tuple) -> Dataset:
     "The functional groups of one frame: which slice, which moment, where."
     content = item(
-        StackID="1", InStackPositionNumber=z + 1, TemporalPositionIndex=f + 1, DimensionIndexValues=[z + 1, f + 1])
+        StackID="1",
+        InStackPositionNumber=z + 1,
+        TemporalPositionIndex=f + 1,
+        DimensionIndexValues=[z + 1, f + 1])
     moment = item(NominalCardiacTriggerDelayTime=1000 * interval * f)
     place = item(ImagePositionPatient=_position(z, spacing, size))
     return item(
@@ -312,7 +316,10 @@ def _dimensions(organisation: str) -> dict: # its UID
     group = tag_for_keyword("FrameContentSequence")
     pointers = [tag_for_keyword(keyword) for keyword in ("InStackPositionNumber", "TemporalPositionIndex")]
     indices = [
-        item(DimensionOrganizationUID=organisation, DimensionIndexPointer=pointer, FunctionalGroupPointer=group)
+        item(
+            DimensionOrganizationUID=organisation,
+            DimensionIndexPointer=pointer,
+            FunctionalGroupPointer=group)
         for pointer in pointers]
     return dict(
         DimensionOrganizationSequence=Sequence([item(DimensionOrganizationUID=organisation)]),

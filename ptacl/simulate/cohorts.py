@@ -40,6 +40,7 @@ class _Prepared:
     r_peaks: np.ndarray # (R,) s, detected
     verdict: str        # on the quality of the ECG
 
+# %% ../../nbs/44_virtual_cohorts.ipynb #352b3e6c
 def _prepare(
     signal: np.ndarray,         # (12, 5000) mV
     film: np.ndarray,           # (F, [Z,] H, W)
@@ -136,7 +137,12 @@ UNITS = { # what only virtual patients have
     "qt": "ms",
 }
 
-def _fill_virtual(path: Path, batches: Iterator, ceilings, workers: int, shares: dict, seed: int, about: dict):
+def _fill_virtual(
+    path: Path,
+    batches: Iterator,             # of VirtualPatients
+    ceilings: pd.DataFrame | None,
+    workers: int, shares: dict, seed: int, about: dict, # as for `write_virtual`
+):
     "A new cohort of virtual patients."
     first = next(batches, None)
     if first is None:

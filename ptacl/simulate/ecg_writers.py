@@ -120,7 +120,13 @@ def _lead_data(lead: str, x: np.ndarray, microvolts: float) -> str: # (N,) mV
     return f"\t\t<LeadData>\n{inner}\t\t</LeadData>\n"
 
 # %% ../../nbs/35_ecg_writers.ipynb #5811d6a6
-def _muse_waveform(kind: str, signal: np.ndarray, fs: int, microvolts: float, leads: tuple) -> str: # (12, N) mV
+def _muse_waveform(
+    kind: str,          # "Median" or "Rhythm"
+    signal: np.ndarray, # (12, N) mV
+    fs: int,
+    microvolts: float,  # of one count
+    leads: tuple,
+) -> str:
     "One `Waveform` element: the median beat or the rhythm."
     header = _elements({
         "WaveformType": kind,
@@ -139,7 +145,7 @@ def muse_xml(
     microvolts: float = 4.88, # of one count
     leads: tuple = _STORED_LEADS,
 ) -> bytes:
-    "A GE MUSE XML (`RestingECG`) with median beat and rhythm strip; nothing in it tells of a person or a day."
+    "A GE MUSE XML (`RestingECG`) with median beat and rhythm; nothing in it tells of a person or a day."
     median = _muse_waveform("Median", _device_beat(signal, r_peaks, fs), fs, microvolts, leads)
     rhythm = _muse_waveform("Rhythm", signal, fs, microvolts, leads)
     return (
@@ -170,8 +176,9 @@ def write_wfdb(
     names, gain = WFDB_LAYOUTS[layout]
     upper = [lead.upper() for lead in LEADS]
     rows = [upper.index(lead.upper()) for lead in names]
+    counts = _as_int16(signal[rows].T, 1 / gain).astype(int)
     wfdb.wrsamp(
-        name, fs=fs, units=["mV"] * 12, sig_name=names, d_signal=_as_int16(signal[rows].T, 1 / gain).astype(int),
+        name, fs=fs, units=["mV"] * 12, sig_name=names, d_signal=counts,
         fmt=["16"] * 12, adc_gain=[gain] * 12, baseline=[0] * 12, write_dir=str(folder))
     return Path(folder)/f"{name}.hea"
 
@@ -197,7 +204,9 @@ def dicom_base(
     **values,      # further elements
 ) -> Dataset:
     "The elements that every object has."
-    ds = item(SOPClassUID=kind, SOPInstanceUID=instance, StudyInstanceUID=uid(name, 1), SeriesInstanceUID=series)
+    ds = item(SOPClassUID=kind, SOPInstanceUID=instance)
+    ds.StudyInstanceUID = uid(name, 1)
+    ds.SeriesInstanceUID = series
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = dicom_uid.ExplicitVRLittleEndian
     ds.file_meta.ImplementationClassUID = dicom_uid.PYDICOM_IMPLEMENTATION_UID

@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pandas as pd
 import torch
+from collections.abc import Iterable
 from torch import Tensor
 from ..core.errors import PtaclError
 from ..core.presets import FS
@@ -23,7 +24,8 @@ def _refuse(rule: str, got):
     raise PtaclError(f"{rule}, got {got!r}")
 
 def faults_asked(
-    frames: int, rhythm: str, lead_off: str, hum: float, missing: int, spacing: float, affected: float, **sizes,
+    frames: int, rhythm: str, lead_off: str, hum: float, missing: int, spacing: float, affected: float,
+    **sizes: float,
 ) -> dict: # name -> value of those that are on
     "Check the faults that were asked for, and leave out what is off. Raises `PtaclError`."
     if rhythm not in RHYTHMS:
@@ -84,10 +86,11 @@ def _burst_columns(f: dict, size: float) -> dict: # column -> (n,)
             columns[f"burst_{k + 1}_{end}"] = np.where(struck, f[f"burst_{end}"][:, k], np.nan)
     return columns
 
+# %% ../../nbs/17_faults.ipynb #87ca2571
 def fault_table(
     f: dict,       # from `draw_faults`
     asked: dict,
-    index,         # names of the patients
+    index: Iterable, # names of the patients
 ) -> pd.DataFrame: # one row for each patient, columns of the faults that were asked for
     "The truth about the faults, readable."
     t = pd.DataFrame(index=index)
@@ -117,7 +120,8 @@ def frame_phases(
     f: dict,     # from `draw_faults`
     asked: dict,
     frames: int,
-) -> tuple[Tensor, Tensor]: # (n, frames) phase in [0, 1), NaN for a lost frame; (n, frames) which frame is shown
+# (n, frames) phase in [0, 1), NaN for a lost frame; (n, frames) which frame is shown
+) -> tuple[Tensor, Tensor]:
     "When each frame was taken."
     n, k = len(streams.patients), torch.arange(frames)
     phase, shown = (k / frames).double().expand(n, -1), k.expand(n, -1)

@@ -40,7 +40,7 @@ def _refilled(t: Tensor, es: Tensor, p: dict) -> Tensor: # (n, F) s, (n,) s -> (
     k = (0.22 * torch.exp(0.25 * p["z_filling"]))[:, None]  # fast or slow filling: chosen
     early = (1 - torch.exp(-(x / k) ** 1.8)) / (1 - torch.exp(-(1 / k) ** 1.8))
     a = ((x - 0.78) / 0.2).clamp(0, 1)
-    kick = (0.20 + 0.008 * (p["age"] - 50)).clamp(0.1, 0.5)[:, None]  # 20 to 30 %, more with age; slope chosen
+    kick = (0.20 + 0.008 * (p["age"] - 50)).clamp(0.1, 0.5)[:, None]  # more with age; slope chosen
     return (1 - kick) * early + kick * a * a * (3 - 2 * a)
 
 def volume_curve(
@@ -144,7 +144,8 @@ def cross_sections(
     rv: Tensor,    # (n, F) ml
     lvm: Tensor,   # (n,) g
     height: Tensor,# (n, Z) cm above the apex
-) -> tuple[Tensor, Tensor, Tensor, Tensor]: # cavity radius, outer radius (cm), RV area (cm²), shortening; (n, Z, F)
+# (n, Z, F): radius of cavity and outer contour (cm), RV area (cm²), shortening
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     "The ventricles cut at a height: half ellipsoids whose base descends while the apex stays."
     lv, rv, h = lv[:, None], rv[:, None], height[..., None]
     ed, es = lv[..., :1], lv.amin(-1, keepdim=True)
@@ -239,7 +240,8 @@ def coverage(
 ) -> dict[str, Tensor]:     # share of each pixel, (n, Z, F, size, size)
     "Which part of each pixel lies inside the cavity, the LV with its wall, and LV and RV together."
     px = lambda x: (x / m["cm"])[..., None, None]
-    r = torch.addcmul(m["r"], px(DRIFT * done), m["toward"])  # the whole heart moves to the right side in systole
+    # the whole heart moves to the right side in systole
+    r = torch.addcmul(m["r"], px(DRIFT * done), m["toward"])
     width = _rv_width(area, outer, a["span"], a["skew"])
     beyond = torch.addcmul(px(outer) + 0.5, px(width), m["bump"]).sub_(r)
     lv = (px(inner) + 0.5 - r).clamp_(0, 1)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing import Any
 from ..core.presets import FS, LEADS, SAMPLES
 
 # %% ../../nbs/10_heartbeat.ipynb #1698384b
@@ -162,7 +163,7 @@ def plot_strips(
     to: float = 5.0,      # s
     at: Tensor | None = None, # (R,) s, moments to be marked
     step: float = 2.2,    # mV from lead to lead
-    ax=None,              # of Matplotlib; None makes one
+    ax: Any = None,       # Matplotlib axes; None makes them
 ) -> None:
     "Leads below each other on ECG paper, 0.2 s and 0.5 mV a square."
     from matplotlib import pyplot as plt  # drawing patients needs no window

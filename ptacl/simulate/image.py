@@ -200,7 +200,8 @@ def stack_heights(
     top = top.clamp(max=SLICES * SLICE - 0.7).maximum(length)  # 0.7 cm: the apex is muscle
     k = torch.arange(SLICES)
     height = top[:, None] - SLICE * (k + 0.5)
-    return torch.where((height > -0.45 - SLICE / 2) | (k < 8), height, torch.nan)  # under 2.5 mm make no slice
+    deep_enough = height > -0.45 - SLICE / 2  # under 2.5 mm make no slice
+    return torch.where(deep_enough | (k < 8), height, torch.nan)
 
 # %% ../../nbs/16_image.ipynb #b901eb76
 def _area_to_draw(

@@ -31,18 +31,18 @@ class VirtualPatients:
     "What `simulate` returns."
     ecg: Tensor | None          # (n, 12, 5000) float32 mV at 500 Hz
     r_peaks: Tensor | None      # (n, R) float32 s, padded with NaN
-    cine: Tensor | None         # (n, frames, size, size) uint8, frame 0 = end-diastole = R-peak; a stack: (n, frames, Z, size, size)
+    cine: Tensor | None         # (n, frames, [Z,] size, size) uint8, frame 0 = end-diastole; Z of a stack
     phenotypes: pd.DataFrame    # index sim-00001 …, columns as in PHENOTYPES
-    covariates: pd.DataFrame    # sex, age, height, bmi, sbp, then the readings of the ECG and the scan's heart rate
+    covariates: pd.DataFrame    # sex, age, height, bmi, sbp, readings of the ECG, heart rate of the scan
     lv: Tensor                  # (n, frames) float32 ml
     rv: Tensor                  # (n, frames) float32 ml
     causes: pd.DataFrame        # latent causes (z_…) and what the ECG was drawn from
     faults: pd.DataFrame | None = None # what was asked for and whom it struck, with sizes and times
     labels: Tensor | None = None   # (n, frames, Z, size, size) uint8 of a stack: 1 LV, 2 myocardium, 3 RV
     ectopic: Tensor | None = None  # (n, R) bool, in step with r_peaks: premature ventricular beats
-    phase: Tensor | None = None    # (n, frames) of the cycle at which each frame was taken, NaN for a lost one
+    phase: Tensor | None = None    # (n, frames) of each frame in the cycle, NaN for a lost one
     height: Tensor | None = None   # (n, Z) cm above the apex at which the slices were planned, NaN for none
-    shift: Tensor | None = None    # (n, Z, 3) mm by which the heart lay elsewhere: to the right and down in the image, to the apex
+    shift: Tensor | None = None    # (n, Z, 3) mm: the heart lay to the right, down, to the apex
     spacing: float = SPACING       # mm, the side of a pixel
 
     def __len__(self): return len(self.phenotypes)
@@ -167,6 +167,7 @@ def _fault_plan(
         d["off"] = _single(f["off"], device)
     return d
 
+# %% ../../nbs/18_patients.ipynb #229ea1f2
 def _faulty_electrodes(
     eight: Tensor,   # (n, 8, N) mV
     d: dict,         # plan of these patients
@@ -219,7 +220,7 @@ def _work_through(
     device: torch.device,
     what: str, # for the progress bar
 ):
-    "Work through the patients, on the CPU with one thread for each core: no core waits for another after every operation."
+    "All patients, on the CPU with one thread for each core: none waits for another after every operation."
     on_cpu, threads = device.type == "cpu", torch.get_num_threads()
     step = 1 if on_cpu else 128
     parts = [slice(i, min(i + step, n)) for i in range(0, n, step)]
@@ -261,7 +262,8 @@ def _cine_plan(
     a: dict,              # anatomy, on the CPU
     f: dict, asked: dict, # the faults
     stack: bool,
-) -> dict[str, Tensor]:   # on the CPU: height (n, Z) cm, shift (n, Z, 3) mm, place (n, Z) in the stack from the middle on
+# on the CPU: height (n, Z) cm, shift (n, Z, 3) mm, place (n, Z) in the stack from the middle on
+) -> dict[str, Tensor]:
     "Where the slices lie."
     middle = a["height"]
     height = stack_heights(a["length"], middle) if stack else middle[:, None]
@@ -314,7 +316,8 @@ def _draw_slices(
     base: Tensor,         # (1, frames, size, size) int32, hashed counters
     spacing: float,       # mm
     stack: bool,
-) -> tuple[Tensor, Tensor | None]: # images and labels of all slices, (slices, frames, size, size) uint8, patient after patient
+# images and labels, (slices, frames, size, size) uint8, patient after patient
+) -> tuple[Tensor, Tensor | None]:
     "The cines of some patients, slice by slice."
     frames, device = base.shape[1], base.device
     height = _single(where["height"] + where["shift"][..., 2] / 10, device)
@@ -387,7 +390,8 @@ def _without_signals(
     columns = [*latent, *ECG_PARAMETERS, *SLICE_PARAMETERS]
     phenotypes = _table(p, start, PHENOTYPES)
     return VirtualPatients(
-        ecg=None, r_peaks=None, cine=None, phenotypes=phenotypes, covariates=_covariates(p, start), lv=lv, rv=rv,
+        ecg=None, r_peaks=None, cine=None, phenotypes=phenotypes, covariates=_covariates(p, start),
+        lv=lv, rv=rv,
         causes=_table(p | slice_parameters(streams, p), start, columns),
         faults=fault_table(f, asked, phenotypes.index) if asked else None, phase=beats.phase, spacing=spacing)
 
@@ -450,7 +454,7 @@ def _check_sizes(n: int, frames: int, size: int, start: int):
 def simulate(
     n: int,              # patients
     seed: int,
-    device="cpu",
+    device: str | torch.device = "cpu",
     frames: int = 50,    # of the cine, uniform in phase
     size: int = 84,      # pixels of a side
     ecg: bool = True,    # draw the ECGs
@@ -470,7 +474,7 @@ def simulate(
     stack: bool = False,         # all short-axis slices, with labels
     affected: float = 1.,        # share of patients that each fault strikes
 ) -> VirtualPatients:
-    "Virtual patients; patient i of a seed is the same whatever `n`, `start` and the device. Raises `PtaclError`."
+    "Patient i of a seed is the same whatever `n`, `start` and the device. Raises `PtaclError`."
     _check_sizes(n, frames, size, start)
     asked = faults_asked(frames, rhythm, lead_off, hum, missing, spacing, affected, bursts=bursts, swap=swap,
         gating_shift=gating_shift, gating_jitter=gating_jitter, breathing=breathing)

@@ -28,7 +28,7 @@ def with_rhythm(
     struck: Tensor,# (n,) bool, who has it
     u: Tensor,     # (n,) uniform
 ) -> dict:         # the parameters changed: what the finished record shows
-    "A block widens the QRS (WHO/ISFC: 120 ms or more) and the QT with it; in fibrillation there is no PQ to measure."
+    "A block widens QRS (WHO/ISFC: 120 ms or more) and QT; in fibrillation there is no PQ to measure."
     blocked = {"lbbb": 134 + 28 * u, "rbbb": 124 + 26 * u}      # ms, widths chosen
     qrs = blocked.get(rhythm, p["qrs"])
     new = dict(
@@ -126,7 +126,7 @@ def _left_block_waves(p: dict) -> tuple[Tensor, Tensor, Tensor]: # as `waves`
     ])
 
 def _right_block_waves(p: dict) -> tuple[Tensor, Tensor, Tensor]: # as `waves`
-    "QRS of right bundle branch block: an ordinary beginning, then slowly forwards and to the right. All chosen."
+    "QRS of right bundle branch block: as ever at first, then slowly forwards and to the right. All chosen."
     axis, v, T = p["axis"], p["voltage"], p["t_wave"]
     s, one = p["narrow"] / 90, torch.ones_like(v)
     qrs_end = 1e-3 * (p["qrs"] - 0.45 * p["narrow"])
