@@ -63,8 +63,8 @@ def reading(
             warnings.simplefilter("ignore")
             yield
     except PtaclError as e:
-        where = f"{name}: {mask_ids(e.where)}" if e.where else name
-        raise PtaclError(mask_ids(e.reason), mask_ids(e.remedy), where) from None
+        inner = f"{e.where}: " if e.where else "" # a file beside this one
+        raise PtaclError(mask_ids(f"{inner}{e.reason}"), mask_ids(e.remedy), name) from None
     except FileNotFoundError:
         raise PtaclError("no such file, or a file that it refers to is missing", where=name) from None
     except IsADirectoryError:

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from .. import __version__
 from ..core.errors import PtaclError
 from ..core.presets import FS, PHENOTYPES, SAMPLES, SIZE, SPACING
-from ..data.cohort import Cohort, QUARANTINE, SHARES, shard_parts
+from ..data.cohort import Cohort
 from ..data.prepare import verdict_on
-from ..data.store import to_counts
+from ..data.store import QUARANTINE, SHARES, cohort_attributes, shard_parts, to_counts
 from ..data.tables import COVARIATES
 from ..signal.beats import detect_r_peaks
 from ..signal.cmr import minmax, preprocess as preprocess_cine
@@ -82,7 +82,7 @@ def fill_virtual(path, batches: Iterable, ceilings, workers: int, shares: dict, 
             for part in shard_parts(0, len(batch)): yield virtual_rows(batch, part, run, lost)
     kept = {} if ceilings is None else {"ceilings": ceilings.to_dict("split")}
     cohort.extend(tqdm(parts(), "writing", unit="shard", delay=5), shares, seed, **kept, **about)
-    if lost: cohort.commit(cohort._table, pd.DataFrame(lost))
+    if lost: cohort.commit(cohort.table_arrays, pd.DataFrame(lost))
 
 def write_virtual(
     patients: VirtualPatients | Iterable, # or batches of them, for more than fit in memory; 64 each are quickest
@@ -99,7 +99,7 @@ def write_virtual(
     if path.is_file(): raise PtaclError(f"{path.name} is a file: give a folder")
     if path.exists() and any(path.iterdir()):
         if not overwrite: raise PtaclError(f"{path.name} exists already: give another folder, or overwrite=True")
-        Cohort._described(path) # refuses to replace anything but a cohort
+        cohort_attributes(path) # refuses to replace anything but a cohort
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True) as tmp:
         fill_virtual(Path(tmp)/"new", iter([patients] if isinstance(patients, VirtualPatients) else patients), ceilings, workers, shares, seed, about)
