@@ -134,7 +134,7 @@ def write_batches(batches: Iterable, folder: Path, writers: tuple, spacing: floa
             for p in one_by_one(batch, instance):
                 for write in writers: write(p, folder, spacing or batch.spacing)
                 bar.update()
-            tables.append(phenotype_table(batch, instance=instance))
+            tables.append(phenotype_table(batch.phenotypes, batch.covariates, instance=instance))
             if batch.faults is not None and len(batch.faults.columns): faults.append(batch.faults.rename_axis("eid"))
     if not tables: raise PtaclError("no patients to write")
     if faults: save_table(pd.concat(faults), folder/"faults.csv")
