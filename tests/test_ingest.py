@@ -189,7 +189,8 @@ def test_quarantined_are_tried_again_by_a_newer_kit(raw, take, monkeypatch):
     take(raw); assert tried == [IDS[0]]
 
 
-def test_a_fault_of_the_kit_costs_one_patient(raw, take, monkeypatch):
+def test_a_fault_of_the_kit_costs_one_patient(raw, take, monkeypatch, tmp_path):
+    monkeypatch.setenv("PTACL_LOG", str(log := tmp_path / "ptacl.log"))
     real = prepare.read_ecg
     def read(path):
         if IDS[3] in path.name: raise RuntimeError(f"{path} is odd")
@@ -197,6 +198,8 @@ def test_a_fault_of_the_kit_costs_one_patient(raw, take, monkeypatch):
     monkeypatch.setattr(prepare, "read_ecg", read)
     done = take(raw)
     assert done.patients == N - 1 and done.quarantine.reason.tolist() == ["unexpected RuntimeError"] and "report" in done.quarantine.remedy[0]
+    assert str(log).removeprefix(str(Path.home())) in done.quarantine.remedy[0]
+    assert "RuntimeError: " in log.read_text() and not any(i in log.read_text() for i in IDS)
 
 
 # killed

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import PHENOTYPES
-from ptacl.data.tables import COVARIATES, FIELDS, STYLES, at_visit, column_name, column_values, load_columns, phenotype_table, read_table, save_table, ukb_column, visits, write_table
+from ptacl.data.tables import COVARIATES, FIELDS, STYLES, at_visit, column_name, column_values, load_columns
+from ptacl.data.tables import phenotype_table, read_table, save_table, ukb_column, visits, write_table
 from ptacl.simulate.patients import simulate
 
 IDS = [str(10**6 + 7 * k) for k in range(1, 7)]  # look like participants
