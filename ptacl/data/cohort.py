@@ -158,7 +158,8 @@ def _move(self: Cohort, name: str, sources: list, targets: list) -> None: # row 
 
 @patch
 def remove(self: Cohort, names: Iterable) -> None:
-    "Take patients out for good; the last ones move into their places. Raises `PtaclError` where one is not there."
+    """Take patients out for good; the last ones move into their places.
+    Raises `PtaclError` where one is not there."""
     names = set(names)
     ids = list(self.ids)
     if missing := names - set(ids):

@@ -154,7 +154,8 @@ class Ingested:
 
 # %% ../../nbs/43_ingest.ipynb #398ff57a
 def _read_withdrawn(withdrawn) -> set: # of ids
-    "A list of ids, or a file with one on each line, as biobanks send them. Raises `PtaclError` where it cannot be read."
+    """A list of ids, or a file with one on each line, as biobanks send them.
+    Raises `PtaclError` where it cannot be read."""
     if not isinstance(withdrawn, str | os.PathLike):
         return {str(i) for i in withdrawn or ()}
     try:
@@ -270,7 +271,8 @@ def _locked(staging: Path) -> Iterator[None]:
 
 # %% ../../nbs/43_ingest.ipynb #27deb670
 def _open_or_create(out: Path, staging: Path, frames: int) -> Cohort:
-    "The store of this or of an earlier run. Raises `PtaclError` where its cines have another number of frames."
+    """The store of this or of an earlier run.
+    Raises `PtaclError` where its cines have another number of frames."""
     staging.mkdir(parents=True, exist_ok=True)
     new = staging/"new"
     shutil.rmtree(new, ignore_errors=True)
@@ -342,7 +344,8 @@ def ingest(
     seed: int = 0,       # of the splits
     withdrawn=(),        # participants to be removed and not taken again: a list of ids, or a file with one on each line
 ) -> Ingested:
-    "Raw files into a cohort. Can be killed and started again at any time. Raises `PtaclError` on what concerns more than one patient."
+    """Raw files into a cohort. Can be killed and started again at any time.
+    Raises `PtaclError` on what concerns more than one patient."""
     if "://" in str(out):
         raise PtaclError("ingest writes to a folder; copy the cohort from there", where=name_of(out))
     out = Path(out).absolute()

@@ -17,7 +17,8 @@ from ..signal.ecg import preprocess as preprocess_ecg
 
 # %% ../../nbs/45_pairs.ipynb #993246c1
 class Pairs(Dataset):
-    "Prepared ECG–cine pairs in memory, read in batches. Raises `PtaclError` where not everything has one row for each patient."
+    """Prepared ECG–cine pairs in memory, read in batches.
+    Raises `PtaclError` where not everything has one row for each patient."""
     def __init__(self,
         ecg: Tensor,      # (n, 12, N) normalised
         r_peaks: Tensor,  # (n, R) s, NaN-padded

@@ -65,7 +65,8 @@ def read_key(
     out,               # the store
     make: bool = True, # the usual one, too
 ) -> bytes:
-    "The key of the pseudonyms. Raises `PtaclError` where others could read it, and where there is none and none is to be made."
+    """The key of the pseudonyms.
+    Raises `PtaclError` where others could read it, and where there is none and none is to be made."""
     usual = path is None
     path = Path(path or KEY).expanduser()
     _check_place(path, out)

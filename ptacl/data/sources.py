@@ -98,7 +98,8 @@ def _search(folder: Path) -> tuple: # {(id, visit): Source}; errors of folders t
     return found, shut
 
 def find_patients(folder) -> list: # of Source, sorted
-    "Every visit that has an ECG or a cine somewhere in a folder. Raises `PtaclError` where there is none, or not all can be read."
+    """Every visit that has an ECG or a cine somewhere in a folder.
+    Raises `PtaclError` where there is none, or not all can be read."""
     folder = Path(folder)
     name = mask_ids(name_of(folder))
     if not folder.is_dir():

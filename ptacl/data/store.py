@@ -101,7 +101,8 @@ def read_record(
     slot: int,       # which of its records
     out: np.ndarray, # where it goes: contiguous, of the record's size
 ) -> None:
-    "One record from an uncompressed shard straight into `out`. Raises `ValueError` where its checksum is wrong."
+    """One record from an uncompressed shard straight into `out`.
+    Raises `ValueError` where its checksum is wrong."""
     view = memoryview(out).cast("B")
     with open(file, "rb", buffering=0) as f:
         size = _seek_record(f, slot)
@@ -214,7 +215,8 @@ def _attributes(path) -> dict: # folder or URL
         raise PtaclError(why) from None
 
 def cohort_attributes(path) -> dict: # folder or URL
-    "What a store says about itself. Raises `PtaclError` where it is no cohort, or a newer one than this kit can read."
+    """What a store says about itself.
+    Raises `PtaclError` where it is no cohort, or a newer one than this kit can read."""
     name = name_of(path)
     attributes = _attributes(path)
     version = attributes.get("format")
@@ -383,7 +385,8 @@ def assign_splits(
     shares: dict = SHARES,
     seed: int = 0,
 ) -> np.ndarray:          # (n,) names of splits
-    "A split for everybody, by participant, stratified by sex and age. Raises `PtaclError` on shares that are none."
+    """A split for everybody, by participant, stratified by sex and age.
+    Raises `PtaclError` on shares that are none."""
     if set(shares) - set(SPLITS) or min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
         raise PtaclError(f"shares of {', '.join(SPLITS)} have to add up to 1, got {shares}")
     counts = dict.fromkeys(shares, 0)

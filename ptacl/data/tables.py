@@ -53,7 +53,8 @@ def _sex_of(column: pd.Series) -> pd.Series: # codes or words -> F, M, or NaN
     return column.astype("string").str.strip().str.lower().map(_SEX).astype(object)
 
 def _columns_of(table: pd.DataFrame, name: str, instance: int) -> list: # of their names
-    "The columns of one of our values, one for each array index. Raises `PtaclError` where one is there twice."
+    """The columns of one of our values, one for each array index.
+    Raises `PtaclError` where one is there twice."""
     keys = {column: ukb_column(column) for column in table.columns}
     found = {column: key for column, key in keys.items() if key and key[:2] == at_visit(name, instance)}
     if len(set(found.values())) < len(found):
