@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptacl.data import store as module
-from ptacl.data.cohort import SHARES, Cohort, Stream, assign_splits, shard_parts
-from ptacl.data.store import MV, SHARD, SPLITS, factors, lead_stats, to_counts
+from ptacl.data.cohort import Cohort, Stream
+from ptacl.data.store import MV, SHARD, SHARES, SPLITS, assign_splits, factors, lead_stats, shard_parts, to_counts
 from ptacl.signal.ecg import normalize
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS, PHENOTYPES, SCOPES
@@ -386,7 +386,7 @@ def test_an_interrupted_change_is_never_read(tmp_path, monkeypatch, what):
         if what == "replace":
             for k in (1, 7): cohort.replace(k, ecg[k][::-1], cine[k][::-1], rows[k] | {"quality": "new"})
             cohort.extend([])
-        else: cohort.remove({ids[k] for k in (1, 7)} & set(cohort._table["id"]))
+        else: cohort.remove({ids[k] for k in (1, 7)} & set(cohort.ids))
     def check(cohort):
         at = [i for i in range(len(cohort)) if cohort.table.quality.iloc[i] == "new"]
         assert cohort.table.index.isin(ids).all() and len(cohort.verify()) == 0 and len(at) in (0, 2)

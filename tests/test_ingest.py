@@ -6,6 +6,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import zarr
 from distributed import LocalCluster
 
 from ptacl import __version__
-from ptacl.data import ingest, prepare, pseudonyms, sources
+from ptacl.data import ingest as ingest_module, prepare, pseudonyms, sources
 from ptacl.signal.beats import detect_r_peaks
 from ptacl.signal.cmr import preprocess as preprocess_cine
 from ptacl.data.cohort import Cohort
@@ -152,7 +153,7 @@ def test_only_the_repaired_are_read_again(raw, take, monkeypatch):
     before = Cohort.open(first.path); table = before.table
     read = []
     real = prepare.prepare
-    monkeypatch.setattr(module, "prepare", lambda task, frames: read.append(task.source.id) or real(task, frames))
+    monkeypatch.setattr(ingest_module, "prepare", lambda task, frames: read.append(task.source.id) or real(task, frames))
     source(raw, 4).ecg[0].write_bytes(whole[1])
     second = take(raw)
     assert read == [IDS[4]] and (second.patients, second.new, len(second.quarantine)) == (7, 1, 1)
@@ -182,20 +183,23 @@ def test_quarantined_are_tried_again_by_a_newer_kit(raw, take, monkeypatch):
     source(raw, 0).ecg[0].write_bytes(b"")
     take(raw); tried = []
     real = prepare.prepare
-    monkeypatch.setattr(module, "prepare", lambda task, frames: tried.append(task.source.id) or real(task, frames))
+    monkeypatch.setattr(ingest_module, "prepare", lambda task, frames: tried.append(task.source.id) or real(task, frames))
     take(raw); assert tried == []
-    monkeypatch.setattr(module, "__version__", "99.0")
+    monkeypatch.setattr(ingest_module, "__version__", "99.0")
     take(raw); assert tried == [IDS[0]]
 
 
-def test_a_fault_of_the_kit_costs_one_patient(raw, take, monkeypatch):
-    real = module.read_ecg
+def test_a_fault_of_the_kit_costs_one_patient(raw, take, monkeypatch, tmp_path):
+    monkeypatch.setenv("PTACL_LOG", str(log := tmp_path / "ptacl.log"))
+    real = prepare.read_ecg
     def read(path):
         if IDS[3] in path.name: raise RuntimeError(f"{path} is odd")
         return real(path)
-    monkeypatch.setattr(module, "read_ecg", read)
+    monkeypatch.setattr(prepare, "read_ecg", read)
     done = take(raw)
     assert done.patients == N - 1 and done.quarantine.reason.tolist() == ["unexpected RuntimeError"] and "report" in done.quarantine.remedy[0]
+    assert str(log).removeprefix(str(Path.home())) in done.quarantine.remedy[0]
+    assert "RuntimeError: " in log.read_text() and not any(i in log.read_text() for i in IDS)
 
 
 # killed
@@ -350,14 +354,14 @@ def test_no_cluster_there(raw, take):
 def measure_pack(out, n, queue):
     "Peak memory of packing n parts that are the same file."
     staging = Path(f"{out}.ingest")
-    cohort = ingest.open_or_create(Path(out), staging, 50)
+    cohort = ingest_module._open_or_create(Path(out), staging, 50)
     rng = np.random.default_rng(0)
     ecg, cine = rng.integers(-99, 99, (12, 5000)).astype(np.int16), rng.integers(0, 255, (50, 84, 84), dtype=np.uint8)
     class Part(dict):  # pseudonym -> file, made when it is asked for
         def __getitem__(self, name):
             np.savez(staging / "one.npz", row=np.array(json.dumps({"id": name, "participant": name})), ecg=ecg, cine=cine)
             return staging / "one.npz"
-    ingest.pack(cohort, Part.fromkeys([f"p-{k:04d}" for k in range(n)]), cohort.quarantine, None, 0)
+    ingest_module._pack(cohort, Part.fromkeys([f"p-{k:04d}" for k in range(n)]), cohort.quarantine, None, 0)
     queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
@@ -384,7 +388,7 @@ def test_uk_biobank_bulk_with_a_repeat_visit(raw, take, tmp_path):
     table = pd.read_csv(raw / "phenotypes.csv")
     table = table.join(table.filter(regex=r"-2\.0").add(1).rename(columns=lambda c: c.replace("-2.", "-3.")))
     table.to_csv(bulk / "phenotypes.csv", index=False)
-    tasks, _, _ = ingest.plan(bulk, None, tmp_path / "k.key", tmp_path / "out")
+    tasks = ingest_module._plan(bulk, None, tmp_path / "k.key", tmp_path / "out").tasks
     assert len({t.participant for t in tasks}) == 2 and sorted(t.name.removeprefix(t.participant) for t in tasks) == ["", "", "-3"]
     again = next(t for t in tasks if t.source.visit == 3)
     first = next(t for t in tasks if t.name == again.participant)
@@ -397,7 +401,7 @@ def test_a_repeat_visit_lies_in_the_split_of_its_person(raw, take, monkeypatch):
     table.join(table.filter(regex=r"-2\.0").rename(columns=lambda c: c.replace("-2.", "-3."))).to_csv(raw / "phenotypes.csv", index=False)
     found = find_patients(raw)
     twice = found + [sources.Source(s.id, 3, s.ecg, s.cine) for s in found]
-    monkeypatch.setattr(module, "find_patients", lambda folder: twice)
+    monkeypatch.setattr(ingest_module, "find_patients", lambda folder: twice)
     done = take(raw)
     kept = Cohort.open(done.path).table
     assert len(kept) == 2 * N and kept.participant.nunique() == N and kept.groupby("participant").split.nunique().max() == 1
@@ -493,7 +497,7 @@ def test_dangling_links_and_vanished_files_are_quarantined(raw, take, monkeypatc
     def checksum(source):
         if source.id == IDS[2]: raise PermissionError(13, "Permission denied", f"/x/{IDS[2]}.xml")
         return real(source)
-    monkeypatch.setattr(module, "checksum", checksum)
+    monkeypatch.setattr(prepare, "checksum", checksum)
     done = take(raw); said = repr(done) + done.quarantine.to_csv() + "".join(capfd.readouterr())
     assert done.patients == N - 3 and "cannot be read (Permission denied)" in said and not [i for i in IDS if i in said]
 
@@ -518,7 +522,7 @@ def test_names_that_mean_nothing(raw, tmp_path):
 def test_parts_of_a_wfdb_record(tmp_path, monkeypatch):
     for f in ("a.hea", "a.dat", "b.hea", "b.mat", "a.xml"): (tmp_path / f).touch()
     monkeypatch.setattr(Path, "glob", None)
-    for names in (["a.hea", "a.dat"], ["b.hea", "b.mat"], ["a.xml"]): assert [p.name for p in prepare.parts_of(tmp_path / names[0])] == names
+    for names in (["a.hea", "a.dat"], ["b.hea", "b.mat"], ["a.xml"]): assert [p.name for p in prepare._parts_of(tmp_path / names[0])] == names
 
 
 def test_reprs_say_nothing_of_anybody(raw):
@@ -529,7 +533,7 @@ def test_reprs_say_nothing_of_anybody(raw):
 @pytest.mark.parametrize("id, text, out", [("12", "1200 samples, 12 leads", "1200 samples, p-x leads"),
                                            ("ab", "cable of ab_2.xml", "cable of p-x_2.xml")])
 def test_short_ids_do_not_garble(id, text, out):
-    assert prepare.without_name(text, prepare.Task("p-x", "p-x", sources.Source(id, 2), None, "0")) == out
+    assert prepare._without_id(text, prepare.Task("p-x", "p-x", sources.Source(id, 2), None, "0")) == out
 
 
 def test_stamps_are_keyed(raw): assert prepare.stamp(source(raw, 0), None) != prepare.stamp(source(raw, 0), None, b"k" * 32)
@@ -541,28 +545,28 @@ def test_another_rate_is_resampled_and_ten_seconds_are_taken(monkeypatch, virtua
     for fs, seconds in ((1000, 10), (250, 10), (500, 12), (257, 10)):
         long = np.tile(signal, 2)[:, :seconds * 500]
         recorded = ECG(resample_poly(long, fs, 500, axis=-1).astype(np.float32), float(fs))
-        monkeypatch.setattr(module, "read_ecg", lambda path, recorded=recorded: recorded)
+        monkeypatch.setattr(prepare, "read_ecg", lambda path, recorded=recorded: recorded)
         counts, r_peaks, verdict, facts = prepare_ecg("x.xml")
         expected = preprocess_ecg(signal, 500, stats=(0, 1))
         assert counts.shape == (12, 5000) and facts["fs"] == fs and verdict == "good"
         assert np.abs(counts * MV - expected)[:, 300:4700].max() < (0.02 if fs >= 500 else 0.2)
-    monkeypatch.setattr(module, "read_ecg", lambda path: ECG(signal[:, :4900], 500.0))
+    monkeypatch.setattr(prepare, "read_ecg", lambda path: ECG(signal[:, :4900], 500.0))
     with pytest.raises(PtaclError, match="9.8 s long, ten are needed"): prepare_ecg("x.xml")
 
 
 def test_a_short_record_is_quarantined_without_its_name(raw, take, monkeypatch):
-    real = module.read_ecg
+    real = prepare.read_ecg
     def short(path):
         ecg = real(path)
         return ECG(ecg.signal[:, :4000], ecg.fs) if IDS[2] in path.name else ecg
-    monkeypatch.setattr(module, "read_ecg", short)
+    monkeypatch.setattr(prepare, "read_ecg", short)
     done = take(raw)
     assert done.quarantine.reason.tolist() == ["8 s long, ten are needed"]
 
 
 def test_bad_leads_are_named_in_the_verdict(monkeypatch, virtual):
     signal = virtual.ecg[0].numpy().copy(); signal[7, 1000:3000] = 0.1; signal[3] = np.clip(signal[3], -0.1, 9)
-    monkeypatch.setattr(module, "read_ecg", lambda path: ECG(signal, 500.0))
+    monkeypatch.setattr(prepare, "read_ecg", lambda path: ECG(signal, 500.0))
     assert "flat: V2" in prepare_ecg("x.xml")[2]
 
 
@@ -606,24 +610,24 @@ def test_the_key_in_the_staging_folder(tmp_path):
 
 
 def test_a_kill_leaves_no_empty_key(tmp_path, monkeypatch):
-    monkeypatch.setattr(module.os, "fsync", lambda f: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(os, "fsync", lambda f: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt): read_key(tmp_path / "k", tmp_path / "out")
     assert not (tmp_path / "k").exists(); monkeypatch.undo()
     assert len(read_key(tmp_path / "k", tmp_path / "out")) == 32 and [f.name for f in tmp_path.iterdir()] == ["k"]
     with pytest.raises(FileExistsError): pseudonyms.make_once(tmp_path / "k", b"")
-    monkeypatch.setattr(module.os, "link", lambda a, b: (_ for _ in ()).throw(PermissionError))
+    monkeypatch.setattr(os, "link", lambda a, b: (_ for _ in ()).throw(PermissionError))
     assert len(read_key(tmp_path / "k2", tmp_path / "out")) == 32 and len(list(tmp_path.iterdir())) == 2
 
 
 def test_two_at_once(raw, take, tmp_path):
     lock = tmp_path / "cohort.ingest" / "lock"; lock.parent.mkdir()
-    host = module.socket.gethostname()
-    for who in (f"{host} {os.getpid()}", "elsewhere 1"):
-        lock.write_text(who)
-        with pytest.raises(PtaclError, match=rf"process {who.split()[1]} on {who.split()[0]} is taking patients in"): take(raw)
+    host = socket.gethostname()
+    for process, where in ((os.getpid(), host), (1, "elsewhere")):
+        lock.write_text(f"{process}\n{where}\n")
+        with pytest.raises(PtaclError, match=rf"process {process} on {where} is taking patients in"): take(raw)
         assert lock.exists() and not (tmp_path / "cohort").exists()
     process = multiprocessing.get_context("fork").Process(target=int); process.start(); process.join()
-    lock.write_text(f"{host} {process.pid}"); assert take(raw).patients == N and not lock.parent.exists()
+    lock.write_text(f"{process.pid}\n{host}\n"); assert take(raw).patients == N and not lock.parent.exists()
 
 
 def test_virtual_patients_need_no_key(virtual, tmp_path, monkeypatch):
@@ -657,7 +661,7 @@ def test_stacks_and_other_pixels_by_both_ways(options, tmp_path):
 def test_truth_and_quality_of_virtual_patients_are_kept(tmp_path):
     virtual = simulate(6, 8, frames=6, rhythm="pvc", lead_off="V3", missing=2)
     cohort = write_virtual(virtual, tmp_path / "c", workers=1, simulated={"seed": 8})
-    truth = [json.loads(p)["truth"] for p in cohort._table["provenance"]]
+    truth = [json.loads(p)["truth"] for p in cohort.table.provenance]
     assert len(cohort) + len(cohort.quarantine) == 6 and set(cohort.quarantine.reason) <= {"lead V3 is missing"}
     for k, t in zip([list(virtual.phenotypes.index).index(i) for i in cohort.phenotypes.index], truth):
         r = virtual.r_peaks[k].isfinite()

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import PHENOTYPES
-from ptacl.data.tables import COVARIATES, FIELDS, STYLES, at_visit, column_name, column_values, load_columns, phenotype_table, read_table, save_table, ukb_column, visits, write_table
+from ptacl.data.tables import COVARIATES, FIELDS, STYLES, at_visit, column_name, column_values, load_columns
+from ptacl.data.tables import phenotype_table, read_table, save_table, ukb_column, visits, write_table
 from ptacl.simulate.patients import simulate
 
 IDS = [str(10**6 + 7 * k) for k in range(1, 7)]  # look like participants
@@ -38,7 +39,7 @@ def assert_same(read, virtual):
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("name", FILES)
 def test_there_and_back(virtual, tmp_path, style, name):
-    write_table(virtual, tmp_path / name, style)
+    write_table(virtual.phenotypes, virtual.covariates, tmp_path / name, style)
     assert_same(read_table(tmp_path / name), virtual)
 
 
@@ -53,7 +54,7 @@ def test_there_and_back(virtual, tmp_path, style, name):
 ])
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
 def test_other_columns_and_codes(virtual, tmp_path, edit, name):
-    table = edit(phenotype_table(virtual, "platform").reset_index())
+    table = edit(phenotype_table(virtual.phenotypes, virtual.covariates, "platform").reset_index())
     if name == "t.csv": table.to_csv(tmp_path / name, index=False)
     else: table.to_parquet(tmp_path / name, index=False)
     assert_same(read_table(tmp_path / name), virtual)
@@ -61,7 +62,7 @@ def test_other_columns_and_codes(virtual, tmp_path, edit, name):
 
 @pytest.mark.parametrize("dtype", ["int64", "int32", "float64", "Int64", "string", "category"])
 def test_ids_of_any_type(virtual, tmp_path, dtype):
-    table = phenotype_table(virtual).reset_index()
+    table = phenotype_table(virtual.phenotypes, virtual.covariates).reset_index()
     table["eid"] = table["eid"].astype(float).astype("int64").astype(dtype if dtype != "category" else "string").astype(dtype)
     table.to_parquet(tmp_path / "t.parquet", index=False)
     assert_same(read_table(tmp_path / "t.parquet"), virtual)
@@ -69,7 +70,7 @@ def test_ids_of_any_type(virtual, tmp_path, dtype):
 
 @pytest.mark.parametrize("dtype", ["Int64", "float64", "string", "category", "bool"])
 def test_sex_of_any_type(virtual, tmp_path, dtype):
-    table = phenotype_table(virtual).reset_index()
+    table = phenotype_table(virtual.phenotypes, virtual.covariates).reset_index()
     if dtype == "bool": table["31-0.0"] = table["31-0.0"] == 1
     else: table["31-0.0"] = table["31-0.0"].astype("Int64").astype("string" if dtype in ("string", "category") else dtype).astype(dtype)
     table.to_parquet(tmp_path / "t.parquet", index=False)
@@ -79,14 +80,14 @@ def test_sex_of_any_type(virtual, tmp_path, dtype):
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1"])
 def test_encodings(virtual, tmp_path, encoding):
-    table = phenotype_table(virtual).assign(**{"note é": "ü"}).to_csv()
+    table = phenotype_table(virtual.phenotypes, virtual.covariates).assign(**{"note é": "ü"}).to_csv()
     (tmp_path / "t.csv").write_bytes(table.encode(encoding))
     assert_same(read_table(tmp_path / "t.csv"), virtual)
 
 
 def test_only_our_columns_are_loaded(virtual, tmp_path):
     many = pd.DataFrame(1.0, index=IDS, columns=[f"{30_000 + k}-2.0" for k in range(2000)])
-    table = phenotype_table(virtual).join(many)
+    table = phenotype_table(virtual.phenotypes, virtual.covariates).join(many)
     for name in ("t.csv", "t.parquet"):
         save_table(table.rename_axis("eid"), tmp_path / name)
         assert load_columns(tmp_path / name).shape == (6, 16)
@@ -118,7 +119,7 @@ def test_fields():
 # cells
 
 def test_missing_cells_stay_missing(virtual, tmp_path):
-    table = phenotype_table(virtual)
+    table = phenotype_table(virtual.phenotypes, virtual.covariates)
     table.iloc[0, 3] = table.iloc[2, :10] = np.nan
     table["31-0.0"] = table["31-0.0"].astype("Int64").where(np.arange(6) != 1)
     for name in FILES:
@@ -129,7 +130,7 @@ def test_missing_cells_stay_missing(virtual, tmp_path):
 
 
 def test_missing_covariates(virtual, tmp_path):
-    save_table(phenotype_table(virtual).iloc[:, :10], tmp_path / "t.csv")
+    save_table(phenotype_table(virtual.phenotypes, virtual.covariates).iloc[:, :10], tmp_path / "t.csv")
     covariates = read_table(tmp_path / "t.csv")[2]
     assert list(covariates) == list(COVARIATES) and covariates.isna().all(axis=None)
 
@@ -142,8 +143,8 @@ def test_one_of_two_readings_is_enough():
 # visits
 
 def test_several_visits(virtual, tmp_path):
-    repeat = phenotype_table(virtual, instance=3).drop(columns="31-0.0")
-    both = phenotype_table(virtual).join((repeat + 10)[1:3])
+    repeat = phenotype_table(virtual.phenotypes, virtual.covariates, instance=3).drop(columns="31-0.0")
+    both = phenotype_table(virtual.phenotypes, virtual.covariates).join((repeat + 10)[1:3])
     for name in ("t.csv", "t.parquet"):
         save_table(both, tmp_path / name)
         assert visits(tmp_path / name) == [2, 3]
@@ -156,7 +157,7 @@ def test_several_visits(virtual, tmp_path):
 
 
 def test_a_visit_that_is_not_there(virtual, tmp_path):
-    write_table(virtual, tmp_path / "t.csv")
+    write_table(virtual.phenotypes, virtual.covariates, tmp_path / "t.csv")
     assert visits(tmp_path / "t.csv") == [2]
     with pytest.raises(PtaclError, match=r"lacks LVEDV \(24100-3.0\)"): read_table(tmp_path / "t.csv", instance=3)
 
@@ -177,7 +178,7 @@ def test_a_visit_that_is_not_there(virtual, tmp_path):
 ])
 @pytest.mark.parametrize("name", [f"{IDS[0]}.csv", f"{IDS[0]}.parquet"])
 def test_refused_without_a_word_about_anybody(virtual, tmp_path, edit, why, name):
-    table = edit(phenotype_table(virtual).reset_index().astype(str))
+    table = edit(phenotype_table(virtual.phenotypes, virtual.covariates).reset_index().astype(str))
     if name.endswith("csv"): table.to_csv(tmp_path / name, index=False)
     else: table.to_parquet(tmp_path / name, index=False)
     with pytest.raises(PtaclError, match=why) as e: read_table(tmp_path / name)
@@ -198,14 +199,14 @@ def test_no_such_file(tmp_path):
 
 
 def test_no_such_style(virtual):
-    with pytest.raises(PtaclError, match="choose one of showcase, r, platform"): phenotype_table(virtual, "ours")
+    with pytest.raises(PtaclError, match="choose one of showcase, r, platform"): phenotype_table(virtual.phenotypes, virtual.covariates, "ours")
 
 
 @settings(max_examples=150)
 @given(st.randoms(use_true_random=False), st.sampled_from(["t.csv", "t.csv.gz", "t.parquet"]))
 def test_mutated_bytes_end_in_a_table_or_a_refusal(virtual, tmp_path, r, name):
     file = tmp_path / name
-    write_table(virtual, file)
+    write_table(virtual.phenotypes, virtual.covariates, file)
     data = bytearray(gzip.decompress(file.read_bytes()) if r.random() < 0.5 and name.endswith("gz") else file.read_bytes())
     for _ in range(r.choice([1, 3, 30])): data[r.randrange(len(data))] = r.randrange(256)
     if r.random() < 0.3: del data[r.randrange(len(data)):]
@@ -219,7 +220,7 @@ def test_mutated_cells(virtual):
     r = random.Random(0)
     odd = ["", " ", "NA", "-1", "1e400", "0x1", "1,5", "nan", "é", "True", "1_000", None, "١"]
     for _ in range(100):
-        table = phenotype_table(virtual).reset_index().astype(object)
+        table = phenotype_table(virtual.phenotypes, virtual.covariates).reset_index().astype(object)
         for _ in range(3): table.iat[r.randrange(6), r.randrange(1, 16)] = r.choice(odd)
         for name in FIELDS:
             try: values = column_values(table, name)

@@ -96,7 +96,7 @@ class Compared:
     ):
         self.cohort = cohort if isinstance(cohort, Cohort) else Cohort.open(cohort)
         self.models = open_models(models)
-        rows = self.cohort._indices(rows if rows is not None else (lambda test: test if len(test) else None)(self.cohort.split("test")))
+        rows = self.cohort.row_numbers(rows if rows is not None else (lambda test: test if len(test) else None)(self.cohort.split("test")))
         self.rows, self.left_out = rows[:most], len(rows[most:])
         if not len(self.rows): raise PtaclError("no patients to look at: choose others")
         self.ids = list(self.cohort.table.index[self.rows])

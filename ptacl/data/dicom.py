@@ -173,7 +173,8 @@ class _Heap:
 
 # %% ../../nbs/33_dicom.ipynb #571956d1
 def _load_images(path: Path) -> tuple: # table with one row for each frame, list of datasets
-    "Every image of a zip, folder or file that can belong to a short-axis stack. Raises `PtaclError` where there is none."
+    """Every image of a zip, folder or file that can belong to a short-axis stack.
+    Raises `PtaclError` where there is none."""
     if "_20208_" in path.name:
         raise PtaclError(*_NO_LONG_AXIS)
     heap = _Heap()
@@ -194,7 +195,8 @@ def _load_images(path: Path) -> tuple: # table with one row for each frame, list
 
 # %% ../../nbs/33_dicom.ipynb #858b3749
 def _numbered_slices(table: pd.DataFrame) -> pd.DataFrame: # one row for each frame -> with a column "slice"
-    "Slices by the positions of the images: a step of over 1 mm begins a new one. Raises `PtaclError` without positions."
+    """Slices by the positions of the images: a step of over 1 mm begins a new one.
+    Raises `PtaclError` without positions."""
     table = table[np.isfinite(table["at"])].sort_values(["normal", "at"], kind="stable")
     if table.empty:
         raise PtaclError("its images have no position, so slices cannot be told apart")
@@ -211,7 +213,8 @@ def _moving(table: pd.DataFrame) -> pd.DataFrame: # with columns slice and uid
     return table
 
 def _by_position(table: pd.DataFrame) -> pd.DataFrame: # one row for each frame -> the rows of the stack, with a column "slice"
-    "The stack of most slices, by the positions of its images. Raises `PtaclError` where two have the same number."
+    """The stack of most slices, by the positions of its images.
+    Raises `PtaclError` where two have the same number."""
     table = _moving(_numbered_slices(table))
     slices = table.groupby("normal")["slice"].nunique().sort_values(ascending=False)
     if len(slices) > 1 and slices.iloc[0] == slices.iloc[1]:
@@ -256,7 +259,8 @@ def _frame_slots(
 
 # %% ../../nbs/33_dicom.ipynb #48403402
 def _frames_expected(table: pd.DataFrame) -> int:
-    "F of the stack: `CardiacNumberOfImages`, or the frames of the fullest slice. Raises `PtaclError` on too many or too few."
+    """F of the stack: `CardiacNumberOfImages`, or the frames of the fullest slice.
+    Raises `PtaclError` on too many or too few."""
     found = table.groupby("slice").size()
     count = table["count"][table["count"] > 0]
     F = int(count.mode().iloc[0]) if len(count) else int(found.max())

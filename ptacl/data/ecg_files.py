@@ -52,7 +52,8 @@ def _lost_leads(signals: dict) -> list: # of our lead names
 def twelve_leads(
     signals: dict, # our lead name -> (N,) mV
 ) -> tuple:        # (12, N) float32, names of the leads that were derived
-    "Leads in our order; missing limb leads from two others. Raises `PtaclError` with the names of those that cannot be had."
+    """Leads in our order; missing limb leads from two others.
+    Raises `PtaclError` with the names of those that cannot be had."""
     lost = _lost_leads(signals)
     if lost:
         raise PtaclError(f"lead{'s' * (len(lost) > 1)} {', '.join(lost)} missing",
@@ -377,7 +378,8 @@ def _uncalibrated(header: str) -> bool: # text of a .hea file
 
 # %% ../../nbs/31_ecg_files.ipynb #5b4595f7
 def _signal_bytes(header, folder: Path) -> dict: # name of a signal file -> bytes
-    "How large the signal files of a record are. Raises `PtaclError` where that is too much, and where one is missing."
+    """How large the signal files of a record are.
+    Raises `PtaclError` where that is too much, and where one is missing."""
     files = {name: folder/name for name in header.file_name}
     if not all(file.is_file() for file in files.values()):
         raise FileNotFoundError
@@ -441,7 +443,8 @@ def _ecg_reader(path: Path): # -> function of the path
 def read_ecg(
     path, # .xml (CardiologyXML, MUSE), .dcm, or a WFDB header, signal file or record
 ) -> ECG:
-    "One ECG from a file, leads in our order and in mV. Raises `PtaclError` on what cannot be read for certain."
+    """One ECG from a file, leads in our order and in mV.
+    Raises `PtaclError` on what cannot be read for certain."""
     path = Path(path)
     with reading(path, "an ECG"):
         return _ecg_reader(path)(path)

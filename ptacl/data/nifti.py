@@ -63,7 +63,8 @@ def _nifti_spacing(header, path) -> tuple: # (dz, dy, dx) mm
 
 # %% ../../nbs/32_nifti.ipynb #42fca3ce
 def _open_voxels(path) -> tuple: # nibabel header, nibabel array proxy, (F, Z, H, W)
-    "A NIfTI before any of its voxels is read. Raises `PtaclError` unless it holds three or four axes of real numbers."
+    """A NIfTI before any of its voxels is read.
+    Raises `PtaclError` unless it holds three or four axes of real numbers."""
     header = _nifti_header(path)
     image = nib.arrayproxy.ArrayProxy(str(path), header, keep_file_open=True)
     if len(image.shape) not in (3, 4):
@@ -94,7 +95,8 @@ def _load_nifti(
     dtype=np.float32, # np.uint8 for labels, which have to be 0 to 3
     expected: tuple | None = None, # (F, Z, H, W) that there has to be
 ) -> tuple:           # header, (F, Z, H, W)
-    "A NIfTI as frames, slices, rows, columns. Raises `PtaclError` unless it has three or four axes and finite values."
+    """A NIfTI as frames, slices, rows, columns.
+    Raises `PtaclError` unless it has three or four axes and finite values."""
     header, image, shape = _open_voxels(path)
     if expected not in (None, shape):
         raise PtaclError(f"labels of {shape} do not fit frames of {expected}")
@@ -146,7 +148,8 @@ def read_ukbb_folder(folder: Path) -> Cine:
 _ACDC_LABELS = np.array([0, 3, 2, 1], np.uint8) # their number -> ours: 1 RV blood, 2 myocardium, 3 LV blood
 
 def _acdc_moments(folder: Path, F: int) -> tuple: # frames of ED and ES, from 0
-    "End-diastole and end-systole as `Info.cfg` tells them. Raises `PtaclError` where it does not fit a cine of F frames."
+    """End-diastole and end-systole as `Info.cfg` tells them.
+    Raises `PtaclError` where it does not fit a cine of F frames."""
     text = read_bytes(folder/"Info.cfg", 2**16).decode("utf-8", "replace")
     info = {key: int(n) for key, n in re.findall(r"^\s*(ED|ES|NbFrame)\s*:\s*(\d{1,6})\s*$", text, re.MULTILINE)}
     if not {"ED", "ES"} <= info.keys():

@@ -63,8 +63,8 @@ def reading(
             warnings.simplefilter("ignore")
             yield
     except PtaclError as e:
-        where = f"{name}: {mask_ids(e.where)}" if e.where else name
-        raise PtaclError(mask_ids(e.reason), mask_ids(e.remedy), where) from None
+        inner = f"{e.where}: " if e.where else "" # a file beside this one
+        raise PtaclError(mask_ids(f"{inner}{e.reason}"), mask_ids(e.remedy), name) from None
     except FileNotFoundError:
         raise PtaclError("no such file, or a file that it refers to is missing", where=name) from None
     except IsADirectoryError:
@@ -149,7 +149,8 @@ def _check_archive(members: list) -> None: # of zipfile.ZipInfo
 
 # %% ../../nbs/30_recordings.ipynb #f435bdfb
 def _zip_members(path: Path) -> Iterator: # of (name, bytes)
-    "The files in a zip, its manifest first. Raises `PtaclError` before anything is unpacked if they are too many or too large."
+    """The files in a zip, its manifest first.
+    Raises `PtaclError` before anything is unpacked if they are too many or too large."""
     with zipfile.ZipFile(path) as archive:
         members = [m for m in archive.infolist() if not m.is_dir()]
         _check_archive(members)
@@ -160,7 +161,8 @@ def _zip_members(path: Path) -> Iterator: # of (name, bytes)
 
 # %% ../../nbs/30_recordings.ipynb #01bc0f72
 def _images_in(folder: Path) -> list: # of paths
-    "The manifest and the DICOM files below a folder, by what they begin with. Raises `PtaclError` if they are too many."
+    """The manifest and the DICOM files below a folder, by what they begin with.
+    Raises `PtaclError` if they are too many."""
     found = list(islice((f for f in folder.rglob("*") if f.is_file()), MAX_FILES + 1))
     if len(found) > MAX_FILES:
         raise PtaclError(f"holds more than {MAX_FILES:,} files: give the folder of one patient's short axis")

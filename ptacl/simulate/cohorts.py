@@ -21,9 +21,9 @@ from tqdm import tqdm
 from .. import __version__
 from ..core.errors import PtaclError
 from ..core.presets import FS, PHENOTYPES, SAMPLES, SIZE, SPACING
-from ..data.cohort import Cohort, QUARANTINE, SHARES, shard_parts
+from ..data.cohort import Cohort
 from ..data.prepare import verdict_on
-from ..data.store import to_counts
+from ..data.store import QUARANTINE, SHARES, cohort_attributes, shard_parts, to_counts
 from ..data.tables import COVARIATES
 from ..signal.beats import detect_r_peaks
 from ..signal.cmr import minmax, preprocess as preprocess_cine
@@ -161,7 +161,7 @@ def _fill_virtual(
         about = {"ceilings": ceilings.to_dict("split")} | about
     cohort.extend(tqdm(parts(), "writing", unit="shard", delay=5), shares, seed, **about)
     if lost:
-        cohort.commit(cohort._table, pd.DataFrame(lost))
+        cohort.commit(cohort.table_arrays, pd.DataFrame(lost))
 
 # %% ../../nbs/44_virtual_cohorts.ipynb #a912bee6
 def _refuse_target(path: Path, overwrite: bool):
@@ -171,7 +171,7 @@ def _refuse_target(path: Path, overwrite: bool):
     if path.exists() and any(path.iterdir()):
         if not overwrite:
             raise PtaclError(f"{path.name} exists already: give another folder, or overwrite=True")
-        Cohort._described(path) # refuses to replace anything but a cohort
+        cohort_attributes(path) # refuses to replace anything but a cohort
 
 def write_virtual(
     patients: VirtualPatients | Iterable, # or batches, for more than fit in memory; 64 each are quickest

@@ -138,7 +138,7 @@ def _write_batches(
                 for write in writers:
                     write(p, folder, spacing or batch.spacing)
                 bar.update()
-            tables.append(phenotype_table(batch, instance=instance))
+            tables.append(phenotype_table(batch.phenotypes, batch.covariates, instance=instance))
             if batch.faults is not None and len(batch.faults.columns):
                 faults.append(batch.faults.rename_axis("eid"))
     if not tables:
