@@ -9,7 +9,6 @@ __all__ = ['SCORE_TITLES', 'outputs', 'supervised_predictions', 'r2_draws', 'p5_
 # %% ../../nbs/88_scores.ipynb #6dc0c5c7
 import numpy as np
 import pandas as pd
-import torch
 from collections.abc import Callable, Iterable
 from great_tables import GT
 from pathlib import Path
