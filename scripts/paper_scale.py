@@ -22,6 +22,7 @@ import torch
 from ptacl.simulate.calibration import ceilings
 from ptacl.data.cohort import Cohort
 from ptacl.data.tables import COVARIATES
+from ptacl.core.devices import choose_device
 from ptacl.core.errors import PtaclError
 from ptacl.core.files import versions, write_result
 from ptacl.train.finetune import finetune, with_targets
@@ -109,7 +110,7 @@ def table(name: str, preset: str, given: argparse.Namespace, k: int, cohort: Pat
     parameters = {"preset": preset, "cohort": cohort, "methods": list(METHODS), "epochs": given.epochs, "epochs_mae": given.epochs_mae,
                   "batch_size": given.batch_size, "seed": SEED, "n_boot": given.n_boot, "runs": runs, "output_dir": out}
     options = [str(x) for pair in parameters.items() for x in ("-p", *pair)]
-    shell = subprocess.Popen([sys.executable, "-c", "from ptacl.app.cli import app; app()", "run", name, *options], start_new_session=True)
+    shell = subprocess.Popen([sys.executable, "-m", "ptacl.app.cli", "run", name, *options], start_new_session=True)
     try:
         if shell.wait(): raise PtaclError(f"{name} failed: see {out / 'failed.json'}")
     except BaseException:  # the time is up, Ctrl-C: nothing goes on without this process
@@ -119,7 +120,7 @@ def table(name: str, preset: str, given: argparse.Namespace, k: int, cohort: Pat
 
 def main():
     given, begun = settings(), time.time()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device()
     n_train, n_test = round(TRAIN * given.scale), round(TEST * given.scale)
     presets = [preset_of(name, given.epochs, epochs_mae=given.epochs_mae, batch_size=given.batch_size) for name in given.presets]
     signal.signal(signal.SIGTERM, signal.default_int_handler)   # the notebook of a table ends with this process

@@ -16,14 +16,14 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from typer.testing import CliRunner
 
-from ptacl.studies.tasks import scores, tasks, variants
+from ptacl.studies import scores, tasks, variants
 from ptacl.app.cli import app
 from ptacl.core.errors import PtaclError
 from ptacl.core.files import write_result
 from ptacl.studies.experiments import failure_kept, parameters_of, run_experiment
 from ptacl.simulate.cohorts import write_virtual
 from ptacl.core.presets import PHENOTYPES, workshop
-from ptacl.studies.report import gather, page, report, rows_of
+from ptacl.studies.report import read_runs, report_page, result_rows, write_report
 from ptacl.studies.sweeps import sweep_grid
 from ptacl.data.pairs import Pairs
 from ptacl.simulate.patients import simulate
@@ -67,7 +67,7 @@ def test_within_one_leaves_out_patients_without_a_map():
 def test_a_difference_is_paired():
     "Two scores that move together differ clearly although their intervals overlap."
     common = np.random.default_rng(0).normal(size=1001)
-    table = scores.summary({("a",): {"R2": common}, ("b",): {"R2": common + 0.1}}, ["method"], lambda key: ("a",))
+    table = scores.compare({("a",): {"R2": common}, ("b",): {"R2": common + 0.1}}, ["method"], lambda key: ("a",))
     a, b = table.iloc[0], table.iloc[1]
     assert b.lo < a.hi and b.clear and b.difference == pytest.approx(0.1)
     assert np.isnan(a.difference) and not a.clear
@@ -77,19 +77,19 @@ def test_a_difference_is_paired():
 def test_a_sentence_says_clearly_only_where_the_interval_excludes_zero(shift, seed):
     rng = np.random.default_rng(seed)
     measured = {("a",): {"R2": rng.normal(size=201)}, ("b",): {"R2": rng.normal(size=201) + 3 * shift}}
-    table = scores.summary(measured, ["method"], lambda key: ("a",))
-    row, (sentence,) = table.iloc[1], scores.sentences(table, ["method"])
+    table = scores.compare(measured, ["method"], lambda key: ("a",))
+    row, (sentence,) = table.iloc[1], scores.difference_sentences(table, ["method"])
     assert ("is clearly" in sentence) == (row.difference_lo > 0 or row.difference_hi < 0)
     if row.clear: assert ("higher" in sentence) == (row.difference > 0)
-    html = scores.show_summary(table, ["method"], "t", {"cohort": "c"}).as_raw_html()
+    html = scores.show_comparison(table, ["method"], "t", {"cohort": "c"}).as_raw_html()
     assert (f"<b>{row.difference:+.3f}</b>" in html) == row.clear
 
 
 def test_a_table_says_cohort_preset_seed_and_budget():
-    said = tasks.about(made_up_task(), replace(workshop, sigma=0.1), [3])
+    said = tasks.provenance(made_up_task(), replace(workshop, sigma=0.1), [3])
     assert "60 for training and 40 for testing" in said["cohort"] and said["preset"] == "workshop, sigma 0.1"
     assert said["seed"] == "3" and "5 epochs" in said["budget"]
-    html = scores.show_summary(scores.summary({("a",): {"R2": np.arange(3.)}}, ["m"]), ["m"], "t", said).as_raw_html()
+    html = scores.show_comparison(scores.compare({("a",): {"R2": np.arange(3.)}}, ["m"]), ["m"], "t", said).as_raw_html()
     assert all(text in html for text in said.values())
 
 
@@ -141,8 +141,8 @@ def test_a_report_gathers_what_finished_and_lists_what_failed(tmp_path):
     write_result(tmp_path / "y", result(findings=["C & D <b>do not</b> differ."], rows=[{"score": "P@5", "value": None}]))
     with pytest.raises(PtaclError), failure_kept(tmp_path / "z", "study", {"n": 3, "output_dir": str(tmp_path / "z")}):
         (tmp_path / "z").mkdir()
-        raise PtaclError(f"no data. The notebook as far as it came: {tmp_path}/z.ipynb")
-    done = report(tmp_path)
+        raise PtaclError("no data", f"The notebook as far as it came: {tmp_path}/z.ipynb")
+    done = write_report(tmp_path)
     assert (done["finished"], done["failed"]) == (2, 1)
     text, table = done["html"].read_text(encoding="utf-8"), pd.read_csv(done["csv"])
     assert "A is clearly higher than B." in text and "C &amp; D &lt;b&gt;do not" in text and "no data" in text and "n = 3" in text
@@ -163,14 +163,14 @@ def test_success_removes_the_mark_of_failure(tmp_path):
 def test_a_damaged_result_is_listed_as_failed(tmp_path, text):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "result.json").write_text(text)
-    finished, failed = gather(tmp_path)
+    finished, failed = read_runs(tmp_path)
     assert not finished and failed[0]["run"] == "run" and "run it again" in failed[0]["error"]
-    page(finished, failed, "t")
+    report_page(finished, failed, "t")
 
 
 def test_numbers_of_the_quickstart_are_gathered_too():
     table = {"LVEDV": {"R2": 0.4, "R2_lo": 0.3, "R2_hi": 0.5, "n": 9}}
-    rows = rows_of({"regression": {"PTACL": table}, "alignment": {"global": {"exact": 0.1, "exact_lo": 0.0, "exact_hi": 0.2}}})
+    rows = result_rows({"regression": {"PTACL": table}, "alignment": {"global": {"exact": 0.1, "exact_lo": 0.0, "exact_hi": 0.2}}})
     assert [(r["table"], r["method"], r["phenotype"], r["value"]) for r in rows] == [("alignment", "global", None, 0.1),
                                                                                   ("regression", "PTACL", "LVEDV", 0.4)]
 

@@ -163,7 +163,7 @@ def run(
     typer.echo("\n".join(["", *key_numbers(result), *where]))
 
 # %% ../../nbs/99_cli.ipynb #568152f1
-def said(done: dict): # of `ptacl.studies.report.report`
+def said(done: dict): # of `ptacl.studies.report.write_report`
     "Say where a report lies; status 1 where a run failed."
     typer.echo(f"{done['finished']} finished, {done['failed']} failed\nreport:   {done['html']}\nnumbers:  {done['csv']}\nLaTeX:    {done['tex']}")
     raise typer.Exit(int(done["failed"] > 0))
@@ -171,7 +171,7 @@ def said(done: dict): # of `ptacl.studies.report.report`
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="folder of runs, at any depth")] = Path("reports")):
     "Gather finished and failed runs into one page, one CSV file and LaTeX tables."
-    from ptacl.studies.report import report as gather
+    from ptacl.studies.report import write_report as gather
     try: done = gather(folder)
     except PtaclError as e: fail(e)
     said(done)
@@ -312,3 +312,7 @@ def bench(
     try: typer.echo(result_text(measure(quick, device, only, out)))
     except PtaclError as e: fail(e)
     typer.echo(f"numbers: {out}")
+
+# %% ../../nbs/99_cli.ipynb #5e1f0c39
+if __name__ == "__main__" and "__file__" in globals():   # python -m ptacl.app.cli, in processes of their own
+    app()

@@ -18,8 +18,8 @@ from plotly.offline import get_plotlyjs
 from .comparison import Compared
 from ..core.presets import FS
 from ..evaluate.alignment import colour_scale, map_numbers, patient_scores
-from ..evaluate.figures import ROW, asset, cycle_figure, ecg_figure, map_figure, mean_beat, plotly_colours, whole_beats
-from ..evaluate.whatif import as_batch, disturb, end_systole, film, model_end_systole, occlusion, volume_shape
+from ..evaluate.figures import LEAD_SPACING, asset, cycle_figure, ecg_figure, lead_of_mean_beat, map_figure, plotly_colours, whole_beats
+from ..evaluate.whatif import as_batch, disturb, film, model_end_systole, occlusion, phase_of_smallest_cavity, volume_shape
 from ..nets.joint import PTACL, centre_view
 from ..nets.losses import alignment_matrix
 
@@ -56,7 +56,7 @@ def record_part(mv, r_peaks, p, lost="") -> dict: # mV (1, 12, N), (1, R), prese
     signal, start = crop["ecg"][0].numpy(), float(crop["start"][0])
     beats = whole_beats(r_peaks[0].numpy(), start, p.ecg_crop / FS)
     figures = [ecg_figure(signal, start, FS, beats, part, p.T).to_dict() for part in (slice(0, 6), slice(6, 12))]
-    return {"ecg": figures, "beats": beats, "row": ROW, "lead": mean_beat(signal[1], start, FS, beats)}
+    return {"ecg": figures, "beats": beats, "row": LEAD_SPACING, "lead": lead_of_mean_beat(signal[1], start, FS, beats)}
 
 def cine_part(both: Compared, i: int, cine, lead, beats, maps: dict) -> dict: # cine (1, F, H, W)
     "The film and the cycle under it."
@@ -64,7 +64,7 @@ def cine_part(both: Compared, i: int, cine, lead, beats, maps: dict) -> dict: # 
     known = np.isfinite(ends).all()
     volume = ends[0] + shape * (ends[1] - ends[0]) if known else shape
     beat = float(np.mean(np.diff(beats))) if beats else 1.0
-    systole = float(end_systole(cine)[0])
+    systole = float(phase_of_smallest_cavity(cine)[0])
     seen = {n: float(model_end_systole(m, systole)) if m.isfinite().all() else None for n, m in maps.items()}
     p = both.preset
     return {"film": film(cine, p)[0].tobytes(), "frames": p.frames, "size": p.size, "patch": p.cmr_patch[1],

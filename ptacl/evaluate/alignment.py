@@ -12,160 +12,197 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from collections.abc import Iterable
+from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
+from matplotlib.image import AxesImage
+from torch import Tensor, nn
 from ..core.errors import PtaclError
+from .intervals import bootstrap_weights, percentile_interval
 from ..nets.losses import cosine
-from .retrieval import bootstrap_weights
 
 # %% ../../nbs/65_alignment.ipynb #a7b9e0ec
 def cosine_maps(
-    z_ecg: Tensor,               # (B, T, D) segments
-    z_cmr: Tensor,               # (B, T, D) frames
-    valid: Tensor | None = None, # (B,) patients that have a heartbeat
-) -> Tensor:                     # (B, T, T) float; [b, k, t] is segment k against frame t
+    z_ecg: Tensor,                # (B, T, D) segments
+    z_cmr: Tensor,                # (B, T, D) frames
+    valid: Tensor | None = None,  # (B,) patients that have a heartbeat
+) -> Tensor:                      # (B, T, T) float; [b, k, t] is segment k against frame t
     "Cosine of every ECG segment with every CMR frame of the same patient; NaN where not valid."
     if z_ecg.ndim != 3 or z_ecg.shape != z_cmr.shape:
         raise PtaclError(f"local embeddings must both be (B, T, D), got {tuple(z_ecg.shape)} and {tuple(z_cmr.shape)}")
     maps = cosine(z_ecg, z_cmr)
-    return maps if valid is None else maps.masked_fill(~valid.bool()[:, None, None], float("nan"))
+    if valid is None:
+        return maps
+    return maps.masked_fill(~valid.bool()[:, None, None], float("nan"))
 
 @torch.no_grad()
 def alignment_map(
-    model: Any,       # with `local_embeddings(batch) -> z_ecg (B, T, D), z_cmr (B, T, D), valid (B,)`
-    batch: dict,      # tensors of a batch, on the model's device
-) -> Tensor:          # (B, T, T) cosines, NaN for patients without a heartbeat
+    model: nn.Module,  # with `local_embeddings(batch) -> z_ecg (B, T, D), z_cmr (B, T, D), valid (B,)`
+    batch: dict,       # tensors of a batch, on the model's device
+) -> Tensor:           # (B, T, T) cosines, NaN for patients without a heartbeat
     "The map of Fig. 2 for every patient of a batch, without augmentation noise: the model is in eval mode meanwhile."
     was_training = model.training
     model.eval()
-    try: return cosine_maps(*model.local_embeddings(batch))
-    finally: model.train(was_training)
+    try:
+        return cosine_maps(*model.local_embeddings(batch))
+    finally:
+        model.train(was_training)
 
 # %% ../../nbs/65_alignment.ipynb #dc94bf73
 def chance_scores(
-    T: int, # segments of a beat
-) -> dict:  # exact, within_one, phase_error
+    T: int,  # segments of a beat
+) -> dict:   # exact, within_one, phase_error
     "Expected scores when every segment picks a frame at random."
     return {"exact": 1 / T, "within_one": min(1.0, (3 * T - 2) / T**2), "phase_error": (T**2 // 4) / T**2}
 
 # %% ../../nbs/65_alignment.ipynb #8b3ace94
 def patient_scores(
-    maps: Tensor,   # (B, T, T), NaN for patients without a heartbeat
-    circular: bool = False, # the last frame is a neighbour of the first
-) -> pd.DataFrame:  # B rows; exact, within_one, phase_error; NaN rows stay NaN
+    maps: Tensor,            # (B, T, T), NaN for patients without a heartbeat
+    circular: bool = False,  # the last frame is a neighbour of the first
+) -> pd.DataFrame:           # B rows; exact, within_one, phase_error; NaN rows stay NaN
     "The three scores of every patient, averaged over the segments. Ties go to the earlier frame."
-    if maps.ndim != 3 or maps.shape[1] != maps.shape[2]: raise PtaclError(f"maps must be (B, T, T), got {tuple(maps.shape)}")
-    T, valid = maps.shape[-1], maps.isfinite().all((1, 2))
-    off = (maps.nan_to_num().argmax(-1) - torch.arange(T, device=maps.device)).abs()           # (B, T)
+    if maps.ndim != 3 or maps.shape[1] != maps.shape[2]:
+        raise PtaclError(f"maps must be (B, T, T), got {tuple(maps.shape)}")
+    T = maps.shape[-1]
+    valid = maps.isfinite().all((1, 2))
+    off = (maps.nan_to_num().argmax(-1) - torch.arange(T, device=maps.device)).abs()     # (B, T)
     around = torch.minimum(off, T - off)
-    s = torch.stack([off == 0, (around if circular else off) <= 1, around.double() / T]).mean(-1)      # (3, B)
-    return pd.DataFrame(s.masked_fill(~valid, float("nan")).T.cpu().numpy(), columns=["exact", "within_one", "phase_error"])
+    near = (around if circular else off) <= 1
+    scores = torch.stack([off == 0, near, around.double() / T]).mean(-1)                 # (3, B)
+    scores = scores.masked_fill(~valid, float("nan"))
+    return pd.DataFrame(scores.T.cpu().numpy(), columns=["exact", "within_one", "phase_error"])
 
 def alignment_scores(
-    maps: Tensor,        # (B, T, T), NaN for patients without a heartbeat
-    n_boot: int = 0,     # draws of the patients for intervals; 0 gives none
-    level: float = 0.95, # of the percentile interval
-    seed: int = 0,       # of the draws
-) -> dict:               # exact, within_one, phase_error (cycles), n patients scored, skipped; with n_boot also …_lo, …_hi
+    maps: Tensor,         # (B, T, T), NaN for patients without a heartbeat
+    n_boot: int = 0,      # draws of the patients for intervals; 0 gives none
+    level: float = 0.95,  # of the percentile interval
+    seed: int = 0,        # of the draws
+) -> dict:                # exact, within_one, phase_error (cycles), n patients scored, skipped; with n_boot also …_lo, …_hi
     "Scores of Fig. 2 over all (patient, segment) that have a map. Raises `PtaclError` when no patient has one."
     each = patient_scores(maps)
-    s = each.dropna()
-    if s.empty: raise PtaclError(f"none of {len(each)} patients has a map: all lack two R-peaks in the crop")
-    out = s.mean().to_dict() | {"n": len(s), "skipped": len(each) - len(s)}
+    scored = each.dropna()
+    if scored.empty:
+        raise PtaclError(f"none of {len(each)} patients has a map: all lack two R-peaks in the crop")
+    out = scored.mean().to_dict() | {"n": len(scored), "skipped": len(each) - len(scored)}
     if n_boot:
-        draws = bootstrap_weights(len(s), n_boot, seed) @ s.to_numpy() / len(s)
-        lo, hi = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        for name, a, b in zip(s, lo, hi): out |= {f"{name}_lo": float(a), f"{name}_hi": float(b)}
+        draws = bootstrap_weights(len(scored), n_boot, seed) @ scored.to_numpy() / len(scored)
+        for name, lo, hi in zip(scored, *percentile_interval(draws.T, level)):
+            out |= {f"{name}_lo": float(lo), f"{name}_hi": float(hi)}
     return out
 
 # %% ../../nbs/65_alignment.ipynb #8e9de175
 def map_numbers(
-    maps: dict,                       # name -> (…, T, T) cosines
-    temperature: float | None = None, # softmax(row / temperature) in place of cosines
-    minus: str | None = None,         # name of the model that is subtracted from the others
-) -> dict:                            # name -> (…, T, T) float32 on the CPU; of `minus` itself the numbers as they are
+    maps: dict,                        # name -> (…, T, T) cosines
+    temperature: float | None = None,  # softmax(row / temperature) in place of cosines
+    minus: str | None = None,          # name of the model that is subtracted from the others
+) -> dict:                             # name -> (…, T, T) float32 on the CPU; of `minus` itself the numbers as they are
     "What a picture of alignment maps shows. Raises `PtaclError` on a temperature ≤ 0."
-    if temperature is not None and not temperature > 0: raise PtaclError(f"the temperature must be > 0, got {temperature}")
-    maps = {k: m.detach().float().cpu() for k, m in maps.items()}
-    if temperature: maps = {k: (m / temperature).softmax(-1) for k, m in maps.items()}
-    return maps if minus is None else {k: m if k == minus else m - maps[minus] for k, m in maps.items()}
+    if temperature is not None and not temperature > 0:
+        raise PtaclError(f"the temperature must be > 0, got {temperature}")
+    maps = {name: m.detach().float().cpu() for name, m in maps.items()}
+    if temperature:
+        maps = {name: (m / temperature).softmax(-1) for name, m in maps.items()}
+    if minus is None:
+        return maps
+    return {name: m if name == minus else m - maps[minus] for name, m in maps.items()}
 
 def colour_scale(
-    numbers,                          # arrays that are drawn together
-    temperature: float | None = None, # as in `map_numbers`
-    difference: bool = False,         # they are differences between models
-) -> dict:                            # cmap, vmin, vmax, label
+    numbers: Iterable,                 # arrays that are drawn together
+    temperature: float | None = None,  # as in `map_numbers`
+    difference: bool = False,          # they are differences between models
+) -> dict:                             # cmap, vmin, vmax, label
     "One scale for all of them; what is not finite does not count."
-    shown = torch.cat([torch.as_tensor(x, dtype=torch.float32).flatten() for x in numbers])
-    shown = shown[shown.isfinite()]
-    lo, hi = (shown.min().item(), shown.max().item()) if len(shown) else (0., 1.)
+    values = torch.cat([torch.as_tensor(x, dtype=torch.float32).flatten() for x in numbers])
+    values = values[values.isfinite()]
+    lo, hi = (values.min().item(), values.max().item()) if len(values) else (0., 1.)
     unit = "softmax weight" if temperature else "cosine"
-    if not difference: return {"cmap": "viridis", "vmin": lo, "vmax": hi, "label": unit}
+    if not difference:
+        return {"cmap": "viridis", "vmin": lo, "vmax": hi, "label": unit}
     most = max(-lo, hi)
     return {"cmap": "berlin", "vmin": -most, "vmax": most, "label": f"difference in {unit}"}
 
 # %% ../../nbs/65_alignment.ipynb #5a49840b
-def _draw(ax, m, title, marks, **kw): # m (T, T)
-    "One map, with segment k from top to bottom."
-    im = ax.imshow(m, aspect="equal", **kw)
+def _draw_map(ax: Axes, m: np.ndarray, title: str, marks: bool, **colours) -> AxesImage:
+    "One map (T, T), with segment k from top to bottom."
     T = len(m)
-    if marks: ax.plot(m.argmax(1), np.arange(T), ".", color="white", ms=4, mec="black", mew=0.4)
-    ax.set_xticks(range(0, T, max(1, T // 4))); ax.set_yticks(range(0, T, max(1, T // 4)))
-    ax.tick_params(labelsize=7, length=2); ax.set_title(title, fontsize=8, pad=3)
-    return im
+    image = ax.imshow(m, aspect="equal", **colours)
+    if marks:
+        ax.plot(m.argmax(1), np.arange(T), ".", color="white", ms=4, mec="black", mew=0.4)
+    ticks = range(0, T, max(1, T // 4))
+    ax.set_xticks(ticks)
+    ax.set_yticks(ticks)
+    ax.tick_params(labelsize=7, length=2)
+    ax.set_title(title, fontsize=8, pad=3)
+    return image
 
-def _tiles(maps, patients, temperature, names=None): # maps: name -> (B, T, T)
-    "What to draw: name -> [(title, (T, T))], the patients and then the mean of all."
+def _tiles(maps: dict, patients, temperature: float | None, names=None) -> dict:
+    "What to draw of each model: name -> [(title, (T, T))], the patients and then the mean of all."
     lacking = [i for i in patients if any(m[i].isnan().any() for m in maps.values())]
-    if lacking: raise PtaclError(f"patients {lacking} have no map (fewer than two R-peaks in the crop): choose others")
-    title = lambda i: f"patient {i}" if names is None else names[i]
-    mean = lambda m: (f"mean of {int(m.isfinite().all((1, 2)).sum())}", m.nanmean(0).numpy())
-    return {k: [*((title(i), m[i].numpy()) for i in patients), mean(m)] for k, m in map_numbers(maps, temperature).items()}
+    if lacking:
+        raise PtaclError(f"patients {lacking} have no map (fewer than two R-peaks in the crop): choose others")
+    tiles = {}
+    for name, m in map_numbers(maps, temperature).items():
+        single = [(f"patient {i}" if names is None else names[i], m[i].numpy()) for i in patients]
+        n = int(m.isfinite().all((1, 2)).sum())
+        tiles[name] = [*single, (f"mean of {n}", m.nanmean(0).numpy())]
+    return tiles
 
-def _bar(sub, im, label, box): # box: left, bottom, width, height
-    "A colour bar in a place of its own."
-    bar = sub.colorbar(im, cax=sub.add_axes(box))
-    bar.set_label(label, fontsize=9); bar.ax.tick_params(labelsize=7)
-
-def _target(sub, target): # (T, T)
+# %% ../../nbs/65_alignment.ipynb #8616109f
+def _draw_target(sub: SubFigure, target: Tensor):  # (T, T)
     "The target, with a scale of its own."
     sub.suptitle("target", fontsize=10)
     ax = sub.subplots()
-    im = _draw(ax, target.cpu().numpy(), "weights P of the local loss", False, cmap="viridis", vmin=0)
-    ax.set_xlabel("CMR frame t", fontsize=8); ax.set_ylabel("ECG segment k", fontsize=8)
-    bar = sub.colorbar(im, ax=ax, orientation="horizontal", shrink=0.8)
-    bar.set_label("weight", fontsize=8); bar.ax.tick_params(labelsize=7)
+    image = _draw_map(ax, target.cpu().numpy(), "weights P of the local loss", False, cmap="viridis", vmin=0)
+    ax.set_xlabel("CMR frame t", fontsize=8)
+    ax.set_ylabel("ECG segment k", fontsize=8)
+    bar = sub.colorbar(image, ax=ax, orientation="horizontal", shrink=0.8)
+    bar.set_label("weight", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+
+def _draw_block(sub: SubFigure, name: str, tiles: list, columns: int, marks: bool, colours: dict) -> AxesImage:
+    "The maps of one model in two rows."
+    sub.suptitle(name, fontsize=10)
+    grid = sub.subplots(2, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for ax in grid[len(tiles):]:
+        ax.set_axis_off()
+    for ax, (title, m) in zip(grid, tiles):
+        image = _draw_map(ax, m, title, marks, **colours)
+    sub.supylabel("ECG segment k", fontsize=8)
+    return image
 
 # %% ../../nbs/65_alignment.ipynb #81653c41
 def plot_alignment(
-    maps: dict,                       # model name -> (B, T, T) of the same patients, in the order of drawing
-    target: Tensor | None = None,     # (T, T) weights of the local loss, drawn at the right
-    patients=(0, 1, 2),               # which patients to show beside the mean
-    temperature: float | None = None, # draw softmax(row / temperature) in place of cosines
-    beat: float = 1.0,                # seconds of a heartbeat, for the length of a step at the axis
-    argmax: bool = True,              # dot at the frame most similar to each segment
-    names=None,                       # of all patients; None: their numbers
+    maps: dict,                        # model name -> (B, T, T) of the same patients, in the order of drawing
+    target: Tensor | None = None,      # (T, T) weights of the local loss, drawn at the right
+    patients=(0, 1, 2),                # which patients to show beside the mean
+    temperature: float | None = None,  # draw softmax(row / temperature) in place of cosines
+    beat: float = 1.0,                 # seconds of a heartbeat, for the length of a step at the axis
+    argmax: bool = True,               # dot at the frame most similar to each segment
+    names=None,                        # of all patients; None: their numbers
 ) -> plt.Figure:
     "Fig. 2 of the paper: patients and their mean for each model, and the target. Raises `PtaclError` on a patient without a map."
-    tiles, cols = _tiles(maps, patients, temperature, names), (len(patients) + 2) // 2
-    scale = colour_scale([t for block in tiles.values() for _, t in block], temperature)
+    tiles = _tiles(maps, patients, temperature, names)
+    scale = colour_scale([m for block in tiles.values() for _, m in block], temperature)
     colours = {k: scale[k] for k in ("cmap", "vmin", "vmax")}
-    T, ratios = len(next(iter(tiles.values()))[0][1]), [cols] * len(maps) + [0.52] + ([cols * 0.85] if target is not None else [])
-    fig = plt.figure(figsize=(min(9.2, 1.5 * sum(ratios)), 3.5), layout="constrained")
-    blocks: Any = fig.subfigures(1, len(ratios), width_ratios=ratios)
+    columns = (len(patients) + 2) // 2
+    widths = [columns] * len(maps) + [0.52] + ([columns * 0.85] if target is not None else [])
+    fig = plt.figure(figsize=(min(9.2, 1.5 * sum(widths)), 3.5), layout="constrained")
+    blocks = fig.subfigures(1, len(widths), width_ratios=widths)
+    T = next(iter(maps.values())).shape[-1]
     for sub, (name, block) in zip(blocks, tiles.items()):
-        sub.suptitle(name, fontsize=10)
-        grid = sub.subplots(2, cols, sharex=True, sharey=True, squeeze=False).ravel()
-        for ax in grid[len(block):]: ax.set_axis_off()
-        for ax, (title, m) in zip(grid, block): im = _draw(ax, m, title, argmax, **colours)
-        sub.supxlabel(f"CMR frame t  (step {1000 * beat / T:.0f} ms)", fontsize=8); sub.supylabel("ECG segment k", fontsize=8)
-    _bar(blocks[len(maps)], im, scale["label"], (0.1, 0.2, 0.2, 0.62))
-    if target is not None: _target(blocks[-1], target)
+        image = _draw_block(sub, name, block, columns, argmax, colours)
+        sub.supxlabel(f"CMR frame t  (step {1000 * beat / T:.0f} ms)", fontsize=8)
+    bar = blocks[len(maps)].colorbar(image, cax=blocks[len(maps)].add_axes((0.1, 0.2, 0.2, 0.62)))
+    bar.set_label(scale["label"], fontsize=9)
+    bar.ax.tick_params(labelsize=7)
+    if target is not None:
+        _draw_target(blocks[-1], target)
     return fig
 
 # %% ../../nbs/65_alignment.ipynb #8395575f
 def lag_profile(
-    maps: Tensor, # (B, T, T), NaN for patients without a heartbeat
-) -> pd.Series:   # index lag t − k in segments, −T//2 … ; mean cosine
+    maps: Tensor,  # (B, T, T), NaN for patients without a heartbeat
+) -> pd.Series:    # index lag t − k in segments, −T//2 … ; mean cosine
     "Mean cosine at each lag between CMR frame and ECG segment, around the cycle, over all patients that have a map."
     T = maps.shape[-1]
     k = torch.arange(T, device=maps.device)
@@ -175,7 +212,7 @@ def lag_profile(
 
 # %% ../../nbs/65_alignment.ipynb #f1cbe7fd
 def stand_still(
-    batch: dict, # with `cine` (B, F, H, W)
-) -> dict:
-    "The same batch with films that show end-diastole throughout: a control for alignment maps."
+    batch: dict,  # with `cine` (B, F, H, W)
+) -> dict:        # the same with films that show end-diastole throughout
+    "A control for alignment maps: the batch without the motion of the heart."
     return batch | {"cine": batch["cine"][:, :1].expand_as(batch["cine"])}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_TABLE1', 'gaussian_random_precision', 'as_numbers', 'query_results', 'retrieval_table', 'phenotype_retrieval',
-           'random_retrieval', 'bootstrap_weights', 'weight_blocks', 'retrieval_draws', 'retrieval_interval']
+           'random_retrieval', 'retrieval_draws', 'retrieval_interval']
 
 # %% ../../nbs/60_retrieval.ipynb #86282403
 import numpy as np
@@ -12,7 +12,9 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.stats import norm
+from torch import Tensor
 from ..core.errors import PtaclError
+from .intervals import percentile_interval, weight_blocks
 
 # %% ../../nbs/60_retrieval.ipynb #dde817de
 def gaussian_random_precision(
@@ -22,81 +24,114 @@ def gaussian_random_precision(
     return float(2 * norm.cdf(tolerance / np.sqrt(2)) - 1)
 
 # %% ../../nbs/60_retrieval.ipynb #7d181c38
-def _rank_keys(q, g, first: int, exclude_self: bool): # q (c, D), g (n, D) unit vectors; first: row of q[0] in the gallery
-    "Integer (c, n), larger = ranked earlier; unique within a row."
+def _rank_keys(
+    q: Tensor,           # (c, D) unit vectors
+    g: Tensor,           # (n, D) unit vectors
+    first: int,          # row of q[0] in the gallery
+    exclude_self: bool,
+) -> Tensor:             # (c, n) integers, larger = ranked earlier; unique within a row
+    "Rounded similarity and place in the gallery as one number."
     n = len(g)
     keys = (q @ g.T).mul_(2**22).round_().to(torch.int64).mul_(n)
     keys += torch.arange(n - 1, -1, -1, device=g.device)
-    if exclude_self: keys.diagonal(first).fill_(torch.iinfo(torch.int64).min)
+    if exclude_self:
+        keys.diagonal(first).fill_(torch.iinfo(torch.int64).min)
     return keys
 
 # %% ../../nbs/60_retrieval.ipynb #9df63afd
-def _first_match(keys, y, rows, tol): # keys (c, n), y (n,) one phenotype, rows: (which rows of keys, their place in y)
-    "Ranks (r,) of the first match among the whole gallery; NaN where there is none."
-    keys, yq = keys[rows[0]], y[rows[1]]
+def _first_match(
+    keys: Tensor,  # (c, n)
+    y: Tensor,     # (n,) one phenotype
+    rows: Tensor,  # (r,) rows of keys
+    asked: Tensor, # (r,) their places in y
+    tol: Tensor,
+) -> Tensor:       # (r,) rank of the first match among the whole gallery; NaN where there is none
+    "The slow way, for queries whose best candidates hold no match."
+    keys = keys[rows]
     never = torch.iinfo(torch.int64).min
-    best = keys.masked_fill(~((y - yq[:, None]).abs() <= tol), never).amax(1, keepdim=True)
+    match = (y - y[asked][:, None]).abs() <= tol
+    best = keys.masked_fill(~match, never).amax(1, keepdim=True)
     rank = (keys > best).sum(1).double() + 1
     return rank.masked_fill(best[:, 0] == never, float("nan"))
 
-def _score_chunk(keys, y, tol, first: int, ks, top: int): # keys (c, n), y (n, P) float64, tol (P,)
-    "P@k and rank of each query and phenotype (c, P, len(ks) + 1)."
-    mine = torch.arange(first, first + len(keys), device=y.device)
-    hit = (y[keys.topk(top, 1).indices] - y[mine, None]).abs() <= tol              # (c, top, P)
+# %% ../../nbs/60_retrieval.ipynb #137386ed
+def _score_chunk(
+    keys: Tensor,   # (c, n)
+    y: Tensor,      # (n, P) float64 phenotypes
+    tol: Tensor,    # (P,)
+    first: int,     # place of the first query in y
+    ks,             # depths
+    top: int,       # candidates that are looked at
+) -> Tensor:        # (c, P, len(ks) + 1)
+    "P@k and rank of each query and phenotype."
+    asked = torch.arange(first, first + len(keys), device=y.device)
+    hit = (y[keys.topk(top, 1).indices] - y[asked, None]).abs() <= tol    # (c, top, P)
     found = hit.cumsum(1)
-    out = [found[:, k - 1] / k for k in ks]
+    precision = [found[:, k - 1] / k for k in ks]
     rank = hit.int().argmax(1).double() + 1
-    for p in range(y.shape[1]):                                                    # the few that the top does not settle
-        late = torch.nonzero((found[:, -1, p] == 0) & ~y[mine, p].isnan())[:, 0]
-        if len(late): rank[late, p] = _first_match(keys, y[:, p], (late, mine[late]), tol[p])
-    return torch.stack([*out, rank], -1).double().masked_fill(y[mine].isnan()[..., None], float("nan"))
+    for p in range(y.shape[1]):                                           # the few that the top does not settle
+        late = torch.nonzero((found[:, -1, p] == 0) & ~y[asked, p].isnan())[:, 0]
+        if len(late):
+            rank[late, p] = _first_match(keys, y[:, p], late, asked[late], tol[p])
+    scores = torch.stack([*precision, rank], -1).double()
+    return scores.masked_fill(y[asked].isnan()[..., None], float("nan"))
 
 # %% ../../nbs/60_retrieval.ipynb #f7a1b807
-def as_numbers(table: pd.DataFrame) -> np.ndarray: # (n, columns) float64, NaN where missing
+def as_numbers(table: pd.DataFrame) -> np.ndarray:  # (n, columns) float64, NaN where missing
     "Values of a table of phenotypes. Raises `PtaclError` on columns that hold no numbers."
     text = list(table.select_dtypes(exclude=["number", "bool"]))
-    if text: raise PtaclError(f"phenotype columns without numbers: {', '.join(map(str, text))}. Leave them out or convert them")
+    if text:
+        raise PtaclError(f"phenotype columns without numbers: {', '.join(map(str, text))}", "Leave them out or convert them")
     return table.to_numpy(dtype="float64", na_value=np.nan)
 
-def _check(q, g, y, ks, exclude_self):
-    if q.ndim != 2 or q.shape != g.shape or len(y) != len(q):
+# %% ../../nbs/60_retrieval.ipynb #0318b79b
+def _check_embeddings(q: Tensor, g: Tensor, n_phenotypes: int):
+    "Raises `PtaclError` where patients do not fit or embeddings hold NaN."
+    if q.ndim != 2 or q.shape != g.shape or n_phenotypes != len(q):
         raise PtaclError("retrieval needs queries (n, D), gallery (n, D) and n rows of phenotypes of the same patients in order; "
-                         f"got {tuple(q.shape)}, {tuple(g.shape)} and {len(y)} rows")
-    if len(q) < 2: raise PtaclError(f"retrieval needs at least 2 patients, got {len(q)}")
+                         f"got {tuple(q.shape)}, {tuple(g.shape)} and {n_phenotypes} rows")
+    if len(q) < 2:
+        raise PtaclError(f"retrieval needs at least 2 patients, got {len(q)}")
     for name, e in (("queries", q), ("gallery", g)):
         bad = (~e.isfinite().all(1)).sum().item()
-        if bad: raise PtaclError(f"{bad} of {len(e)} {name} hold NaN or infinity: leave these patients out or mend the model")
-    most = len(q) - int(exclude_self)
+        if bad:
+            raise PtaclError(f"{bad} of {len(e)} {name} hold NaN or infinity: leave these patients out or mend the model")
+
+def _check_depths(ks, n: int, exclude_self: bool):
+    "Raises `PtaclError` where the gallery is too small for a depth."
+    most = n - int(exclude_self)
     if not ks or min(ks) < 1 or max(ks) > most:
-        raise PtaclError(f"ks {tuple(ks)}: each must lie between 1 and the {most} candidates that {len(q)} patients give")
+        raise PtaclError(f"ks {tuple(ks)}: each must lie between 1 and the {most} candidates that {n} patients give")
 
 # %% ../../nbs/60_retrieval.ipynb #5fe5a0bc
 @torch.no_grad()
 def query_results(
-    queries,                   # (n, D) ECG embeddings, tensor or array; runs on the tensor's device
-    gallery,                   # (n, D) CMR embeddings of the same patients in the same order
-    phenotypes: pd.DataFrame,  # n rows, one column per phenotype, NaN where missing
-    ks=(1, 3, 5, 10, 15),      # depths of P@k
-    tolerance: float = 0.5,    # half width of a match, in standard deviations over the test set
-    exclude_self: bool = True, # leave the query's own CMR out of its gallery
-) -> pd.DataFrame:             # n rows; columns (phenotype, "P@k" … or "rank")
+    queries,                    # (n, D) ECG embeddings, tensor or array; runs on the tensor's device
+    gallery,                    # (n, D) CMR embeddings of the same patients in the same order
+    phenotypes: pd.DataFrame,   # n rows, one column per phenotype, NaN where missing
+    ks=(1, 3, 5, 10, 15),       # depths of P@k
+    tolerance: float = 0.5,     # half width of a match, in standard deviations over the test set
+    exclude_self: bool = True,  # leave the query's own CMR out of its gallery
+) -> pd.DataFrame:              # n rows; columns (phenotype, "P@k" … or "rank")
     "Precision at each k and rank of the first match of every query. Raises `PtaclError` on shapes, NaN, too few patients."
-    q, g = torch.as_tensor(queries).float(), torch.as_tensor(gallery).float()
-    _check(q, g, phenotypes, ks, exclude_self)
+    q, g = (torch.as_tensor(z).float() for z in (queries, gallery))
+    _check_embeddings(q, g, len(phenotypes))
+    _check_depths(ks, len(q), exclude_self)
     q, g = F.normalize(q, dim=1), F.normalize(g, dim=1).to(q.device)
     y = torch.as_tensor(as_numbers(phenotypes), device=q.device)
     tol = torch.as_tensor(phenotypes.std(ddof=0).to_numpy(dtype="float64"), device=q.device) * tolerance
-    n, chunk = len(q), max(1, 2**23 // len(q))
+    n = len(q)
     top = min(max(64, *ks), n - int(exclude_self))
-    out = torch.cat([_score_chunk(_rank_keys(q[i:i + chunk], g, i, exclude_self), y, tol, i, ks, top)
-                     for i in range(0, n, chunk)])
-    columns = pd.MultiIndex.from_product([phenotypes.columns, [*(f"P@{k}" for k in ks), "rank"]], names=["phenotype", None])
-    return pd.DataFrame(out.flatten(1).cpu().numpy(), index=phenotypes.index, columns=columns)
+    size = max(1, 2**23 // n)
+    chunks = [_score_chunk(_rank_keys(q[i:i + size], g, i, exclude_self), y, tol, i, ks, top) for i in range(0, n, size)]
+    scores = [*(f"P@{k}" for k in ks), "rank"]
+    columns = pd.MultiIndex.from_product([phenotypes.columns, scores], names=["phenotype", None])
+    return pd.DataFrame(torch.cat(chunks).flatten(1).cpu().numpy(), index=phenotypes.index, columns=columns)
 
 # %% ../../nbs/60_retrieval.ipynb #4b6d456b
 def retrieval_table(
-    results: pd.DataFrame, # from `query_results`
-) -> pd.DataFrame:         # index phenotype; columns P@k …, MnR, MdR
+    results: pd.DataFrame,  # from `query_results`
+) -> pd.DataFrame:          # index phenotype; columns P@k …, MnR, MdR
     "Table 1 from the results of single queries: means, and the mean and median rank of the first match."
     names = list(dict.fromkeys(results.columns.get_level_values(0)))
     table = results.mean().unstack()[list(results[names[0]].columns)].rename(columns={"rank": "MnR"}).loc[names]
@@ -104,67 +139,63 @@ def retrieval_table(
     return table.rename_axis("phenotype").rename_axis(None, axis=1)
 
 def phenotype_retrieval(
-    queries,                   # (n, D) ECG embeddings, tensor or array
-    gallery,                   # (n, D) CMR embeddings of the same patients in the same order
-    phenotypes: pd.DataFrame,  # n rows, one column per phenotype, NaN where missing
-    ks=(1, 3, 5, 10, 15),      # depths of P@k
-    tolerance: float = 0.5,    # half width of a match, in standard deviations over the test set
-    exclude_self: bool = True, # leave the query's own CMR out of its gallery
-) -> pd.DataFrame:             # index phenotype; columns P@k …, MnR, MdR
+    queries,                    # (n, D) ECG embeddings, tensor or array
+    gallery,                    # (n, D) CMR embeddings of the same patients in the same order
+    phenotypes: pd.DataFrame,   # n rows, one column per phenotype, NaN where missing
+    ks=(1, 3, 5, 10, 15),       # depths of P@k
+    tolerance: float = 0.5,     # half width of a match, in standard deviations over the test set
+    exclude_self: bool = True,  # leave the query's own CMR out of its gallery
+) -> pd.DataFrame:              # index phenotype; columns P@k …, MnR, MdR
     "Table 1 of the paper: retrieval of patients with similar phenotypes by cosine similarity."
     return retrieval_table(query_results(queries, gallery, phenotypes, ks, tolerance, exclude_self))
 
+# %% ../../nbs/60_retrieval.ipynb #ebb0f34f
 def random_retrieval(
-    phenotypes: pd.DataFrame, # n rows, one column per phenotype
-    seed: int = 0,            # of the random embeddings
-    **kw,                     # ks, tolerance, exclude_self as above
-) -> pd.DataFrame:            # the same table
+    phenotypes: pd.DataFrame,  # n rows, one column per phenotype
+    seed: int = 0,             # of the random embeddings
+    **options,                 # ks, tolerance, exclude_self as above
+) -> pd.DataFrame:             # the same table
     "The random row, measured: retrieval with embeddings that know nothing."
     q, g = torch.randn(2, len(phenotypes), 64, generator=torch.Generator().manual_seed(seed))
-    return phenotype_retrieval(q, g, phenotypes, **kw)
+    return phenotype_retrieval(q, g, phenotypes, **options)
 
 # %% ../../nbs/60_retrieval.ipynb #7de642fb
-def bootstrap_weights(
-    n: int,             # patients
-    n_boot: int = 1000, # draws
-    seed=0,             # the same seed gives the same draws, so that methods are compared in pairs
-) -> np.ndarray:        # (n_boot, n), how often each patient was drawn; rows sum to n
-    "Draws of n patients with replacement, as weights."
-    drawn = np.random.default_rng(seed).integers(n, size=(n_boot, n)) + n * np.arange(n_boot)[:, None]
-    return np.bincount(drawn.ravel(), minlength=n * n_boot).reshape(n_boot, n).astype(float)
-
-def weight_blocks(n: int, n_boot: int, seed: int = 0, most: int = 2**24): # as above; most: weights of a block
-    "The same in blocks of bounded size: yields (b, n) until n_boot draws are made."
-    step = max(1, most // n)
-    for start in range(0, n_boot, step): yield bootstrap_weights(n, min(step, n_boot - start), (seed, start))
-
-def _weighted_median(x, W): # x (n,) with NaN, W (b, n)
-    "Median of x under each row of weights (b,): the middle value, or the mean of the two middle ones."
+def _weighted_median(
+    x: np.ndarray,  # (n,) with NaN
+    W: np.ndarray,  # (b, n) weights
+) -> np.ndarray:    # (b,)
+    "Median under each row of weights: the middle value, or the mean of the two middle ones."
     order = np.argsort(x)[: np.isfinite(x).sum()]
-    if not len(order): return np.full(len(W), np.nan)
+    if not len(order):
+        return np.full(len(W), np.nan)
     total = W[:, order].cumsum(1)
     x, half = x[order], total[:, -1:] / 2
     return (x[(total >= half).argmax(1)] + x[(total > half).argmax(1)]) / 2
 
 # %% ../../nbs/60_retrieval.ipynb #b57123c8
-def _draws(results, W): # results of single queries, W (b, n)
-    "Every cell of the table under each row of weights: dict (phenotype, column) -> (b,)."
+def _weighted_table(
+    results: pd.DataFrame,  # of single queries
+    W: np.ndarray,          # (b, n) weights of the queries
+) -> dict:                  # (phenotype, column) -> (b,)
+    "Every cell of `retrieval_table` under each row of weights."
     x = results.to_numpy()
-    there = np.isfinite(x)
-    with np.errstate(invalid="ignore"): means = (W @ np.where(there, x, 0)) / (W @ there)
+    known = np.isfinite(x)
+    with np.errstate(invalid="ignore"):
+        means = (W @ np.where(known, x, 0)) / (W @ known)
     cells = {(p, "MnR" if m == "rank" else m): means[:, i] for i, (p, m) in enumerate(results.columns)}
     ranks = results.xs("rank", axis=1, level=1)
     return cells | {(p, "MdR"): _weighted_median(ranks[p].to_numpy(), W) for p in ranks}
 
 def retrieval_draws(
-    results: pd.DataFrame, # from `query_results`
-    n_boot: int = 1000,    # draws of the patients
-    seed: int = 0,         # of the draws: with the same seed, two models are seen on the same draws
-) -> dict:                 # (phenotype, column) -> (n_boot,)
+    results: pd.DataFrame,  # from `query_results`
+    n_boot: int = 1000,     # draws of the patients
+    seed: int = 0,          # of the draws: with the same seed, two models are seen on the same draws
+) -> dict:                  # (phenotype, column) -> (n_boot,)
     "Every cell of `retrieval_table` on every draw."
-    blocks = [_draws(results, W) for W in weight_blocks(len(results), n_boot, seed)]
-    return {c: np.concatenate([b[c] for b in blocks]) for c in blocks[0]}
+    blocks = [_weighted_table(results, W) for W in weight_blocks(len(results), n_boot, seed)]
+    return {cell: np.concatenate([block[cell] for block in blocks]) for cell in blocks[0]}
 
+# %% ../../nbs/60_retrieval.ipynb #f473c06f
 def retrieval_interval(
     results: pd.DataFrame,              # from `query_results`
     minus: pd.DataFrame | None = None,  # of another model on the same patients: interval of the difference results − minus
@@ -173,19 +204,21 @@ def retrieval_interval(
     seed: int = 0,                      # of the draws
 ) -> pd.DataFrame:                      # index phenotype; columns P@1_lo, P@1_hi, … MdR_lo, MdR_hi
     "Bootstrap percentile interval over patients for every cell of `retrieval_table`, or for the difference of two."
-    if minus is not None and not (results.index.equals(minus.index) and results.columns.equals(minus.columns)):
-        raise PtaclError("a paired difference needs both models on the same patients, phenotypes and ks")
-    cells = retrieval_draws(results, n_boot, seed)
-    if minus is not None: cells = {c: x - other for (c, x), other in zip(cells.items(), retrieval_draws(minus, n_boot, seed).values())}
+    draws = retrieval_draws(results, n_boot, seed)
+    if minus is not None:
+        if not (results.index.equals(minus.index) and results.columns.equals(minus.columns)):
+            raise PtaclError("a paired difference needs both models on the same patients, phenotypes and ks")
+        others = retrieval_draws(minus, n_boot, seed)
+        draws = {cell: draws[cell] - others[cell] for cell in draws}
     table = retrieval_table(results)
-    at = lambda x, q: np.nanquantile(x, q) if np.isfinite(x).any() else np.nan
-    return pd.DataFrame({f"{m}_{end}": [at(cells[p, m], q) for p in table.index]
-                         for m in table for end, q in (("lo", (1 - level) / 2), ("hi", (1 + level) / 2))}, index=table.index)
+    columns = {}
+    for score in table:
+        ends = percentile_interval(np.stack([draws[p, score] for p in table.index]), level)
+        columns |= {f"{score}_lo": ends[0], f"{score}_hi": ends[1]}
+    return pd.DataFrame(columns, index=table.index)
 
 # %% ../../nbs/60_retrieval.ipynb #ccc4b616
-def _paper_table1():
-    "Table 1 as printed: global/PTACL for P@1 3 5 10 15, MnR, MdR; then random P@1 and P@10."
-    rows = """
+_PRINTED_TABLE1 = """
     LVEDV .492 .510 .462 .463 .445 .444 .426 .427 .416 .415 3.1 2.9 2 1 .291 .287
     LVESV .501 .524 .469 .480 .456 .461 .438 .442 .429 .432 3.0 3.0 1 1 .303 .284
     LVSV  .458 .472 .417 .423 .404 .405 .387 .388 .380 .377 3.4 3.2 2 2 .294 .296
@@ -196,10 +229,18 @@ def _paper_table1():
     RVESV .518 .531 .485 .494 .471 .476 .455 .460 .446 .451 2.8 2.6 1 1 .290 .281
     RVSV  .458 .473 .420 .428 .403 .408 .386 .390 .380 .382 3.8 3.7 2 2 .285 .289
     RVEF  .433 .443 .397 .405 .383 .390 .370 .373 .364 .365 4.3 4.2 2 2 .288 .290"""
-    t = pd.DataFrame([r.split() for r in rows.strip().split("\n")]).set_index(0).astype(float).rename_axis("phenotype")
+
+def _paper_table1() -> pd.DataFrame:
+    "Table 1 as printed: global/PTACL for P@1 3 5 10 15, MnR, MdR; then random P@1 and P@10."
+    rows = [row.split() for row in _PRINTED_TABLE1.strip().split("\n")]
+    table = pd.DataFrame(rows).set_index(0).astype(float).rename_axis("phenotype")
     names = ["P@1", "P@3", "P@5", "P@10", "P@15", "MnR", "MdR"]
-    parts = {"random": t.iloc[:, 14:].set_axis(["P@1", "P@10"], axis=1).reindex(columns=names),
-             "global": t.iloc[:, 0:14:2].set_axis(names, axis=1), "PTACL": t.iloc[:, 1:14:2].set_axis(names, axis=1)}
+    random = table.iloc[:, 14:].set_axis(["P@1", "P@10"], axis=1).reindex(columns=names)
+    parts = {
+        "random": random,
+        "global": table.iloc[:, 0:14:2].set_axis(names, axis=1),
+        "PTACL": table.iloc[:, 1:14:2].set_axis(names, axis=1),
+    }
     return pd.concat(parts, names=["method"])
 
-PAPER_TABLE1 = _paper_table1() # index (method, phenotype): the values as printed in the paper
+PAPER_TABLE1 = _paper_table1()  # index (method, phenotype): the values as printed in the paper
