@@ -124,10 +124,10 @@ def audit(
     history: Annotated[bool, typer.Option(help="search all versions that git keeps, too")] = True,
 ):
     "Find what looks like a participant id. Status 1 where there is something."
-    from ptacl.app.audit import audit as search, summary
+    from ptacl.app.audit import audit as search, describe_findings
     try: findings = search(path, history)
     except PtaclError as e: fail(e)
-    typer.echo(summary(findings))
+    typer.echo(describe_findings(findings))
     raise typer.Exit(int(len(findings) > 0))
 
 # %% ../../nbs/99_cli.ipynb #cf61b030
