@@ -234,11 +234,11 @@ def predict(files: FILES, model: MODEL, probe: Annotated[Path, typer.Option(help
             level: Annotated[float, typer.Option(help="share of patients whose truth lies in the interval")] = 0.9,
             workers: WORKERS = -1, key: KEY = None, own_names: OWN = False, allow: ALLOW = None, device: DEVICE = None):
     "Predict phenotypes of ECG files, each with its interval; without one where a fault was allowed."
-    from ptacl.inference.prediction import load_probe, predict as predict_files
+    from ptacl.inference.prediction import load_probe, predict_phenotypes
     options = {"workers": workers, "key": key, "own_names": own_names, "allow": allow or ()}
     try:
         module = features_of(model, device=device)
-        written = predict_files(files, module, load_probe(probe, module), out, level, **options)
+        written = predict_phenotypes(files, module, load_probe(probe, module), out, level, **options)
     except PtaclError as e: fail(e)
     done(written)
 
@@ -260,8 +260,8 @@ def probe(model: MODEL, cohort: Annotated[Path, typer.Option(help="cohort with p
 def export(model: MODEL, out: Annotated[Path, typer.Option(help="file to write: .onnx or .pt2")],
            projected: Annotated[bool, typer.Option(help="with the projection of the joint model")] = False):
     "Write the ECG encoder for other software, and compare it with the original."
-    from ptacl.inference.export import export as write
-    try: worst = write(features_of(model, projected, "cpu"), out)
+    from ptacl.inference.export import export_encoder
+    try: worst = export_encoder(features_of(model, projected, "cpu"), out)
     except PtaclError as e: fail(e)
     typer.echo(f"{out.name}: differs from the model by {worst:.1e} at most")
 
