@@ -10,6 +10,7 @@ import json
 import pandas as pd
 import tempfile
 import torch
+from fastcore.basics import patch
 from importlib.resources import files
 from pathlib import Path
 from platformdirs import user_cache_dir
@@ -155,14 +156,18 @@ class Compared:
         batch = as_batch(mv, r_peaks, cine, self.preset.normalize)
         return {name: layer_maps(model, batch) for name, model in self.models.items()}
 
-    def at(self, maps: torch.Tensor, depth: int) -> torch.Tensor: # (…, depths, T, T) -> (…, T, T)
-        "Maps at a depth, in proportion where a model has fewer layers."
-        deepest = maps.shape[-3] - 1
-        return maps[..., round(depth * deepest / max(self.depth, 1)), :, :]
+# %% ../../nbs/70_comparison.ipynb #17c49d5f
+@patch
+def at(self: Compared, maps: torch.Tensor, depth: int) -> torch.Tensor: # (…, depths, T, T) -> (…, T, T)
+    "Maps at a depth, in proportion where a model has fewer layers."
+    deepest = maps.shape[-3] - 1
+    return maps[..., round(depth * deepest / max(self.depth, 1)), :, :]
 
-    def scores(self, circular: bool = False) -> pd.DataFrame: # index: patients; columns (model, score)
-        "Exact, within_one and phase_error of every patient under every model."
-        tables = {}
-        for name, maps in self.maps.items():
-            tables[name] = patient_scores(maps[:, -1], circular).set_axis(self.ids)
-        return pd.concat(tables, axis=1)
+
+@patch
+def scores(self: Compared, circular: bool = False) -> pd.DataFrame: # index: patients; columns (model, score)
+    "Exact, within_one and phase_error of every patient under every model."
+    tables = {}
+    for name, maps in self.maps.items():
+        tables[name] = patient_scores(maps[:, -1], circular).set_axis(self.ids)
+    return pd.concat(tables, axis=1)

@@ -183,14 +183,12 @@ def asked(self: AlignmentExplorer) -> Asked:
         difference=self.difference.value,
         depth=self.depth.value,
         temperature=self.temperature.value if self.softmax.value else None,
-        target=self.target.value,
-        circular=self.circular.value,
-        shift=self.shift.value / 1000,
-        noise=self.noise.value,
+        target=self.target.value, circular=self.circular.value,
+        shift=self.shift.value / 1000, noise=self.noise.value,
         drop=tuple(lead for lead, control in self.drop.items() if control.value),
         carries=self.carries.value)
 
-
+# %% ../../nbs/72_explorer.ipynb #41100a6a
 @patch
 def selection(self: AlignmentExplorer) -> list[int] | None: # numbers of patients; None: the open one alone
     "Whose mean is shown. Raises `PtaclError` where that is nobody."
@@ -424,14 +422,10 @@ def _run_voila(command: list[str], env: dict, browser: bool) -> int: # exit stat
 def _environment(given: dict, templates: str) -> dict:
     "Ours, with what the notebook is to open, and without any token of a Jupyter around us."
     paths = filter(None, [templates, os.environ.get("JUPYTER_PATH")])
-    return os.environ | {
-        "PTACL_EXPLORE": json.dumps(given),
-        "JUPYTER_TOKEN": "",
-        "JUPYTER_TOKEN_FILE": "",
-        "JUPYTER_PATH": os.pathsep.join(paths),
-    }
+    return os.environ | {"PTACL_EXPLORE": json.dumps(given), "JUPYTER_TOKEN": "", "JUPYTER_TOKEN_FILE": "",
+                         "JUPYTER_PATH": os.pathsep.join(paths)}
 
-
+# %% ../../nbs/72_explorer.ipynb #ab90aac3
 def serve(
     cohort=None,          # path or URL; None: virtual patients
     models=(),            # folders; none: those that travel with the package

@@ -310,7 +310,7 @@ def _problem_of(hint: str, expected: str, heard: set[str]) -> str: # "" where al
         return ""
     return "caught with another hint" if hint else "not caught"
 
-
+# %% ../../nbs/92_workshop.ipynb #7b21bcec
 def _try_exercise(exercise: Exercise, namespace: dict) -> list[dict]:
     "Every wrong answer and the solution of an exercise against its check."
     rows = []
