@@ -10,7 +10,7 @@ __all__ = ['check_heart_rate', 'check_ejection_fraction', 'check_frame_at', 'che
 import numpy as np
 import pywt
 import torch
-from .judging import as_numbers, ask, compare, expect, passed, same
+from .judging import to_array, ask, compare, expect, passed, same
 from ..signal.beats import segment_beats
 from ..signal.ecg import denoise, normalize
 
@@ -160,7 +160,7 @@ def check_r_peaks(answer):  # signal (N,), fs -> seconds
             "height, not in mV",
         ),
     ):
-        got = np.sort(as_numbers(ask(answer, _strip(height), 500)).ravel())
+        got = np.sort(to_array(ask(answer, _strip(height), 500)).ravel())
         expect(len(got) > 0, few)
         expect(got.max() < 5.1, "these are samples: divide by the sampling rate to get seconds")
         expect(
@@ -184,7 +184,7 @@ def check_r_peaks(answer):  # signal (N,), fs -> seconds
 def check_phase(answer):  # t (n,), r_peaks (R,), both s -> (n,)
     "Phase of moments."
     t, r = torch.tensor([0.2, 0.5, 1.0, 1.9, 2.1, 2.5]), torch.tensor([0.5, 1.5, 2.3])
-    got, right = as_numbers(ask(answer, t, r)), np.array([np.nan, 0, 0.5, 0.5, 0.75, np.nan])
+    got, right = to_array(ask(answer, t, r)), np.array([np.nan, 0, 0.5, 0.5, 0.75, np.nan])
     if same(got[1:-1], right[1:-1]):
         expect(
             np.isnan(got[[0, -1]]).all(),
