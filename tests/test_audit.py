@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import ptacl.app.audit
-from ptacl.app.audit import ID, audit, blocks, excused, numbers, search, summary
+import ptacl.app.ids
+from ptacl.app.audit import _excused, audit, describe_findings
+from ptacl.app.ids import _ID, _blocks, _find_ids, search_text
 from ptacl.core.errors import PtaclError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +44,7 @@ def wipe(repo, *files):
 
 
 def found(text):
-    slow, quick = ([m[0] for m in how(text.encode())] for how in (ID.finditer, numbers))
+    slow, quick = ([m[0] for m in how(text.encode())] for how in (_ID.finditer, _find_ids))
     assert slow == quick
     return slow
 
@@ -54,7 +55,7 @@ def found(text):
     "eid #", "#", "#_20205_2_0.xml", "sub-#/", "#.", "#.0", "#.00 ", "[#]", "#,#", '{"eid":#}', "<td>#</td>", "eid#", "EID:#", "id_#",
     "patient.#.csv", r'"a\n#\tb"', r"\u003ctd\u003e#\u003c/td\u003e", "q=%20#", "%2F#%2F", "\x1b[0m#", "\x1b[31m#", "é#é", "- #", "\t#"])
 def test_found(text):
-    assert search(text.replace("#", SOMEONE).encode()) and len(found(text.replace("#", SOMEONE))) == text.count("#")
+    assert search_text(text.replace("#", SOMEONE).encode()) and len(found(text.replace("#", SOMEONE))) == text.count("#")
 
 
 @pytest.mark.parametrize("text", [
@@ -93,7 +94,7 @@ def test_no_false_alarm_in_what_projects_are_full_of():
     r = random.Random(1)
     lines = [f"{r.random()} {r.gauss(0, 1e3):.7f} {r.getrandbits(160):040x} {uuid.UUID(int=r.getrandbits(128))} {r.randrange(10**9, 2 * 10**9)} "
              f"1.2.840.{r.randrange(10**7)}.{r.randrange(10**7)}.3 20{r.randrange(10**6):06d} {r.random():e}" for _ in range(20_000)]
-    assert list(search("\n".join(lines).encode())) == []
+    assert list(search_text("\n".join(lines).encode())) == []
 
 
 @pytest.mark.parametrize("form", [
@@ -103,26 +104,26 @@ def test_no_false_alarm_in_base64(form, slash):
     noise = base64.b64encode(random.Random(2).randbytes(300)).decode()
     for at in (30, 150, 390):
         text = form.format((noise[:at] + f"/{SOMEONE}+" + noise[at:]).replace("/", slash))
-        assert ID.search(text.encode()) and list(search(text.encode())) == []
+        assert _ID.search(text.encode()) and list(search_text(text.encode())) == []
     lines = base64.encodebytes(random.Random(3).randbytes(300)).decode().splitlines()
     lines[1] = lines[1][:40] + f"+{SOMEONE}/" + lines[1][49:]
-    assert list(search(r"\n".join(lines).encode())) == list(search("\n".join(lines).encode())) == []
+    assert list(search_text(r"\n".join(lines).encode())) == list(search_text("\n".join(lines).encode())) == []
 
 
 def test_paths_and_lists_are_no_base64():
-    assert list(search(f"/mnt/storage/UKBiobank/projects/cardiac/imaging/shortaxis/{SOMEONE}/unpacked/dicom/files".encode()))
+    assert list(search_text(f"/mnt/storage/UKBiobank/projects/cardiac/imaging/shortaxis/{SOMEONE}/unpacked/dicom/files".encode()))
     ids = [str(10**6 + 37 * k) for k in range(200)]
-    for separator in (",", "/", "+", "\n", r"\n"): assert len(list(search(separator.join(ids).encode()))) == 200
+    for separator in (",", "/", "+", "\n", r"\n"): assert len(list(search_text(separator.join(ids).encode()))) == 200
 
 
 @pytest.mark.parametrize("include", [True, False])
 def test_interactive_figures(include):
     clean = go.Figure(go.Scatter(x=[0.5, 1.5], y=[1, 2])).to_html(include_plotlyjs=include)
-    assert list(search(clean.encode())) == []
+    assert list(search_text(clean.encode())) == []
     assert (len(clean) > 3e6) == include
     for fig in (go.Scatter(x=[1, 2], y=[1, 2], text=[SOMEONE, "b"]), go.Scatter(x=[int(SOMEONE), 2], y=[1, 2])):
         html = go.Figure(fig).to_html(include_plotlyjs=include)
-        assert len(list(search(html.encode()))) == 1
+        assert len(list(search_text(html.encode()))) == 1
 
 
 # notebooks
@@ -179,7 +180,7 @@ def test_binary_files_are_named(tmp_path):
     (tmp_path / "model.pt").write_bytes(bytes(10) + SOMEONE.encode())
     findings = audit(tmp_path)
     assert list(findings.place) == ["name"] and findings.attrs["unread"] == ["#######_20209_2_0.zip", "model.pt"]
-    assert "Not searched, binary (2): #######_20209_2_0.zip, model.pt" in summary(findings)
+    assert "Not searched, binary (2): #######_20209_2_0.zip, model.pt" in describe_findings(findings)
 
 
 def test_names_of_folders_and_links(tmp_path):
@@ -199,7 +200,7 @@ def test_caches_and_packages_are_left_out(tmp_path):
 
 
 def test_large_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(ptacl.app.audit, "BLOCK", 2**14)
+    monkeypatch.setattr(ptacl.app.ids, "_BLOCK", 2**14)
     lines = [f"{k},{k / 7}" for k in range(100_000)]
     for at in (0, 55_555, 99_999): lines[at] += f",{SOMEONE}"
     (tmp_path / "t.csv").write_text("\n".join(lines))
@@ -212,11 +213,11 @@ def test_large_files(tmp_path, monkeypatch):
 
 @given(st.binary(max_size=300), st.integers(70, 100))
 def test_blocks_lose_nothing(content, size):
-    at, old = [0], ptacl.app.audit.BLOCK
+    at, old = [0], ptacl.app.ids._BLOCK
     def read(n): at[0] += n; return content[at[0] - n:at[0]]
-    ptacl.app.audit.BLOCK = size
-    try: assert b"".join(blocks(read, len(content))) == content
-    finally: ptacl.app.audit.BLOCK = old
+    ptacl.app.ids._BLOCK = size
+    try: assert b"".join(_blocks(read, len(content))) == content
+    finally: ptacl.app.ids._BLOCK = old
 
 
 def test_a_table_of_half_a_million(tmp_path):
@@ -224,7 +225,7 @@ def test_a_table_of_half_a_million(tmp_path):
     start = time.perf_counter()
     findings = audit(tmp_path)
     assert len(findings) == 1000 and time.perf_counter() - start < 5
-    assert "… and 995 more" in summary(findings)
+    assert "… and 995 more" in describe_findings(findings)
 
 
 def test_one_file(tmp_path):
@@ -241,7 +242,7 @@ def test_committed_then_deleted(repo):
     findings = audit(repo)
     version = subprocess.run(["git", "-C", repo, "rev-parse", "HEAD~1:t.csv"], capture_output=True, text=True).stdout
     assert findings.values.tolist() == [["t.csv", f"history {version[:10]} line 2", "eid #######"]]
-    assert len(audit(repo, history=False)) == 0 and "No git history" in summary(audit(repo, history=False))
+    assert len(audit(repo, history=False)) == 0 and "No git history" in describe_findings(audit(repo, history=False))
 
 
 def test_names_in_history(repo):
@@ -299,7 +300,7 @@ def test_a_shallow_clone_says_so(repo, tmp_path_factory):
     commands(repo, ["commit", "--allow-empty", "-m", "More"])
     clone = tmp_path_factory.mktemp("clone") / "c"
     subprocess.run(["git", "clone", "--depth", "1", f"file://{repo}", clone], check=True, capture_output=True)
-    assert audit(clone).attrs["shallow"] and "shallow" in summary(audit(clone)) and not audit(repo).attrs["shallow"]
+    assert audit(clone).attrs["shallow"] and "shallow" in describe_findings(audit(clone)) and not audit(repo).attrs["shallow"]
 
 
 def test_a_broken_history_is_no_clean_one(repo):
@@ -351,15 +352,15 @@ def test_files_and_versions_may_be_excused(repo):
 
 
 def test_only_what_is_named_is_excused():
-    assert excused("a/uv.lock", ()) and excused("plotly.min.js", ()) and excused("raw/a/b", ("raw",))
-    assert not excused("rawer/a", ("raw",)) and not excused("x", ("abcdef",), "abcdef0123") and not excused("x.js", ())
+    assert _excused("a/uv.lock", ()) and _excused("plotly.min.js", ()) and _excused("raw/a/b", ("raw",))
+    assert not _excused("rawer/a", ("raw",)) and not _excused("x", ("abcdef",), "abcdef0123") and not _excused("x.js", ())
 
 
 # it never says what it found
 
 @given(st.lists(st.sampled_from(PIECES), max_size=40))
 def test_excerpts_are_masked(parts):
-    for _, what in search("".join(parts).encode()):
+    for _, what in search_text("".join(parts).encode()):
         assert SOMEONE not in what and ANOTHER not in what and len(what) <= 60
 
 
@@ -369,7 +370,7 @@ def test_nothing_that_is_said_holds_an_id(repo, capsys):
     (repo / f"{SOMEONE}.bin").write_bytes(bytes(9))
     commands(repo, ["add", "."], ["commit", "-m", f"{SOMEONE} and {ANOTHER}"])
     findings = audit(repo)
-    said = findings.to_csv() + findings.to_html() + repr(findings.attrs) + summary(findings, rows=99) + "".join(capsys.readouterr())
+    said = findings.to_csv() + findings.to_html() + repr(findings.attrs) + describe_findings(findings, rows=99) + "".join(capsys.readouterr())
     assert len(findings) >= 30 and not any(x in said for x in (SOMEONE, ANOTHER, f"{float(ANOTHER):e}"))
 
 
@@ -378,5 +379,5 @@ def test_nothing_that_is_said_holds_an_id(repo, capsys):
 def test_this_project_is_clean_and_quickly_searched():
     start = time.perf_counter()
     findings = audit(ROOT)
-    assert not len(findings), "\n" + summary(findings)
+    assert not len(findings), "\n" + describe_findings(findings)
     assert time.perf_counter() - start < 10

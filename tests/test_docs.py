@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ptacl.app.audit import audit, summary
+from ptacl.app.audit import audit, describe_findings
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
@@ -112,7 +112,7 @@ def test_solutions_of_exercises_are_left_out(tmp_path):
 
 def test_the_site_names_no_participant(site):
     findings = audit(site, history=False)
-    assert not len(findings), "\n" + summary(findings)
+    assert not len(findings), "\n" + describe_findings(findings)
 
 
 # --- links and pictures --------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from ptacl.data.store import to_counts
 from ptacl.core.errors import PtaclError
 from ptacl.app.comparison import Compared, open_models, shipped_cohort, shipped_models
 from ptacl.app.explorer import AlignmentExplorer, serve
-from ptacl.app.views import Asked, shown_numbers, view_of
+from ptacl.app.views import Asked, map_values, view_of
 from ptacl.evaluate.figures import asset, standalone
 from ptacl.nets.joint import PTACL
 from ptacl.core.presets import paper_regression, workshop
@@ -123,7 +123,7 @@ def test_compared_models_share_one_scale(both):
         heat = [figure["data"][0] for figure in view["maps"]]
         assert {(h["zmin"], h["zmax"]) for h in heat} == {(view["scale"]["vmin"], view["scale"]["vmax"])}
         assert len({json.dumps(h["colorscale"]) for h in heat}) == 1
-        numbers, scale = shown_numbers(both, maps, asked)
+        numbers, scale = map_values(maps, asked)
         assert max(m.max().item() for m in numbers.values()) <= scale["vmax"] + 1e-6
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from makers import ID, dicom_ecg, muse, record, strip
 from typer.testing import CliRunner
 
-from ptacl.inference.embedding import embedding, export, screening
+from ptacl.inference import embedding, export, screening
 from ptacl.bench.measure import Peak, trim
 from ptacl.app.cli import app
 from ptacl.data.cohort import SAMPLES, Cohort, Stream
@@ -29,9 +29,9 @@ from ptacl.nets.encoders import CMREncoder, ECGEncoder
 from ptacl.core.errors import PtaclError
 from ptacl.train.finetune import Tuned
 from ptacl.inference.embedding import ECGFeatures, embed, features, on_device, refused_file
-from ptacl.export.export import export, run_onnx, run_program
-from ptacl.inference.prediction import Probe, fit_probe, half_widths, load_probe, predict, predictions, probe_cohort, save_probe
-from ptacl.inference.screening import in_order, judge, likeness, read_one, recordings, tasks_of
+from ptacl.inference.export import export_encoder, run_onnx, run_program
+from ptacl.inference.prediction import Probe, fit_probe, conformal_half_widths, load_probe, predict_phenotypes, predictions, probe_cohort, save_probe
+from ptacl.inference.screening import find_recordings, in_order, likeness, read_one, screen, tasks_of
 from ptacl.data.ingest import ingest
 from ptacl.data.pseudonyms import pseudonym, read_key
 from ptacl.simulate.cohorts import write_virtual
@@ -108,7 +108,7 @@ def test_every_format_in_one_run_gives_what_the_model_says(files, run, module, s
     assert table.shape == (4, tiny.width) and (table.dtypes == np.float32).all()
     assert refused_file(done.path).read_text().strip() == "recording,reason,remedy"
     for name, path in zip("abcd", ("a.xml", "b.xml", "c.dcm", "d.hea")):
-        np.testing.assert_allclose(table.loc[name], features(module, judge(files / path)[0][None])[0], atol=2e-2)  # bf16, another batch
+        np.testing.assert_allclose(table.loc[name], features(module, screen(files / path)[0][None])[0], atol=2e-2)  # bf16, another batch
 
 
 def test_a_file_gives_what_it_gives_after_ingest(module, tmp_path):
@@ -141,7 +141,7 @@ def test_workers_and_batches_change_nothing(files, run):
 
 
 def test_csv_and_many_row_groups(run, tmp_path, data_samples, monkeypatch):
-    monkeypatch.setattr(inference, "ROWS", 5)
+    monkeypatch.setattr(embedding, "ROWS", 5)
     whole = pd.read_parquet(run([data_samples], size=2).path)
     table = pd.read_csv(run([data_samples], "emb.csv").path, index_col="recording")
     np.testing.assert_allclose(table, whole, atol=2e-2); assert list(table.index) == list(whole.index)
@@ -196,9 +196,9 @@ def test_what_needs_no_key_is_refused_before_one_is_read_or_made(probe, module, 
                          (partial(embed, paths, module, tmp_path / "none" / "e.csv"), "no folder for e.csv"),
                          (partial(embed, paths, module, out, allow=["hum"]), "hum cannot be allowed"),
                          (partial(embed, [tmp_path / "empty"], module, out), "no ECG there"),
-                         (partial(predict, paths, module, probe, out, 1.5), "between 0 and 1"),
-                         (partial(predict, paths, module, probe, out, 0.99), "99 are needed"),
-                         (partial(predict, paths, module, replace(probe, weight=probe.weight[1:]), out, 0.8), "features: this probe takes")):
+                         (partial(predict_phenotypes, paths, module, probe, out, 1.5), "between 0 and 1"),
+                         (partial(predict_phenotypes, paths, module, probe, out, 0.99), "99 are needed"),
+                         (partial(predict_phenotypes, paths, module, replace(probe, weight=probe.weight[1:]), out, 0.8), "features: this probe takes")):
             with pytest.raises(PtaclError, match=why): ask(key=key)
     assert not (tmp_path / "key").exists() and not (tmp_path / ".config").exists()
 
@@ -207,8 +207,8 @@ def test_folders_are_searched_and_films_left_alone(tmp_path):
     for f in ("a/1.xml", "a/b/2.hea", "a/b/2.dat", "3.dcm", "cmr/x/im1.dcm", f"{ID}_20209_2_0/1.dcm", ".hidden/4.xml", "._5.xml", "table.csv"):
         (tmp_path / f).parent.mkdir(parents=True, exist_ok=True); (tmp_path / f).touch()
     (tmp_path / "IM0001").write_bytes(dicom_ecg(np.zeros((12, 5000)))); (tmp_path / "README").write_text("no DICOM")
-    assert {f.name for f in recordings([tmp_path])} == {"1.xml", "2.hea", "3.dcm", "IM0001"}
-    assert [f.name for f in recordings([tmp_path / "a/b/2.dat", tmp_path / "a/b/2.hea"])] == ["2.hea"]
+    assert {f.name for f in find_recordings([tmp_path])} == {"1.xml", "2.hea", "3.dcm", "IM0001"}
+    assert [f.name for f in find_recordings([tmp_path / "a/b/2.dat", tmp_path / "a/b/2.hea"])] == ["2.hea"]
 
 
 # refused
@@ -240,12 +240,12 @@ def test_what_should_not_be_read_is_refused_with_reason_and_remedy(fault, run, s
 def test_hearts_out_of_step_are_read(rhythm, tmp_path):
     vp = simulate(6, seed=4, cine=False, rhythm=rhythm)
     for k, x in enumerate(vp.ecg.numpy()): (tmp_path / f"{k}.xml").write_bytes(strip(x))
-    got = [read_one(t) for t in tasks_of(recordings([tmp_path]), own_names=True)]
+    got = [read_one(t) for t in tasks_of(find_recordings([tmp_path]), own_names=True)]
     assert all(isinstance(g, tuple) for g in got), [g for g in got if isinstance(g, dict)]
 
 
 def test_real_hearts_are_read(shared_real):
-    got = [read_one(t) for t in tasks_of(recordings([shared_real / "ecg_wfdb"]), own_names=True)]
+    got = [read_one(t) for t in tasks_of(find_recordings([shared_real / "ecg_wfdb"]), own_names=True)]
     assert len(got) == 5 and all(isinstance(g, tuple) and not g[1] for g in got)
 
 
@@ -287,7 +287,7 @@ def test_a_reader_that_dies_costs_its_file_alone():
 def test_stopping_in_the_middle_leaves_nothing(files, run, tmp_path, monkeypatch):
     def stop(*_, **__): raise KeyboardInterrupt
     run([files]); before = (tmp_path / "emb.parquet").read_bytes()
-    monkeypatch.setattr(inference, "read_one", stop)
+    monkeypatch.setattr(embedding, "read_one", stop)
     with pytest.raises(KeyboardInterrupt): run([files])
     assert (tmp_path / "emb.parquet").read_bytes() == before and not left_over(tmp_path)
 
@@ -304,8 +304,8 @@ def test_a_full_disk_is_said_and_leaves_nothing(files, run, tmp_path, monkeypatc
 @pytest.mark.long
 def test_thousands_of_recordings_in_the_memory_of_some_hundred(module, tmp_path, data_samples):
     "Links to the dozen, so that each is read: 3,000 recordings take no more memory than 600, by which all buffers are full."
-    for k in range(3000): os.symlink(recordings([data_samples])[k % 12].resolve(), tmp_path / f"r{k:05d}.xml")
-    links, used = recordings([tmp_path]), {}
+    for k in range(3000): os.symlink(find_recordings([data_samples])[k % 12].resolve(), tmp_path / f"r{k:05d}.xml")
+    links, used = find_recordings([tmp_path]), {}
     for n in (600, 3000):
         with Peak() as memory: done = embed(links[:n], module, tmp_path / "e.parquet", workers=1, own_names=True)
         assert (done.rows, len(done.refused)) == (n, 0)
@@ -317,9 +317,9 @@ def test_thousands_of_recordings_in_the_memory_of_some_hundred(module, tmp_path,
 # intervals
 
 @given(st.integers(0, 10**6), st.integers(9, 60), st.sampled_from([0.5, 0.8, 0.9]))
-def test_half_widths_are_order_statistics(seed, n, level):
+def test_conformal_half_widths_are_order_statistics(seed, n, level):
     r = np.sort(np.abs(np.random.default_rng(seed).normal(size=(n, 3))), axis=0)
-    q = half_widths(Probe(["a", "b", "c"], np.zeros((2, 3)), np.zeros(3), r, {}), level)
+    q = conformal_half_widths(Probe(["a", "b", "c"], np.zeros((2, 3)), np.zeros(3), r, {}), level)
     assert ((r <= q).sum(0) >= (n + 1) * level - 1e-9).all() and ((r < q).sum(0) < (n + 1) * level).all()
 
 
@@ -343,7 +343,7 @@ def test_gaps_do_not_shift_the_others():
     x, y = rng.normal(size=(80, 3)), pd.DataFrame(rng.normal(size=(80, 2)), columns=["LVEDV", "LVM"])
     holed = y.assign(LVM=y.LVM.where(np.arange(80) % 3 > 0))
     a, b = fit_probe(x[:50], y[:50], x[50:], y[50:]), fit_probe(x[:50], holed[:50], x[50:], holed[50:])
-    np.testing.assert_allclose(a.weight[:, 0], b.weight[:, 0]); assert half_widths(a)[0] == half_widths(b)[0]
+    np.testing.assert_allclose(a.weight[:, 0], b.weight[:, 0]); assert conformal_half_widths(a)[0] == conformal_half_widths(b)[0]
     assert np.isfinite(b.residuals[:, 1]).sum() == holed.LVM[50:].notna().sum()
 
 
@@ -351,7 +351,7 @@ def test_a_probe_comes_back_and_predicts(probe, module, files, tmp_path):
     again = load_probe(save_probe(probe, tmp_path / "p.safetensors"), module)
     x = np.random.default_rng(0).normal(size=(5, tiny.width))
     pd.testing.assert_frame_equal(predictions(again, x, 0.8), predictions(probe, x, 0.8))
-    table = pd.read_parquet(predict([files], module, again, tmp_path / "p.parquet", 0.8, workers=1, own_names=True).path)
+    table = pd.read_parquet(predict_phenotypes([files], module, again, tmp_path / "p.parquet", 0.8, workers=1, own_names=True).path)
     assert list(table)[:3] == ["LVEDV", "LVEDV_low", "LVEDV_high"] and len(table.columns) == 3 * len(PHENOTYPES)
     assert all((table[f"{n}_low"] < table[n]).all() and (table[n] < table[f"{n}_high"]).all() for n in PHENOTYPES)
 
@@ -359,7 +359,7 @@ def test_a_probe_comes_back_and_predicts(probe, module, files, tmp_path):
 @pytest.mark.parametrize("out", ["p.csv", "p.parquet"])
 def test_what_passes_by_allowance_has_no_interval(out, probe, module, signals, tmp_path):
     (tmp_path / "clipped.xml").write_bytes(strip(FAULTS["clipped"](signals[0], None))); (tmp_path / "good.xml").write_bytes(strip(signals[0]))
-    done = predict([tmp_path], module, probe, tmp_path / out, 0.8, workers=1, own_names=True, allow=["clipped", "beatless"])
+    done = predict_phenotypes([tmp_path], module, probe, tmp_path / out, 0.8, workers=1, own_names=True, allow=["clipped", "beatless"])
     table = pd.read_csv(done.path, index_col=0) if out.endswith("csv") else pd.read_parquet(done.path)
     ends = [c for c in table if c.endswith(("_low", "_high"))]
     assert table.loc["clipped", ends].isna().all() and table.loc["clipped", list(PHENOTYPES)].notna().all() and table.loc["good"].notna().all()
@@ -398,9 +398,9 @@ def test_what_is_no_probe_is_refused(probe, tmp_path, spoil, why):
 
 @pytest.mark.parametrize("name", ["encoder.onnx", "encoder.pt2"])
 def test_exported_encoders_say_the_same_of_real_and_of_any_number(name, module, data_samples, tmp_path):
-    assert export(module, tmp_path / name) < 1e-4
+    assert export_encoder(module, tmp_path / name) < 1e-4
     run = {".onnx": run_onnx, ".pt2": run_program}[Path(name).suffix](tmp_path / name)
-    ecg = torch.from_numpy(np.stack([judge(f)[0] for f in recordings([data_samples])[:5]])).float() * MV
+    ecg = torch.from_numpy(np.stack([screen(f)[0] for f in find_recordings([data_samples])[:5]])).float() * MV
     with torch.no_grad():
         for n in (1, 2, 5): torch.testing.assert_close(run(ecg[:n]), module(ecg[:n]), atol=1e-4, rtol=0)
     assert not left_over(tmp_path)
@@ -408,7 +408,7 @@ def test_exported_encoders_say_the_same_of_real_and_of_any_number(name, module, 
 
 def test_an_onnx_file_is_one_file_and_says_what_it_takes(model, tmp_path):
     import onnxruntime
-    export(ECGFeatures(model, projected=True), tmp_path / "z.onnx")
+    export_encoder(ECGFeatures(model, projected=True), tmp_path / "z.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "z.onnx")
     about, (takes,), (gives,) = session.get_modelmeta().custom_metadata_map, session.get_inputs(), session.get_outputs()
     assert takes.shape == ["batch", 12, SAMPLES] and gives.shape == ["batch", tiny.proj_dim]
@@ -416,20 +416,20 @@ def test_an_onnx_file_is_one_file_and_says_what_it_takes(model, tmp_path):
 
 
 def test_an_export_that_differs_is_refused(module, tmp_path, monkeypatch):
-    monkeypatch.setitem(export.FORMATS, ".pt2", (export.write_program, lambda path: lambda x: module(x) + 1e-3))
-    with pytest.raises(PtaclError, match="differs from the model by 1.0e-03"): export(module, tmp_path / "e.pt2")
+    monkeypatch.setitem(export._FORMATS, ".pt2", (export._write_program, lambda path: lambda x: module(x) + 1e-3))
+    with pytest.raises(PtaclError, match="differs from the model by 1.0e-03"): export_encoder(module, tmp_path / "e.pt2")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.long
 def test_export_at_the_papers_size(tmp_path):
     torch.manual_seed(0)
-    for name in ("e.onnx", "e.pt2"): assert export(ECGFeatures(MAE(ECGEncoder(paper_regression))), tmp_path / name) < 1e-4
+    for name in ("e.onnx", "e.pt2"): assert export_encoder(ECGFeatures(MAE(ECGEncoder(paper_regression))), tmp_path / name) < 1e-4
 
 
 def test_onnx_without_its_packages_says_what_to_install(module, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(PtaclError, match=r"ONNX needs the package onnxruntime: pip install .ptacl\[export\]"): export(module, tmp_path / "e.onnx")
+    with pytest.raises(PtaclError, match=r"ONNX needs the package onnxruntime: pip install .ptacl\[export\]"): export_encoder(module, tmp_path / "e.onnx")
 
 
 # sentences

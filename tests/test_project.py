@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from ptacl.app.audit import audit, summary
+from ptacl.app.audit import audit, describe_findings
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
@@ -121,7 +121,7 @@ def test_notebook_is_clean(file):
 
 def test_no_participant_in_the_files_or_their_history():
     findings = audit(ROOT)
-    assert not len(findings), "\n" + summary(findings)
+    assert not len(findings), "\n" + describe_findings(findings)
 
 
 # --- well formed ---------------------------------------------------------------------------------------------------------

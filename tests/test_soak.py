@@ -140,7 +140,7 @@ class Soak:
     def infer(self, model, k):
         "Embed and predict good and bad files; sometimes in processes, one of which is killed; damaged probes, and one of another model."
         from ptacl.inference.embedding import ECGFeatures, embed
-        from ptacl.inference.prediction import load_probe, predict, probe_cohort, save_probe
+        from ptacl.inference.prediction import load_probe, predict_phenotypes, probe_cohort, save_probe
         from ptacl.inference.screening import in_order
         from ptacl.nets.joint import PTACL, from_pretrained
         module, out = ECGFeatures(from_pretrained(self.folder / "run" / "model")), self.folder / "out"
@@ -148,7 +148,7 @@ class Soak:
         probe = load_probe(save_probe(probe_cohort(module, self.cohort), out / "p.safetensors"), module)
         done = embed(paths, module, out / "e.parquet", workers=2 if k % 25 == 0 else 1, own_names=True)
         assert (done.rows, len(done.refused)) == (6, 5), done
-        assert predict(paths, module, probe, out / "p.csv", 0.5, workers=1, own_names=True).rows == 6
+        assert predict_phenotypes(paths, module, probe, out / "p.csv", 0.5, workers=1, own_names=True).rows == 6
         refused(load_probe, out / "p.safetensors", ECGFeatures(PTACL(self.tiny)))
         refused(embed, paths, module, out / "none" / "e.parquet", workers=1)
         (out / "p.safetensors").write_bytes((out / "p.safetensors").read_bytes()[:100]); refused(load_probe, out / "p.safetensors")

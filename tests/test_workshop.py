@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 import nbformat
 import pytest
 
-from ptacl.course import checks
+from ptacl.course import judging, signal_checks, training_checks
 from ptacl.course.workshop import build, check, exercises, minutes, mistakes, sessions, students, try_answers
 
 TAGS = {"setup", "exercise", "check", "wrong", "guide", "slide", "also", "stretch"}
@@ -61,11 +61,11 @@ def test_every_wrong_answer_is_caught_by_its_own_hint(file):
 
 def test_every_check_is_used_by_a_session():
     used = {name for f in SESSIONS for e in exercises(read(f)) for name in re.findall(r"check_\w+", e.check)}
-    assert used == {name for name in vars(checks) if name.startswith("check_")}
+    assert used == {name for name in {**vars(signal_checks), **vars(training_checks)} if name.startswith("check_")}
 
 
 def test_a_check_that_lets_a_mistake_pass_is_found(monkeypatch):
-    monkeypatch.setattr(checks, "check_heart_rate", checks.passed)
+    monkeypatch.setattr(signal_checks, "check_heart_rate", judging.passed)
     assert sum("not caught" in p for p in check(["1"], run=False, say=lambda line: None)) == 4
 
 
