@@ -21,18 +21,21 @@ from .errors import PtaclError
 
 # %% ../../nbs/03_files.ipynb #10c46e7b
 def checkout() -> Path:
-    "The folder that holds `nbs` and `data_samples`. Raises `PtaclError` where the package runs without its checkout."
+    """The folder that holds `nbs` and `data_samples`.
+    Raises `PtaclError` where the package runs without its checkout."""
     root = Path(__file__).resolve().parents[2] if "__file__" in globals() else Path.cwd().parent
     if not (root / "nbs" / "experiments").is_dir():
-        raise PtaclError("the experiment notebooks are not beside the package: install it from a checkout with pip install -e .")
+        raise PtaclError(
+            "the experiment notebooks are not beside the package: "
+            "install it from a checkout with pip install -e .")
     return root
-
 
 # %% ../../nbs/03_files.ipynb #da87c994
 def git_state() -> str:
     "The commit, with `+changes` where the checkout differs from it."
     def git(*words):
-        return subprocess.run(["git", *words], cwd=checkout(), capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(["git", *words], cwd=checkout(), capture_output=True, text=True, check=True)
+        return done.stdout.strip()
     try:
         commit = git("rev-parse", "--short=12", "HEAD")
         changed = git("status", "--porcelain", "--untracked-files=no")
@@ -55,7 +58,8 @@ def versions() -> dict:
 # %% ../../nbs/03_files.ipynb #835815e8
 @contextmanager
 def written_whole(path) -> Iterator[Path]:
-    "A path to write to, whose file takes the place of `path` when the block ends well, and is gone when it does not."
+    """A path to write to, whose file takes the place of `path` when the block ends well,
+    and is gone when it does not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
