@@ -23,7 +23,7 @@ from ptacl.app.audit import audit, describe_findings
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
 DIRECTIVES = {"default_exp", "export", "exporti", "hide", "eval:"}
-LONGEST_CELL, LARGEST_NOTEBOOK = 40, 1_000_000
+LONGEST_CELL, LONGEST_LINE, LARGEST_NOTEBOOK = 40, 110, 1_000_000
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:root|home|work|tmp|Users|mnt|opt|private|scratch)/\w[^\s'\"]*|[A-Z]:\\Users\\\w+")
 
 notebooks = sorted(f for f in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in f.parts)
@@ -173,6 +173,11 @@ def test_exported_cells_are_short():
         return sum(bool(line.strip()) and not line.startswith("#|") for line in source.splitlines()) - fields(source)
     none_of(f"{where}: {length(source)} lines, at most {LONGEST_CELL}" for f in chapters for where, source in exported(f)
             if length(source) > LONGEST_CELL and not table(source))
+
+
+def test_exported_lines_are_short():
+    none_of(f"{where}: a line of {len(line)} characters, at most {LONGEST_LINE}" for f in chapters for where, source in exported(f)
+            for line in source.splitlines() if len(line) > LONGEST_LINE)
 
 
 def inside(module):

@@ -7,7 +7,6 @@ __all__ = ['cosine_maps', 'alignment_map', 'chance_scores', 'patient_scores', 'a
            'plot_alignment', 'lag_profile', 'stand_still']
 
 # %% ../../nbs/65_alignment.ipynb #207e3387
-from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
