@@ -77,6 +77,15 @@ def put_tokens(x: Tensor, keep: Tensor, tokens: Tensor) -> Tensor:  # (B, N, D),
     "A copy of x with tokens in the places that `keep` names."
     return x.scatter(1, keep[..., None].expand_as(tokens), tokens)
 
+# %% ../../nbs/50_encoders.ipynb #3ad0dcf1
+def _check_shape(name: str, x: Tensor, *expected: int):
+    "Refuse an input that the preset does not take. Raises `PtaclError`."
+    if x.shape[1:] != expected:
+        raise PtaclError(
+            f"{name} of shape {tuple(x.shape)}: this preset takes (B, *{expected})",
+            "Prepare whole recordings and let `centre_view` cut them, "
+            "or take the preset that these were cut for")
+
 # %% ../../nbs/50_encoders.ipynb #3ad0dcf0
 class TokenEncoder(nn.Module):
     """Patches → positions → transformer → norm; a modality adds its convolution,
@@ -119,14 +128,6 @@ class TokenEncoder(nn.Module):
             for part in (self.patch, *self.blocks[:layers]):
                 part.requires_grad_(False)
         return self
-
-def _check_shape(name: str, x: Tensor, *expected: int):
-    "Refuse an input that the preset does not take. Raises `PtaclError`."
-    if x.shape[1:] != expected:
-        raise PtaclError(
-            f"{name} of shape {tuple(x.shape)}: this preset takes (B, *{expected})",
-            "Prepare whole recordings and let `centre_view` cut them, "
-            "or take the preset that these were cut for")
 
 # %% ../../nbs/50_encoders.ipynb #6f230bcf
 class ECGEncoder(TokenEncoder):
