@@ -46,7 +46,8 @@ def git_state() -> str:
 # %% ../../nbs/03_files.ipynb #b40cb1b8
 def versions() -> dict:
     "Versions, git state and number of cores."
-    packages = ("ptacl", "torch", "accelerate", "numpy", "scipy", "scikit-learn", "neurokit2", "PyWavelets", "kornia")
+    packages = ("ptacl", "torch", "accelerate", "numpy", "scipy",
+                "scikit-learn", "neurokit2", "PyWavelets", "kornia")
     machine = {
         "python": platform.python_version(),
         "system": platform.system(),

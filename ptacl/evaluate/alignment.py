@@ -28,7 +28,8 @@ def cosine_maps(
 ) -> Tensor:                      # (B, T, T) float; [b, k, t] is segment k against frame t
     "Cosine of every ECG segment with every CMR frame of the same patient; NaN where not valid."
     if z_ecg.ndim != 3 or z_ecg.shape != z_cmr.shape:
-        raise PtaclError(f"local embeddings must both be (B, T, D), got {tuple(z_ecg.shape)} and {tuple(z_cmr.shape)}")
+        raise PtaclError(
+            f"local embeddings must both be (B, T, D), got {tuple(z_ecg.shape)} and {tuple(z_cmr.shape)}")
     maps = cosine(z_ecg, z_cmr)
     if valid is None:
         return maps
@@ -39,7 +40,7 @@ def alignment_map(
     model: nn.Module,  # with `local_embeddings(batch) -> z_ecg (B, T, D), z_cmr (B, T, D), valid (B,)`
     batch: dict,       # tensors of a batch, on the model's device
 ) -> Tensor:           # (B, T, T) cosines, NaN for patients without a heartbeat
-    "The map of Fig. 2 for every patient of a batch, without augmentation noise: the model is in eval mode meanwhile."
+    "The map of Fig. 2 of every patient of a batch, without augmentation noise: in eval mode meanwhile."
     was_training = model.training
     model.eval()
     try:
@@ -76,8 +77,9 @@ def alignment_scores(
     n_boot: int = 0,      # draws of the patients for intervals; 0 gives none
     level: float = 0.95,  # of the percentile interval
     seed: int = 0,        # of the draws
-) -> dict:                # exact, within_one, phase_error (cycles), n patients scored, skipped; with n_boot also …_lo, …_hi
-    "Scores of Fig. 2 over all (patient, segment) that have a map. Raises `PtaclError` when no patient has one."
+) -> dict:                # exact, within_one, phase_error (cycles), n, skipped; with n_boot also …_lo, …_hi
+    """Scores of Fig. 2 over all (patient, segment) that have a map: of n patients, without those skipped.
+    Raises `PtaclError` when no patient has one."""
     each = patient_scores(maps)
     scored = each.dropna()
     if scored.empty:
@@ -94,7 +96,7 @@ def map_numbers(
     maps: dict,                        # name -> (…, T, T) cosines
     temperature: float | None = None,  # softmax(row / temperature) in place of cosines
     minus: str | None = None,          # name of the model that is subtracted from the others
-) -> dict:                             # name -> (…, T, T) float32 on the CPU; of `minus` itself the numbers as they are
+) -> dict:                             # name -> (…, T, T) float32 on the CPU; `minus` itself unchanged
     "What a picture of alignment maps shows. Raises `PtaclError` on a temperature ≤ 0."
     if temperature is not None and not temperature > 0:
         raise PtaclError(f"the temperature must be > 0, got {temperature}")
@@ -138,7 +140,8 @@ def _tiles(maps: dict, patients, temperature: float | None, names=None) -> dict:
     "What to draw of each model: name -> [(title, (T, T))], the patients and then the mean of all."
     lacking = [i for i in patients if any(m[i].isnan().any() for m in maps.values())]
     if lacking:
-        raise PtaclError(f"patients {lacking} have no map (fewer than two R-peaks in the crop): choose others")
+        raise PtaclError(
+            f"patients {lacking} have no map (fewer than two R-peaks in the crop): choose others")
     tiles = {}
     for name, m in map_numbers(maps, temperature).items():
         single = [(f"patient {i}" if names is None else names[i], m[i].numpy()) for i in patients]
@@ -158,7 +161,14 @@ def _draw_target(sub: SubFigure, target: Tensor):  # (T, T)
     bar.set_label("weight", fontsize=8)
     bar.ax.tick_params(labelsize=7)
 
-def _draw_block(sub: SubFigure, name: str, tiles: list, columns: int, marks: bool, colours: dict) -> AxesImage:
+def _draw_block(
+    sub: SubFigure,
+    name: str,
+    tiles: list,
+    columns: int,
+    marks: bool,
+    colours: dict,
+) -> AxesImage:
     "The maps of one model in two rows."
     sub.suptitle(name, fontsize=10)
     grid = sub.subplots(2, columns, sharex=True, sharey=True, squeeze=False).ravel()
@@ -179,7 +189,8 @@ def plot_alignment(
     argmax: bool = True,               # dot at the frame most similar to each segment
     names=None,                        # of all patients; None: their numbers
 ) -> plt.Figure:
-    "Fig. 2 of the paper: patients and their mean for each model, and the target. Raises `PtaclError` on a patient without a map."
+    """Fig. 2 of the paper: patients and their mean for each model, and the target.
+    Raises `PtaclError` on a patient without a map."""
     tiles = _tiles(maps, patients, temperature, names)
     scale = colour_scale([m for block in tiles.values() for _, m in block], temperature)
     colours = {k: scale[k] for k in ("cmap", "vmin", "vmax")}
@@ -202,7 +213,7 @@ def plot_alignment(
 def lag_profile(
     maps: Tensor,  # (B, T, T), NaN for patients without a heartbeat
 ) -> pd.Series:    # index lag t − k in segments, −T//2 … ; mean cosine
-    "Mean cosine at each lag between CMR frame and ECG segment, around the cycle, over all patients that have a map."
+    "Mean cosine at each lag, around the cycle, of CMR frame and ECG segment, over patients with a map."
     T = maps.shape[-1]
     k = torch.arange(T, device=maps.device)
     lags = torch.arange(-(T // 2), (T + 1) // 2, device=maps.device)

@@ -32,7 +32,8 @@ def board_cell(
     digits = _DECIMALS.get(row.score, 3)
     if shows == "value":
         return interval_cell(row.value, row.lo, row.hi, style, digits, seed_sd=row.seed_sd)
-    return interval_cell(row.difference, row.difference_lo, row.difference_hi, style, digits, difference=True, clear=row.clear)
+    return interval_cell(row.difference, row.difference_lo, row.difference_hi, style, digits,
+                         difference=True, clear=row.clear)
 
 # %% ../../nbs/64_boards.ipynb #957d5a0c
 _GROUPS = {"ceiling": "the most that can be known in this cohort", "paper": "the paper's own numbers"}
@@ -55,7 +56,7 @@ def _labels_of_all_scores(board: pd.DataFrame) -> pd.DataFrame:  # columns group
 # %% ../../nbs/64_boards.ipynb #2c426a8a
 def board_grid(
     board: pd.DataFrame,
-    score: str | None = None,       # methods × phenotypes of this score; None: phenotypes × methods × all scores
+    score: str | None = None,       # methods × phenotypes of it; None: phenotypes × methods × all scores
     shows: str = "value",           # or "difference"
     style: CellStyle = HTML_BOARD,  # or LATEX_BOARD
 ) -> pd.DataFrame:                  # index (group, row), cells as text
@@ -64,7 +65,8 @@ def board_grid(
     if shows == "difference":
         shown = shown[shown.difference.notna()]
     if shown.empty:
-        raise PtaclError(f"the board holds no {shows} of {score or 'any score'}: it has {', '.join(board.score.unique())}")
+        raise PtaclError(
+            f"the board holds no {shows} of {score or 'any score'}: it has {', '.join(board.score.unique())}")
     long = _labels(shown) if score else _labels_of_all_scores(shown)
     if score == "MAE":
         long["column"] = long.column.map(lambda p: f"{p} ({PHENOTYPES[p]})" if p in PHENOTYPES else p)
@@ -73,12 +75,15 @@ def board_grid(
     place = {group: i for i, group in enumerate(long.group.unique())}
     long = long.iloc[long.group.map(place).argsort(kind="stable")]      # groups stay together
     rows = pd.MultiIndex.from_frame(long[["group", "row"]].drop_duplicates())
-    return long.pivot(index=["group", "row"], columns="column", values="cell").reindex(index=rows, columns=columns).fillna("")
+    wide = long.pivot(index=["group", "row"], columns="column", values="cell")
+    return wide.reindex(index=rows, columns=columns).fillna("")
 
 # %% ../../nbs/64_boards.ipynb #d1f7fe1f
 _REQUIRED = ("cohort", "preset", "seed", "budget")  # what must be said of every table
-_OF_PAPER = ("The paper's: as printed by Selivanov et al., MICCAI 2025; UK Biobank, 27,951 training and 5,991 test patients. "
-             "Other patients, so not to be compared cell by cell.")
+_OF_PAPER = (
+    "The paper's: as printed by Selivanov et al., MICCAI 2025; "
+    "UK Biobank, 27,951 training and 5,991 test patients. "
+    "Other patients, so not to be compared cell by cell.")
 _SEVERAL_SEEDS = "Where there are several seeds, the intervals also allow for another training."
 _ONE_SEED = "One seed each: what another training would have given is not in these intervals."
 
@@ -86,7 +91,8 @@ def _difference_notes(measured: pd.DataFrame) -> list:
     "How to read differences."
     reference = measured.reference.iloc[0]
     bold = "Bold: the interval excludes zero; intervals are not corrected for their number."
-    return [f"Paired differences to: {reference}. {bold}", _SEVERAL_SEEDS if measured.seeds.max() > 1 else _ONE_SEED]
+    seeds = _SEVERAL_SEEDS if measured.seeds.max() > 1 else _ONE_SEED
+    return [f"Paired differences to: {reference}. {bold}", seeds]
 
 def _value_notes(board: pd.DataFrame) -> list:
     "How to read values, and where those come from that were not measured."
@@ -155,7 +161,8 @@ def latex_board(
     body = board_grid(board, score, shows, LATEX_BOARD)
     body.index = body.index.map(lambda labels: tuple(map(latex_escaped, labels)))
     body.columns = [latex_escaped(column) for column in body.columns]
-    table = body.rename_axis([None, None]).style.to_latex(hrules=True, column_format="ll" + "c" * body.shape[1])
+    columns = "ll" + "c" * body.shape[1]
+    table = body.rename_axis([None, None]).style.to_latex(hrules=True, column_format=columns)
     caption = latex_escaped(f"{title}. " + " ".join(board_notes(board, provenance, shows)))
     return "\\begin{table}\n\\caption{" + caption + "}\n" + table + "\\end{table}\n"
 
@@ -180,7 +187,8 @@ def save_board(
     tables = [show_board(board, text, provenance, score, shows) for shows, text in titles.items()]
     texts = {
         "html": _html_page(title, tables),
-        "tex": "\n".join(latex_board(board, text, provenance, score, shows) for shows, text in titles.items()),
+        "tex": "\n".join(latex_board(board, text, provenance, score, shows)
+                         for shows, text in titles.items()),
         "csv": board.assign(**provenance).to_csv(index=False),
     }
     files = {kind: Path(folder) / f"{name}.{kind}" for kind in texts}
@@ -209,10 +217,12 @@ def plot_differences(
     if methods is not None:
         shown = shown[shown.method.isin(methods)]
     if shown.empty:
-        raise PtaclError(f"the board holds no differences of {score}" + (f" for {', '.join(methods)}" if methods is not None else ""))
+        of_methods = f" for {', '.join(methods)}" if methods is not None else ""
+        raise PtaclError(f"the board holds no differences of {score}{of_methods}")
     groups = [rows for _, rows in shown.groupby(ROW_KEY, sort=False)]
     size = (min(9, 2.2 + 1.9 * len(groups)), 3.2)
-    fig, axes = plt.subplots(1, len(groups), figsize=size, sharex=True, sharey=True, layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(1, len(groups), figsize=size, sharex=True, sharey=True,
+                             layout="constrained", squeeze=False)
     for ax, rows in zip(axes[0], groups):
         _difference_panel(ax, rows)
     fig.supxlabel(f"{score.replace('R2', 'R²')}, difference to {shown.reference.iloc[0]}", fontsize=9)
@@ -228,4 +238,5 @@ def show_table(
     "A table for a report."
     frame = pd.DataFrame(columns).rename_axis(first).reset_index()
     table = GT(frame).tab_header(title=title).tab_source_note(note).fmt_markdown(columns=list(columns))
-    return table.cols_align("center", columns=list(columns)).tab_options(table_font_size="14px", data_row_padding="3px")
+    table = table.cols_align("center", columns=list(columns))
+    return table.tab_options(table_font_size="14px", data_row_padding="3px")

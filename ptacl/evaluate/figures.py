@@ -66,8 +66,8 @@ def map_figure(
     "One alignment map; a dot marks the frame most similar to each segment."
     T = len(m)
     hover = f"segment %{{y}}, frame %{{x}}<br>{scale['label']} %{{z:.3f}}<extra></extra>"
-    heat = go.Heatmap(z=m.numpy(), zmin=scale["vmin"], zmax=scale["vmax"], colorscale=plotly_colours(scale["cmap"]),
-                      showscale=False, hovertemplate=hover)
+    heat = go.Heatmap(z=m.numpy(), zmin=scale["vmin"], zmax=scale["vmax"], showscale=False,
+                      colorscale=plotly_colours(scale["cmap"]), hovertemplate=hover)
     segments = list(range(T)) if m.isfinite().all() else []
     dots = go.Scatter(x=m.argmax(1)[segments].tolist(), y=segments, mode="markers", hoverinfo="skip",
                       marker={"size": 5, "color": "white", "line": {"width": 1, "color": "black"}})
@@ -102,7 +102,7 @@ def _shading(beats: list, T: int, lo: float, hi: float) -> str:  # SVG path
 
 # %% ../../nbs/67_figures.ipynb #1a3b652f
 def _ecg_paper(x0: float, x1: float, y0: float, y1: float, mm: int) -> str:  # s, s, mV, mV -> SVG path
-    "The lines of ECG paper, one every so many mm; as one path, since plotly's own grid would be hundreds of elements."
+    "ECG paper, a line every so many mm; as one path, since plotly's own grid is hundreds of elements."
     second, millivolt = 0.04 * mm, 0.1 * mm
     across = [f"M{x:.2f},{y0}V{y1}" for x in np.arange(np.ceil(x0 / second), x1 / second) * 0.04 * mm]
     along = [f"M{x0},{y:.2f}H{x1}" for y in np.arange(np.ceil(y0 / millivolt), y1 / millivolt) * 0.1 * mm]
@@ -126,8 +126,8 @@ def _below_ecg(t: np.ndarray, lo: float, hi: float, beats: list, T: int) -> list
 
 def _lead_label(name: str, i: int) -> dict:
     "The name of lead number i, at the left."
-    return {"text": f"<b>{name}</b>", "x": 0.004, "xref": "paper", "xanchor": "left", "y": 0.62 - LEAD_SPACING * i,
-            "showarrow": False, "bgcolor": "#ffffffb0"}
+    return {"text": f"<b>{name}</b>", "x": 0.004, "xref": "paper", "xanchor": "left",
+            "y": 0.62 - LEAD_SPACING * i, "showarrow": False, "bgcolor": "#ffffffb0"}
 
 # %% ../../nbs/67_figures.ipynb #05de3c0e
 def ecg_figure(
@@ -148,7 +148,8 @@ def ecg_figure(
              for i, (name, lead) in enumerate(zip(names, mv[leads]))]
     ticks = np.arange(np.ceil(t[0] * 2) / 2, t[-1], 0.5).tolist()
     return go.Figure(lines, go.Layout(
-        **_STILL, shapes=_below_ecg(t, lo, hi, beats, T), annotations=[_lead_label(name, i) for i, name in enumerate(names)],
+        **_STILL, shapes=_below_ecg(t, lo, hi, beats, T),
+        annotations=[_lead_label(name, i) for i, name in enumerate(names)],
         margin={"l": 4, "r": 4, "t": 4, "b": 34},
         xaxis=_axis("time (s); 25 mm/s, 10 mm/mV", range=[t[0], t[-1]], tickvals=ticks),
         yaxis=_BARE_AXIS | {"range": [lo, hi], "showticklabels": False, "ticks": ""}))
@@ -170,11 +171,16 @@ def lead_of_mean_beat(
 
 # %% ../../nbs/67_figures.ipynb #68f6a4b8
 _CURVES = {"LV volume": "#440154", "lead II, mean beat": "#888"}
-_MODEL_MARKS = ({"symbol": "diamond", "color": "#0072b2"}, {"symbol": "square", "color": "#d55e00"}, {"symbol": "circle", "color": "#009e73"})
+_MODEL_MARKS = (
+    {"symbol": "diamond", "color": "#0072b2"},
+    {"symbol": "square", "color": "#d55e00"},
+    {"symbol": "circle", "color": "#009e73"},
+)
 
 def _curve(name: str, y: np.ndarray, width: float, **options) -> go.Scatter:
     "A curve over the phase of the beat."
-    return go.Scatter(x=np.linspace(0, 1, len(y)), y=y, mode="lines", name=name, line={"color": _CURVES[name], "width": width}, **options)
+    line = {"color": _CURVES[name], "width": width}
+    return go.Scatter(x=np.linspace(0, 1, len(y)), y=y, mode="lines", name=name, line=line, **options)
 
 def _model_marks(models: dict, lo: float, hi: float) -> list:
     "A mark for each model that sees end-systole, one above the other."
@@ -182,8 +188,8 @@ def _model_marks(models: dict, lo: float, hi: float) -> list:
     for i, (mark, (name, phase)) in enumerate(zip(_MODEL_MARKS, models.items())):
         if phase is not None:
             height = lo + (hi - lo) * (0.06 + 0.1 * i)
-            marks.append(go.Scatter(x=[phase], y=[height], mode="markers", name=name, hovertemplate=f"{name}: %{{x:.2f}}",
-                                    marker={"size": 9} | mark))
+            marks.append(go.Scatter(x=[phase], y=[height], mode="markers", name=name,
+                                    hovertemplate=f"{name}: %{{x:.2f}}", marker={"size": 9} | mark))
     return marks
 
 # %% ../../nbs/67_figures.ipynb #232d0493
@@ -202,7 +208,8 @@ def cycle_figure(
     dashed = {"type": "line", "x0": systole, "x1": systole, "y0": 0, "y1": 1, "yref": "y domain",
               "line": {"color": _CURVES["LV volume"], "width": 1, "dash": "dash"}}
     legend = "  ".join(f'<b style="color:{colour}">—</b> {name}' for name, colour in _CURVES.items())
-    above = {"text": legend, "x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
+    above = {"text": legend, "x": 0, "xref": "paper", "xanchor": "left",
+             "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
     return go.Figure([ecg, curve, *marks], go.Layout(
         **_STILL, shapes=[dashed], annotations=[above], margin={"l": 50, "r": 8, "t": 22, "b": 38},
         xaxis=_axis(f"phase of the beat ({1000 * beat:.0f} ms)", range=[0, 1]),
@@ -230,9 +237,11 @@ def standalone(
 ) -> str:        # a page
     "A view as one HTML file that stays interactive without a network."
     data = json.dumps(_for_json(view)).replace("<", "\\u003c")
-    program = f"{asset('view.js')}\nlinkedView(document.getElementById('view'), window.Plotly, {{}}).show({data});"
+    start = f"linkedView(document.getElementById('view'), window.Plotly, {{}}).show({data});"
+    program = f"{asset('view.js')}\n{start}"
     style = f"body {{ margin: 8px; }} {asset('page.css')}"
     width = "<meta name='viewport' content='width=device-width'>"
     head = f"<meta charset='utf-8'>{width}<title>{escape(view['title'])}</title><style>{style}</style>"
     body = f"<div id='view'></div><p class='px-help'>{escape(note)}</p><script>{{{program}}}</script>"
-    return f"<!doctype html><html lang='en'><head>{head}<script>{get_plotlyjs()}</script></head><body>{body}</body></html>"
+    head += f"<script>{get_plotlyjs()}</script>"
+    return f"<!doctype html><html lang='en'><head>{head}</head><body>{body}</body></html>"

@@ -29,7 +29,8 @@ def _features(x, name: str) -> np.ndarray:
         raise PtaclError(f"{name} must be (patients, features), got shape {x.shape}")
     bad = (~np.isfinite(x).all(1)).sum()
     if bad:
-        raise PtaclError(f"{bad} of {len(x)} patients have NaN or infinite {name}: leave them out or mend the model")
+        raise PtaclError(
+            f"{bad} of {len(x)} patients have NaN or infinite {name}: leave them out or mend the model")
     return x
 
 def _warn_overfit(n: int, D: int, phenotypes: list):
@@ -46,7 +47,8 @@ def _warn_overfit(n: int, D: int, phenotypes: list):
 # %% ../../nbs/61_regression.ipynb #a99bf674
 def _fit_and_predict(x, y, test_x) -> np.ndarray:
     "Ordinary least squares, standardised inside."
-    ols = TransformedTargetRegressor(make_pipeline(StandardScaler(), LinearRegression()), transformer=StandardScaler())
+    linear = make_pipeline(StandardScaler(), LinearRegression())
+    ols = TransformedTargetRegressor(linear, transformer=StandardScaler())
     return ols.fit(x, y).predict(test_x)
 
 def ols_predict(
@@ -54,10 +56,13 @@ def ols_predict(
     train_y: pd.DataFrame,  # n rows, one column per phenotype, in its own unit; NaN where missing
     test_x,                 # (m, D)
 ) -> pd.DataFrame:          # m rows, the same columns: predictions in the units of train_y
-    "Predictions of the linear probe. Raises `PtaclError` on shapes and NaN features; warns when it must overfit."
+    """Predictions of the linear probe; warns when it must overfit.
+    Raises `PtaclError` on shapes and NaN features."""
     x, new = _features(train_x, "train_x"), _features(test_x, "test_x")
     if len(x) != len(train_y) or x.shape[1] != new.shape[1]:
-        raise PtaclError(f"features and targets do not fit: train_x {x.shape}, train_y {train_y.shape}, test_x {new.shape}")
+        raise PtaclError(
+            "features and targets do not fit: "
+            f"train_x {x.shape}, train_y {train_y.shape}, test_x {new.shape}")
     y = pd.DataFrame(as_numbers(train_y), columns=train_y.columns)
     predictions = pd.DataFrame(np.nan, index=range(len(new)), columns=y.columns)
     measured = y.notna()
@@ -110,7 +115,8 @@ def score_draws(
     if few:
         raise PtaclError(f"fewer than 2 test patients have {', '.join(few)}: leave the column out")
     weights = weight_blocks(len(y), n_boot, seed) if n_boot else [np.ones((1, len(y)))]
-    blocks = [[_scores(y[rows, i], p[rows, i], W[:, rows]) for i, rows in enumerate(measured)] for W in weights]
+    blocks = [[_scores(y[rows, i], p[rows, i], W[:, rows]) for i, rows in enumerate(measured)]
+              for W in weights]
     joined = lambda i, score: np.concatenate([block[i][score] for block in blocks])
     return {name: {score: joined(i, score) for score in REGRESSION_SCORES} for i, name in enumerate(test_y)}
 
@@ -148,7 +154,8 @@ def linear_probe(
     return regression_scores(test_y, ols_predict(train_x, train_y, test_x), n_boot, seed=seed)
 
 # %% ../../nbs/61_regression.ipynb #084d5008
-_MEAN_COVARIATES = {"age": 62.0, "height": 169.0, "bmi": 26.7, "sbp": 137.0}  # years, cm, kg/m², mmHg: UK Biobank's imaging cohort
+# years, cm, kg/m², mmHg: UK Biobank's imaging cohort
+_MEAN_COVARIATES = {"age": 62.0, "height": 169.0, "bmi": 26.7, "sbp": 137.0}
 
 def demographics(
     covariates: pd.DataFrame,  # columns sex ("F"/"M"), age, height cm, bmi, sbp mmHg; NaN where missing
@@ -159,7 +166,8 @@ def demographics(
         raise PtaclError(f"covariates lack {', '.join(lacking)}")
     unknown = set(covariates["sex"].dropna()) - {"F", "M"}
     if unknown:
-        raise PtaclError(f'covariate sex holds {", ".join(map(repr, sorted(unknown, key=str)))}: use "F" and "M"')
+        raise PtaclError(
+            f'covariate sex holds {", ".join(map(repr, sorted(unknown, key=str)))}: use "F" and "M"')
     male = covariates["sex"].map({"F": 0.0, "M": 1.0}).astype(float).fillna(0.5).rename("male")
     numbers = covariates[list(_MEAN_COVARIATES)].astype(float).fillna(_MEAN_COVARIATES)
     return pd.concat([male, numbers], axis=1)

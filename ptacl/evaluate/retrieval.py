@@ -65,11 +65,11 @@ def _score_chunk(
 ) -> Tensor:        # (c, P, len(ks) + 1)
     "P@k and rank of each query and phenotype."
     asked = torch.arange(first, first + len(keys), device=y.device)
-    hit = (y[keys.topk(top, 1).indices] - y[asked, None]).abs() <= tol    # (c, top, P)
+    hit = (y[keys.topk(top, 1).indices] - y[asked, None]).abs() <= tol  # (c, top, P)
     found = hit.cumsum(1)
     precision = [found[:, k - 1] / k for k in ks]
     rank = hit.int().argmax(1).double() + 1
-    for p in range(y.shape[1]):                                           # the few that the top does not settle
+    for p in range(y.shape[1]):  # the few that the top does not settle
         late = torch.nonzero((found[:, -1, p] == 0) & ~y[asked, p].isnan())[:, 0]
         if len(late):
             rank[late, p] = _first_match(keys, y[:, p], late, asked[late], tol[p])
@@ -81,27 +81,32 @@ def as_numbers(table: pd.DataFrame) -> np.ndarray:  # (n, columns) float64, NaN 
     "Values of a table of phenotypes. Raises `PtaclError` on columns that hold no numbers."
     text = list(table.select_dtypes(exclude=["number", "bool"]))
     if text:
-        raise PtaclError(f"phenotype columns without numbers: {', '.join(map(str, text))}", "Leave them out or convert them")
+        raise PtaclError(
+            f"phenotype columns without numbers: {', '.join(map(str, text))}",
+            "Leave them out or convert them")
     return table.to_numpy(dtype="float64", na_value=np.nan)
 
 # %% ../../nbs/60_retrieval.ipynb #0318b79b
 def _check_embeddings(q: Tensor, g: Tensor, n_phenotypes: int):
     "Raises `PtaclError` where patients do not fit or embeddings hold NaN."
     if q.ndim != 2 or q.shape != g.shape or n_phenotypes != len(q):
-        raise PtaclError("retrieval needs queries (n, D), gallery (n, D) and n rows of phenotypes of the same patients in order; "
-                         f"got {tuple(q.shape)}, {tuple(g.shape)} and {n_phenotypes} rows")
+        raise PtaclError(
+            "retrieval needs queries (n, D), gallery (n, D) and n rows of phenotypes of the same patients "
+            f"in order; got {tuple(q.shape)}, {tuple(g.shape)} and {n_phenotypes} rows")
     if len(q) < 2:
         raise PtaclError(f"retrieval needs at least 2 patients, got {len(q)}")
     for name, e in (("queries", q), ("gallery", g)):
         bad = (~e.isfinite().all(1)).sum().item()
         if bad:
-            raise PtaclError(f"{bad} of {len(e)} {name} hold NaN or infinity: leave these patients out or mend the model")
+            raise PtaclError(
+                f"{bad} of {len(e)} {name} hold NaN or infinity: leave these patients out or mend the model")
 
 def _check_depths(ks, n: int, exclude_self: bool):
     "Raises `PtaclError` where the gallery is too small for a depth."
     most = n - int(exclude_self)
     if not ks or min(ks) < 1 or max(ks) > most:
-        raise PtaclError(f"ks {tuple(ks)}: each must lie between 1 and the {most} candidates that {n} patients give")
+        raise PtaclError(
+            f"ks {tuple(ks)}: each must lie between 1 and the {most} candidates that {n} patients give")
 
 # %% ../../nbs/60_retrieval.ipynb #5fe5a0bc
 @torch.no_grad()
@@ -113,7 +118,8 @@ def query_results(
     tolerance: float = 0.5,     # half width of a match, in standard deviations over the test set
     exclude_self: bool = True,  # leave the query's own CMR out of its gallery
 ) -> pd.DataFrame:              # n rows; columns (phenotype, "P@k" … or "rank")
-    "Precision at each k and rank of the first match of every query. Raises `PtaclError` on shapes, NaN, too few patients."
+    """Precision at each k and rank of the first match of every query.
+    Raises `PtaclError` on shapes, NaN, too few patients."""
     q, g = (torch.as_tensor(z).float() for z in (queries, gallery))
     _check_embeddings(q, g, len(phenotypes))
     _check_depths(ks, len(q), exclude_self)
@@ -123,7 +129,8 @@ def query_results(
     n = len(q)
     top = min(max(64, *ks), n - int(exclude_self))
     size = max(1, 2**23 // n)
-    chunks = [_score_chunk(_rank_keys(q[i:i + size], g, i, exclude_self), y, tol, i, ks, top) for i in range(0, n, size)]
+    chunks = [_score_chunk(_rank_keys(q[i:i + size], g, i, exclude_self), y, tol, i, ks, top)
+              for i in range(0, n, size)]
     scores = [*(f"P@{k}" for k in ks), "rank"]
     columns = pd.MultiIndex.from_product([phenotypes.columns, scores], names=["phenotype", None])
     return pd.DataFrame(torch.cat(chunks).flatten(1).cpu().numpy(), index=phenotypes.index, columns=columns)
@@ -134,7 +141,8 @@ def retrieval_table(
 ) -> pd.DataFrame:          # index phenotype; columns P@k …, MnR, MdR
     "Table 1 from the results of single queries: means, and the mean and median rank of the first match."
     names = list(dict.fromkeys(results.columns.get_level_values(0)))
-    table = results.mean().unstack()[list(results[names[0]].columns)].rename(columns={"rank": "MnR"}).loc[names]
+    scores = list(results[names[0]].columns)
+    table = results.mean().unstack()[scores].rename(columns={"rank": "MnR"}).loc[names]
     table["MdR"] = results.xs("rank", axis=1, level=1).median()
     return table.rename_axis("phenotype").rename_axis(None, axis=1)
 
@@ -198,12 +206,12 @@ def retrieval_draws(
 # %% ../../nbs/60_retrieval.ipynb #f473c06f
 def retrieval_interval(
     results: pd.DataFrame,              # from `query_results`
-    minus: pd.DataFrame | None = None,  # of another model on the same patients: interval of the difference results − minus
+    minus: pd.DataFrame | None = None,  # of another model on the same patients: interval of results − minus
     n_boot: int = 1000,                 # draws of the patients
     level: float = 0.95,                # of the interval
     seed: int = 0,                      # of the draws
 ) -> pd.DataFrame:                      # index phenotype; columns P@1_lo, P@1_hi, … MdR_lo, MdR_hi
-    "Bootstrap percentile interval over patients for every cell of `retrieval_table`, or for the difference of two."
+    "Bootstrap percentile interval over patients of each cell of `retrieval_table`, or of a difference."
     draws = retrieval_draws(results, n_boot, seed)
     if minus is not None:
         if not (results.index.equals(minus.index) and results.columns.equals(minus.columns)):

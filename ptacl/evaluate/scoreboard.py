@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from ..core.errors import PtaclError
 from .intervals import difference_columns, value_columns
 from .regression import PAPER_TABLE2, REGRESSION_SCORES, demographics, ols_predict, score_draws
-from .retrieval import PAPER_TABLE1, gaussian_random_precision, query_results, retrieval_draws, retrieval_table
+from .retrieval import PAPER_TABLE1, gaussian_random_precision
+from .retrieval import query_results, retrieval_draws, retrieval_table
 
 # %% ../../nbs/63_scoreboard.ipynb #6df22124
 ROW_KEY = ["input", "method", "eval"]  # what names a row of a table, as in the paper's Table 2
-_NUMBERS = ["value", "lo", "hi", "seed_sd", "seeds", "patients", "difference", "difference_lo", "difference_hi"]
+_NUMBERS = ["value", "lo", "hi", "seed_sd", "seeds", "patients",
+            "difference", "difference_lo", "difference_hi"]
 
 def _as_board(rows: pd.DataFrame, reference: tuple | None = None) -> pd.DataFrame:
     "All columns of a board, in order, whatever there was."
@@ -34,7 +36,8 @@ def summarise(
 ) -> pd.DataFrame:                   # the board
     "Means over seeds, 95 % intervals and paired differences. Raises `PtaclError` on an unknown reference."
     if reference is not None and reference not in points:
-        raise PtaclError(f"reference {reference} is not among the methods: choose from {', '.join(map(str, points))}")
+        choices = ", ".join(map(str, points))
+        raise PtaclError(f"reference {reference} is not among the methods: choose from {choices}")
     parts = []
     for key, p in points.items():
         columns = value_columns(p, draws[key])
@@ -56,7 +59,8 @@ def _probe_rows(
     draws: int = 3,         # of random features
     seed: int = 0,          # of the random features
 ) -> dict:                  # (input, method, "LP") -> list over seeds of predictions (m, phenotypes)
-    "Linear probes of all features, and of the rows that always stand beside them. Raises `PtaclError` on an unknown `combine`."
+    """Linear probes of all features, and of the rows that always stand beside them.
+    Raises `PtaclError` on an unknown `combine`."""
     if combine not in features:
         raise PtaclError(f"combine {combine} has no features: choose from {', '.join(map(str, features))}")
     demo = [demographics(c).to_numpy(float) for c in covariates]
@@ -70,12 +74,13 @@ def _probe_rows(
         **features,
         (f"{combine[0]} + demographics", f"Demographics + {combine[1]}"): joined,
     }
-    return {(*key, "LP"): [ols_predict(a, train_y, b).to_numpy() for a, b in seeds] for key, seeds in rows.items()}
+    return {(*key, "LP"): [ols_predict(a, train_y, b).to_numpy() for a, b in seeds]
+            for key, seeds in rows.items()}
 
 # %% ../../nbs/63_scoreboard.ipynb #b98e7573
 def regression_board(
     test_y: pd.DataFrame,            # m rows, one column per phenotype, NaN where missing
-    predictions: dict,               # (input, method, eval) -> list over seeds of (m, phenotypes), in the units of test_y
+    predictions: dict,               # `ROW_KEY` -> list over seeds of (m, phenotypes), in units of test_y
     reference: tuple | None = None,  # key of the method that the others are compared with
     n_boot: int = 1000,              # draws of the test patients
     seed: int = 0,                   # of the draws
@@ -100,22 +105,24 @@ def ceiling_rows(
     ceilings: pd.DataFrame,  # index phenotype; columns ecg, cine, both …: highest R²
 ) -> pd.DataFrame:           # the board
     "Ceilings of a cohort as rows."
-    long = ceilings.rename_axis("phenotype").melt(var_name="input", value_name="value", ignore_index=False).reset_index()
+    wide = ceilings.rename_axis("phenotype")
+    long = wide.melt(var_name="input", value_name="value", ignore_index=False).reset_index()
     methods = "Ceiling: " + long.input.replace(_CEILING_INPUTS)
     return _as_board(long.assign(method=methods, eval="", source="ceiling", score="R2"))
 
 def _paper_table2_rows() -> pd.DataFrame:  # the board
     "The paper's Table 2 as rows."
-    long = PAPER_TABLE2.stack(future_stack=True).rename("value").rename_axis([*ROW_KEY, "phenotype"]).reset_index()
+    long = PAPER_TABLE2.stack(future_stack=True).rename("value")
+    long = long.rename_axis([*ROW_KEY, "phenotype"]).reset_index()
     return _as_board(long.assign(score="R2", source="paper"))
 
 # %% ../../nbs/63_scoreboard.ipynb #3ddd3b68
 def table2(
     train_y: pd.DataFrame,                        # phenotypes of the training patients, NaN where missing
     test_y: pd.DataFrame,                         # of the test patients, the same columns
-    covariates: tuple,                            # DataFrames of training and of test patients: sex, age, height, bmi, sbp
+    covariates: tuple,                            # (training, test) DataFrames: sex, age, height, bmi, sbp
     features: dict,                               # (input, method) -> list over seeds of (train_x, test_x)
-    tuned: dict | None = None,                    # (input, method, eval) -> list over seeds of predictions for the test patients
+    tuned: dict | None = None,                    # `ROW_KEY` -> list over seeds of predictions for the test
     reference: tuple = ("ECG", "Global", "LP"),   # the row that all others are compared with
     combine: tuple = ("ECG", "PTACL"),            # the method that is joined with demographics
     ceilings: pd.DataFrame | None = None,         # index phenotype; columns ecg, cine, both
@@ -138,7 +145,8 @@ def _embedding_rows(
     draws: int = 3,            # of random embeddings
     seed: int = 0,             # of the random embeddings
 ) -> dict:                     # (input, method, "cosine") -> list over seeds of pairs
-    "Embeddings of all methods, and of the rows that always stand beside them. Raises `PtaclError` on an unknown `combine`."
+    """Embeddings of all methods, and of the rows that always stand beside them.
+    Raises `PtaclError` on an unknown `combine`."""
     if combine not in embeddings:
         raise PtaclError(f"combine {combine!r} has no embeddings: choose from {', '.join(embeddings)}")
     table = demographics(covariates)
@@ -149,11 +157,13 @@ def _embedding_rows(
         return torch.cat([F.normalize(z, dim=1), F.normalize(demo, dim=1)], 1)
 
     g = torch.Generator().manual_seed(seed)
+    noise = [tuple(torch.randn(2, len(demo), 64, generator=g)) for _ in range(draws)]
+    both = [tuple(map(joined, pair)) for pair in embeddings[combine]]
     return {
-        ("none", "Random", "cosine"): [tuple(torch.randn(2, len(demo), 64, generator=g)) for _ in range(draws)],
+        ("none", "Random", "cosine"): noise,
         ("demographics", "Demographics", "cosine"): [(demo, demo)],
         **{("ECG", name, "cosine"): list(seeds) for name, seeds in embeddings.items()},
-        ("ECG + demographics", f"Demographics + {combine}", "cosine"): [tuple(map(joined, pair)) for pair in embeddings[combine]],
+        ("ECG + demographics", f"Demographics + {combine}", "cosine"): both,
     }
 
 # %% ../../nbs/63_scoreboard.ipynb #67644c77
@@ -175,18 +185,24 @@ def retrieval_board(
         many = [retrieval_draws(r, n_boot, seed) for r in results]
         draws[key] = np.array([[d[cell] for cell in index] for d in many])
     cells = index.to_frame(index=False, name=["phenotype", "score"])
-    return summarise(cells.assign(patients=cells.phenotype.map(test_y.notna().sum())), points, draws, reference)
+    cells = cells.assign(patients=cells.phenotype.map(test_y.notna().sum()))
+    return summarise(cells, points, draws, reference)
 
 # %% ../../nbs/63_scoreboard.ipynb #bc7c50f4
 _PAPER_METHODS = {"random": ("none", "Random"), "global": ("ECG", "Global"), "PTACL": ("ECG", "PTACL")}
 
 def _paper_table1_rows() -> pd.DataFrame:  # the board
     "The paper's Table 1 as rows."
-    long = PAPER_TABLE1.rename_axis("score", axis=1).stack(future_stack=True).dropna().rename("value").reset_index()
+    long = PAPER_TABLE1.rename_axis("score", axis=1).stack(future_stack=True)
+    long = long.dropna().rename("value").reset_index()
     keys = pd.DataFrame(long.pop("method").map(_PAPER_METHODS).tolist(), columns=ROW_KEY[:2])
     return _as_board(keys.join(long).assign(eval="cosine", source="paper"))
 
-def _expected_rows(phenotypes: Iterable[str], scores: Iterable[str], tolerance: float = 0.5) -> pd.DataFrame:  # the board
+def _expected_rows(
+    phenotypes: Iterable[str],
+    scores: Iterable[str],
+    tolerance: float = 0.5,
+) -> pd.DataFrame:  # the board
     "What random retrieval of a Gaussian phenotype gives for P@k."
     precision = [s for s in scores if s.startswith("P@")]
     rows = pd.DataFrame([(p, s) for p in phenotypes for s in precision], columns=["phenotype", "score"])

@@ -115,8 +115,9 @@ def _maps_of_variants(
 def occlusion(
     model: PTACL,
     batch: dict,             # of one patient
-) -> tuple[Tensor, Tensor]:  # leads (12, T, T), places (s, T, T): by how much the cosine of each cell falls without it
-    "What carries each cell of one patient's map; negative where something stands in its way."
+) -> tuple[Tensor, Tensor]:  # leads (12, T, T), places (s, T, T)
+    """What carries each cell of one patient's map: by how much its cosine falls without a lead or place;
+    negative where something stands in its way."""
     view = centre_view(batch, model.preset)
     ecg, cine = view["ecg"], view["cine"]
     if len(ecg) != 1:
@@ -124,9 +125,11 @@ def occlusion(
     e = model.ecg.over_time(model.ecg(ecg))
     c = model.cmr.over_time(model.cmr(cine))
     less_ecg = model.ecg.over_time(model.ecg(_without_each_lead(ecg)))
-    less_cine = model.cmr.over_time(model.cmr(_without_each_place(cine, model.preset.cmr_patch[1], model.cmr.mean)))
+    hidden = _without_each_place(cine, model.preset.cmr_patch[1], model.cmr.mean)
+    less_cine = model.cmr.over_time(model.cmr(hidden))
     full = _maps_of_variants(model, e, c, view)
-    return full - _maps_of_variants(model, less_ecg, c, view), full - _maps_of_variants(model, e, less_cine, view)
+    leads = full - _maps_of_variants(model, less_ecg, c, view)
+    return leads, full - _maps_of_variants(model, e, less_cine, view)
 
 # %% ../../nbs/66_whatif.ipynb #2e500c72
 def volume_shape(

@@ -73,7 +73,11 @@ def take_tokens(x: Tensor, keep: Tensor) -> Tensor:  # (B, N, D), (B, K) -> (B, 
     "The tokens of each patient that `keep` names."
     return x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
 
-def put_tokens(x: Tensor, keep: Tensor, tokens: Tensor) -> Tensor:  # (B, N, D), (B, K), (B, K, D) -> (B, N, D)
+def put_tokens(
+    x: Tensor,       # (B, N, D)
+    keep: Tensor,    # (B, K)
+    tokens: Tensor,  # (B, K, D)
+) -> Tensor:         # (B, N, D)
     "A copy of x with tokens in the places that `keep` names."
     return x.scatter(1, keep[..., None].expand_as(tokens), tokens)
 

@@ -33,8 +33,8 @@ from ..core.presets import Preset
 Batch = dict[str, Tensor]  # whole recordings, as `Pairs` gives them
 
 class View(Batch):
-    """What encoders take of a batch: the `ecg` cut, with its `start` (B,) in seconds, the `cine` at the preset's
-    frames, and all else that the batch holds."""
+    """What encoders take of a batch: the `ecg` cut, with its `start` (B,) in seconds, the `cine`
+    at the preset's frames, and all else that the batch holds."""
     def __or__(self, other: Mapping) -> "View":  # type: ignore[override]
         return View({**self, **other})
 
@@ -134,7 +134,7 @@ class PTACL(nn.Module):
         return self.proj_ecg(ecg), self.proj_cmr(cmr)
 
     def local_embeddings(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        "The T segments of the mean heartbeat and the T moments of the cine, (B, T, D), and who is valid (B,)."
+        "T segments of the mean heartbeat and T moments of the cine, (B, T, D), and who is valid (B,)."
         return self.moments(*self.over_time(batch))
 
     def moments(self, ecg: Tensor, cmr: Tensor, view: View) -> tuple[Tensor, Tensor, Tensor]:
@@ -185,8 +185,8 @@ def _take_weights(own: TokenEncoder, given: TokenEncoder):
         own.load_state_dict(given.state_dict())
     except RuntimeError as e:
         raise PtaclError(
-            f"an encoder of preset {given.preset.name} does not fit preset {own.preset.name}, whose sizes differ: "
-            "take the preset of the pre-training, or pre-train again") from e
+            f"an encoder of preset {given.preset.name} does not fit preset {own.preset.name}, "
+            "whose sizes differ: take the preset of the pre-training, or pre-train again") from e
 
 def start_joint(
     preset: Preset,
@@ -198,8 +198,9 @@ def start_joint(
     Raises `PtaclError` on those of other sizes or inputs."""
     if ecg is not None and ecg.preset.normalize != preset.normalize:
         raise PtaclError(
-            f"the ECG encoder has seen ECGs normalised by {ecg.preset.normalize}, preset {preset.name} takes them "
-            f"normalised by {preset.normalize}: take the scope of the pre-training, or pre-train again")
+            f"the ECG encoder has seen ECGs normalised by {ecg.preset.normalize}, "
+            f"preset {preset.name} takes them normalised by {preset.normalize}: "
+            "take the scope of the pre-training, or pre-train again")
     model = PTACL(preset)
     for own, given in ((model.ecg, ecg), (model.cmr, cmr)):
         if given is None:

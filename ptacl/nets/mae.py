@@ -32,7 +32,10 @@ def patchify(x: Tensor, encoder: Encoder) -> Tensor:  # (B, 12, N) or (B, F, H, 
     "The values under each token."
     return encoder.patches(x)
 
-def unpatchify(patches: Tensor, encoder: Encoder) -> Tensor:  # (B, tokens, values) -> (B, 12, N) or (B, F, H, W)
+def unpatchify(
+    patches: Tensor,   # (B, tokens, values)
+    encoder: Encoder,
+) -> Tensor:           # (B, 12, N) or (B, F, H, W)
     "The inverse of `patchify`."
     p = encoder.preset
     if isinstance(encoder, ECGEncoder):
@@ -69,8 +72,8 @@ class MAE(nn.Module):
         "What rebuilds the model."
         return {"kind": f"MAE-{self.encoder.modality}", "preset": asdict(self.encoder.preset)}
 
-    def decode(self, visible: Tensor, keep: Tensor) -> Tensor:  # (B, K, D), (B, K) their places -> (B, N, values)
-        "Guess all patches from the visible tokens."
+    def decode(self, visible: Tensor, keep: Tensor) -> Tensor:  # (B, K, D), (B, K) -> (B, N, values)
+        "Guess all patches from the visible tokens and their places."
         x = self.embed(visible) + F.embedding(keep, self.pos)
         blank = (self.hidden + self.pos).expand(len(x), -1, -1)
         return self.head(self.blocks(put_tokens(blank, keep, x)))

@@ -31,7 +31,9 @@ def find_experiment(name: str) -> Path:  # of a notebook
         return Path(name)
     notebooks = {p.stem: p for p in sorted((checkout() / "nbs" / "experiments").glob("*.ipynb"))}
     if name not in notebooks:
-        raise PtaclError(f"unknown experiment {name!r}: choose from {', '.join(notebooks)}, or give the path of a notebook")
+        raise PtaclError(
+            f"unknown experiment {name!r}: choose from {', '.join(notebooks)}, "
+            "or give the path of a notebook")
     return notebooks[name]
 
 # %% ../../nbs/86_experiments.ipynb #a9d13523
@@ -39,7 +41,8 @@ def parameters_of(notebook: Path) -> dict:  # name -> {"inferred_type_name", "de
     "Parameters that the notebook's first code cell offers."
     return papermill.inspect_notebook(str(notebook))
 
-_KINDS = {"int": "whole number", "float": "number", "bool": "True or False", "str": "text"}  # as people call them
+# types as people call them
+_KINDS = {"int": "whole number", "float": "number", "bool": "True or False", "str": "text"}
 
 def _parse(text: str, kind: str):  # "12", "int" -> 12
     "A parameter typed on the command line, as the type that the notebook asks for. Raises `ValueError`."
@@ -57,11 +60,13 @@ def check_parameters(
     notebook: Path,
     given: dict,     # name -> text, or a value that has its type already
 ) -> dict:           # name -> value
-    "The parameters with their types. Raises `PtaclError` on names and values that the notebook does not take."
+    """The parameters with their types.
+    Raises `PtaclError` on names and values that the notebook does not take."""
     known = parameters_of(notebook)
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise PtaclError(f"{notebook.stem} has no parameter {', '.join(unknown)}: it takes {', '.join(known)}")
+        raise PtaclError(
+            f"{notebook.stem} has no parameter {', '.join(unknown)}: it takes {', '.join(known)}")
     checked = {}
     for name, value in given.items():
         kind = known[name]["inferred_type_name"]
@@ -100,8 +105,9 @@ def write_html(notebook: Path) -> Path:
     "The executed notebook as one page without code that loads nothing from anywhere."
     nb = _without_machine(nbformat.read(notebook, 4))
     nbformat.write(nb, notebook)
-    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True,
-                            mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="")
+    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,
+                            embed_images=True, mathjax_url="", require_js_url="", jquery_url="",
+                            mermaid_js_url="")
     page, _ = exporter.from_notebook_node(nb, {"metadata": {"name": notebook.stem}})
     file = notebook.with_suffix(".html")
     with written_whole(file) as new:
@@ -125,13 +131,15 @@ def _failure(experiment: str, error: BaseException, parameters: dict) -> dict:
 
 @contextmanager
 def failure_kept(folder: Path, experiment: str, parameters: dict) -> Iterator[None]:
-    "Where the block fails, `failed.json` with its error and parameters, without paths of the machine; where it succeeds, none."
+    """Where the block fails, `failed.json` with its error and parameters, without paths of the machine;
+    where it succeeds, none."""
     try:
         yield
     except (PtaclError, KeyboardInterrupt, OSError) as error:
         if isinstance(error, OSError):
             why = error.strerror or type(error).__name__
-            error = PtaclError(f"{experiment}: its report cannot be written ({why}): make room on the disk, then run again")
+            error = PtaclError(
+                f"{experiment}: its report cannot be written ({why}): make room on the disk, then run again")
         with suppress(OSError):
             write_result(folder, _failure(experiment, error, parameters), "failed.json")
         raise error
@@ -153,7 +161,8 @@ def _report_folder(notebook: Path, parameters: dict) -> Path:
 
 def _execute(notebook: Path, running: Path, parameters: dict):
     "The notebook in a fresh kernel, saved as `running`. Raises `PtaclError` when it fails."
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep: 6 % slower alone, 1.6 times faster beside another program
+    # idle threads sleep: 6 % slower alone, 1.6 times faster beside another program
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     so_far = "The notebook as far as it came: "
     try:
         papermill.execute_notebook(
@@ -176,7 +185,8 @@ def run_experiment(
     name: str,                       # of an experiment, or the path of a notebook
     parameters: dict | None = None,  # name -> value or text
 ) -> tuple[Path, dict]:              # folder of the report, its result
-    "Run an experiment and leave notebook, page and `result.json` in its `output_dir`. Raises `PtaclError` when it fails."
+    """Run an experiment and leave notebook, page and `result.json` in its `output_dir`.
+    Raises `PtaclError` when it fails."""
     notebook = find_experiment(name)
     parameters = check_parameters(notebook, parameters or {})
     folder = _report_folder(notebook, parameters)

@@ -21,7 +21,7 @@ def _read_run(
     file: Path,  # result.json or failed.json
     top: Path,   # folder of all runs
 ) -> dict:
-    "What a run has left, with its place below `top` as `run`; with `error` where it failed or cannot be read."
+    "What a run has left, with its place below `top` as `run`; with `error` where it failed or is unreadable."
     place = file.parent.relative_to(top).as_posix()
     run = mask_ids(top.resolve().name if place == "." else place)
     try:
@@ -37,9 +37,12 @@ def _read_run(
 def read_runs(folder) -> tuple[list, list]:  # finished and failed runs
     "All runs below a folder, in the order of their names. Raises `PtaclError` where there are none."
     top = Path(folder)
-    runs = [_read_run(file, top) for name in ("result.json", "failed.json") for file in sorted(top.rglob(name))]
-    if not runs:
-        raise PtaclError(f"no runs below {top.name or 'this folder'}: each would have left a result.json or a failed.json")
+    files = [file for name in ("result.json", "failed.json") for file in sorted(top.rglob(name))]
+    if not files:
+        raise PtaclError(
+            f"no runs below {top.name or 'this folder'}: "
+            "each would have left a result.json or a failed.json")
+    runs = [_read_run(file, top) for file in files]
     finished = [run for run in runs if "error" not in run]
     failed = [run for run in runs if "error" in run]
     return finished, failed
@@ -49,7 +52,8 @@ _SECTIONS = ("alignment", "retrieval", "regression")
 
 def _numbers_in_long_form(numbers: dict, **labels) -> list:  # score, score_lo, score_hi -> value
     "A row for each score that has an interval."
-    return [labels | {"score": score, "value": value, "lo": numbers[f"{score}_lo"], "hi": numbers[f"{score}_hi"]}
+    limits = lambda score: {"lo": numbers[f"{score}_lo"], "hi": numbers[f"{score}_hi"]}
+    return [labels | {"score": score, "value": value} | limits(score)
             for score, value in numbers.items() if f"{score}_lo" in numbers]
 
 def result_rows(result: dict) -> list:  # dicts with score and value
@@ -69,14 +73,16 @@ def _findings(result: dict) -> list:  # of sentences
     if "findings" in result:
         return result["findings"]
     aligned = [row for row in result_rows(result) if row.get("table") == "alignment"]
-    return [f"{r['method']}: {r['score']} {interval_cell(r['value'], r['lo'], r['hi'], SENTENCE)}." for r in aligned]
+    return [f"{r['method']}: {r['score']} {interval_cell(r['value'], r['lo'], r['hi'], SENTENCE)}."
+            for r in aligned]
 
 # %% ../../nbs/90_report.ipynb #776d247e
 def results_table(results: list) -> pd.DataFrame:  # of finished runs
     "All numbers of all runs in one table."
     rows = []
     for result in results:
-        run = {"run": result["run"], "experiment": result["experiment"], "preset": result.get("preset"), "seed": result.get("seed")}
+        run = {"run": result["run"], "experiment": result["experiment"],
+               "preset": result.get("preset"), "seed": result.get("seed")}
         provenance = {f"about {k}": v for k, v in result.get("about", {}).items()}
         rows += [run | row | provenance for row in result_rows(result)]
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["run", "experiment"])
@@ -113,7 +119,8 @@ def _run_html(result: dict) -> str:
     minutes = sum(result.get("seconds", {}).values()) / 60
     settings = _joined(result.get("parameters", {}), ", ", " = ")
     commit = result.get("versions", {}).get("git", "unknown")
-    small = f"{e(result['experiment'])}. {e(_joined(provenance))}. {minutes:.1f} minutes; commit {e(str(commit))}.<br>{e(settings)}"
+    small = (f"{e(result['experiment'])}. {e(_joined(provenance))}. "
+             f"{minutes:.1f} minutes; commit {e(str(commit))}.<br>{e(settings)}")
     numbers = _printed_rows(result).to_html(index=False, border=0)
     return "\n".join([
         f"<h2>{e(result['run'])}</h2>", f"<p><small>{small}</small></p>",
@@ -124,14 +131,18 @@ def _failed_html(run: dict) -> str:
     "One failed run as a part of the page."
     e = html.escape
     settings = _joined(run["parameters"], ", ", " = ")
-    return f"<p><b>{e(run['run'])}</b> ({e(str(run['experiment']))}): {e(mask_ids(run['error']))}<br><small>{e(settings)}</small></p>"
+    return (f"<p><b>{e(run['run'])}</b> ({e(str(run['experiment']))}): {e(mask_ids(run['error']))}"
+            f"<br><small>{e(settings)}</small></p>")
 
 def report_page(results: list, failed: list, title: str) -> str:  # HTML
     "The whole page."
     title = html.escape(title)
-    parts = [f"<!doctype html><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>",
-             f"<p>{len(results)} finished, {len(failed)} failed. For research, not for clinical use. "
-             "<i>Clearly</i> means that a 95 % interval excludes zero; intervals are not corrected for their number.</p>"]
+    parts = [
+        f"<!doctype html><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>",
+        f"<p>{len(results)} finished, {len(failed)} failed. For research, not for clinical use. "
+        "<i>Clearly</i> means that a 95 % interval excludes zero; "
+        "intervals are not corrected for their number.</p>",
+    ]
     if failed:
         parts += ["<div class='failed'><h2>Failed</h2>", *map(_failed_html, failed), "</div>"]
     return "\n".join(parts + [_run_html(result) for result in results]) + "\n"
@@ -143,8 +154,9 @@ def _run_latex(result: dict) -> str:
     caption = latex_escaped(f"{result['run']}. {_joined(result.get('about', {}))}")
     return rows.style.hide(axis="index").to_latex(environment="longtable", hrules=True, caption=caption)
 
-def write_report(folder) -> dict:  # kind -> path of html, csv, tex (needs booktabs and longtable); finished and failed: how many
-    "Gather all runs below a folder into report.html, report.csv and report.tex in it. Raises `PtaclError` where there are none."
+def write_report(folder) -> dict:  # kind -> path of html, csv, tex; finished and failed: how many
+    """Gather all runs below a folder into report.html, report.csv and report.tex (needs booktabs and
+    longtable) in it. Raises `PtaclError` where there are none."""
     results, failed = read_runs(folder)
     title = f"ptacl: {mask_ids(Path(folder).resolve().name)}"
     texts = {

@@ -16,7 +16,8 @@ from torch import Tensor
 from ..core.devices import choose_device
 from ..evaluate.alignment import cosine_maps, patient_scores
 from ..evaluate.boards import show_table
-from ..evaluate.intervals import HTML_DIFFERENCE, HTML_REPORT, bootstrap_weights, difference_columns, interval_cell, value_columns
+from ..evaluate.intervals import HTML_DIFFERENCE, HTML_REPORT, bootstrap_weights
+from ..evaluate.intervals import difference_columns, interval_cell, value_columns
 from ..evaluate.regression import ols_predict, score_draws
 from ..evaluate.retrieval import query_results, retrieval_draws, retrieval_table
 from ..nets.joint import PTACL
@@ -27,8 +28,8 @@ from ..train.loop import infer
 # %% ../../nbs/88_scores.ipynb #485067d6
 _OUTPUTS = ("ecg", "cmr", "z_ecg", "z_cmr", "maps")
 
-def _outputs_of_batch(model, batch: dict) -> tuple:  # in the order of `_OUTPUTS`; maps (B, T, T) where there are moments
-    "Features, embeddings and maps; a film is encoded once for all of them."
+def _outputs_of_batch(model, batch: dict) -> tuple:  # in the order of `_OUTPUTS`
+    "Features, embeddings and, where there are moments, maps (B, T, T); a film is encoded once for all."
     if type(model) is not PTACL:
         return (*model.features(batch), *model.embeddings(batch))
     e, c, view = model.over_time(batch)
@@ -40,8 +41,8 @@ def outputs(
     model,
     task: Task,
     cmr: bool = False,  # features of the training films, too
-) -> dict:              # train_ecg, train_cmr, ecg, cmr: features; z_ecg, z_cmr: embeddings; maps: (n, T, T), where the model has them
-    "All that tables and figures need of a trained model."
+) -> dict:              # train_ecg, train_cmr, ecg, cmr: features; z_ecg, z_cmr: embeddings; maps
+    "All that tables and figures need of a trained model; `maps` (n, T, T) only where the model has them."
     model = model.to(choose_device()).eval()
     out = dict(zip(_OUTPUTS, infer(lambda batch: _outputs_of_batch(model, batch), model, task.test)))
     if cmr:
@@ -50,16 +51,17 @@ def outputs(
         out["train_ecg"] = infer(model.ecg_features, model, task.train)
     return out
 
-def supervised_predictions(folder, task: Task) -> np.ndarray:  # (n, phenotypes) of the test patients, in their units
-    "Predictions of a supervised pre-training of `train_method`, which are standardised."
+def supervised_predictions(folder, task: Task) -> np.ndarray:  # (n, phenotypes)
+    """Predictions of a supervised pre-training of `train_method`, which are standardised,
+    for the test patients in their units."""
     model = load_tuned(Path(folder) / "model", choose_device())
     y = task.train_y.to_numpy(float)
     standardised = predict(model, task.test)[list(task.train_y)].to_numpy()
     return standardised * np.nanstd(y, 0) + np.nanmean(y, 0)
 
 # %% ../../nbs/88_scores.ipynb #6dd4079d
-def r2_draws(train_x, test_x, task: Task, n_boot: int = 1000) -> np.ndarray:  # (1 + n_boot,): the value, then its draws
-    "R² of the linear probe, mean over phenotypes."
+def r2_draws(train_x, test_x, task: Task, n_boot: int = 1000) -> np.ndarray:  # (1 + n_boot,)
+    "R² of the linear probe, mean over phenotypes: the value, then its draws."
     predictions = ols_predict(train_x, task.train_y, test_x)
     def mean_r2(draws: int) -> np.ndarray:
         return np.mean([scores["R2"] for scores in score_draws(task.test_y, predictions, draws).values()], 0)
@@ -71,7 +73,10 @@ def p5_draws(out: dict, task: Task, n_boot: int = 1000) -> np.ndarray:  # (1 + n
     draws = [d for (_, score), d in retrieval_draws(results, n_boot).items() if score == "P@5"]
     return np.append(retrieval_table(results)["P@5"].mean(), np.mean(draws, 0))
 
-def within_draws(maps: Tensor, n_boot: int = 1000) -> np.ndarray:  # (n, T, T) -> (1 + n_boot,), NaN where nobody has a map
+def within_draws(
+    maps: Tensor,        # (n, T, T)
+    n_boot: int = 1000,
+) -> np.ndarray:         # (1 + n_boot,), NaN where nobody has a map
     "Share of segments whose most similar frame is at most one step away."
     scores = patient_scores(maps)["within_one"].to_numpy()
     everybody = np.ones(len(scores))
@@ -97,28 +102,37 @@ def _value_and_draws(d: np.ndarray) -> tuple:  # (1 + n_boot,) -> (1, 1), (1, 1,
     "One score of one training, in the form of `ptacl.evaluate.intervals`."
     return d[None, :1], d[None, None, 1:]
 
+_COMPARED = ("score", "value", "lo", "hi",
+             "difference", "difference_lo", "difference_hi", "clear", "reference")
+
 def compare(
     measured: dict,                     # key (tuple of what names a row) -> score -> (1 + n_boot,)
     names: Iterable[str],               # of the parts of a key
     reference: Callable | None = None,  # key -> key of what it is compared with, or None
-) -> pd.DataFrame:                      # names…, score, value, lo, hi, difference, difference_lo, difference_hi, clear, reference
+) -> pd.DataFrame:                      # names…, and the columns of `_COMPARED`
     "Values, 95 % intervals and paired differences, one row for each key and score."
     rows = []
     for key, scores in measured.items():
         other = reference(key) if reference else None
         for score, d in scores.items():
             columns = value_columns(*_value_and_draws(d))
-            row = dict(zip(names, key)) | {"score": score} | {k: columns[k].item() for k in ("value", "lo", "hi")}
+            row = dict(zip(names, key)) | {"score": score}
+            row |= {k: columns[k].item() for k in ("value", "lo", "hi")}
             if other not in (None, key) and score in measured.get(other, {}):
-                difference = difference_columns(*_value_and_draws(d), *_value_and_draws(measured[other][score]))
+                against = _value_and_draws(measured[other][score])
+                difference = difference_columns(*_value_and_draws(d), *against)
                 row |= {k: v.item() for k, v in difference.items()} | {"reference": row_name(names, other)}
             rows.append(row)
-    columns = [*names, "score", "value", "lo", "hi", "difference", "difference_lo", "difference_hi", "clear", "reference"]
+    columns = [*names, *_COMPARED]
     return pd.DataFrame(rows).reindex(columns=columns).assign(clear=lambda table: table.clear.eq(True))
 
 # %% ../../nbs/88_scores.ipynb #8048442a
-SCORE_TITLES = {"R2": "R² of the linear probe", "P@5": "precision at 5", "within_one": "alignment, within one",
-                "R2 CMR": "R² of the film's features"}
+SCORE_TITLES = {
+    "R2": "R² of the linear probe",
+    "P@5": "precision at 5",
+    "within_one": "alignment, within one",
+    "R2 CMR": "R² of the film's features",
+}
 
 def _row_names(table: pd.DataFrame, names: Iterable[str]) -> list:
     "`row_name` of each row."
@@ -131,8 +145,9 @@ def _comparison_cell(row) -> str:  # of `compare`, as a named tuple
     text = interval_cell(row.value, row.lo, row.hi, HTML_REPORT)
     if not np.isfinite(row.difference):
         return text
-    return text + "<br>" + interval_cell(row.difference, row.difference_lo, row.difference_hi, HTML_DIFFERENCE,
-                                         difference=True, clear=row.clear)
+    difference = interval_cell(row.difference, row.difference_lo, row.difference_hi, HTML_DIFFERENCE,
+                               difference=True, clear=row.clear)
+    return text + "<br>" + difference
 
 def show_comparison(
     table: pd.DataFrame,   # from `compare`
@@ -141,15 +156,18 @@ def show_comparison(
     provenance: dict,      # cohort, preset, seed, budget
 ) -> GT:
     "The table for a page or a notebook."
-    long = table.assign(row=_row_names(table, names), cell=[_comparison_cell(row) for row in table.itertuples()])
+    cells = [_comparison_cell(row) for row in table.itertuples()]
+    long = table.assign(row=_row_names(table, names), cell=cells)
     wide = long.pivot(index="row", columns="score", values="cell")
     wide = wide.reindex(index=long.row.unique(), columns=long.score.unique()).fillna("–")
-    note = "; ".join(f"{k}: {v}" for k, v in provenance.items()) + ". 95 % intervals over the test patients, one training each."
+    note = "; ".join(f"{k}: {v}" for k, v in provenance.items())
+    note += ". 95 % intervals over the test patients, one training each."
     references = sorted(set(table.reference.dropna()))
     if references:
         note += (f" Below: difference to {' / '.join(references)} on the same patients, "
                  "bold where its interval excludes zero.")
-    return show_table({SCORE_TITLES.get(score, score): wide[score] for score in wide}, title, note, first=", ".join(names))
+    columns = {SCORE_TITLES.get(score, score): wide[score] for score in wide}
+    return show_table(columns, title, note, first=", ".join(names))
 
 # %% ../../nbs/88_scores.ipynb #b3c0098e
 def difference_sentences(
@@ -163,8 +181,10 @@ def difference_sentences(
         verdict = "does not differ clearly from"
         if row.clear:
             verdict = f"is clearly {'higher' if row.difference > 0 else 'lower'} than"
-        sentences.append(f"{SCORE_TITLES.get(row.score, row.score)}: {name} {verdict} {row.reference} "
-                         f"({row.value:.3f}; {row.difference:+.3f}, interval {row.difference_lo:+.3f} to {row.difference_hi:+.3f}).")
+        interval = f"{row.difference_lo:+.3f} to {row.difference_hi:+.3f}"
+        sentences.append(
+            f"{SCORE_TITLES.get(row.score, row.score)}: {name} {verdict} {row.reference} "
+            f"({row.value:.3f}; {row.difference:+.3f}, interval {interval}).")
     return sentences
 
 # %% ../../nbs/88_scores.ipynb #4a529c63
@@ -181,6 +201,7 @@ def board_sentences(
         name = f"{method} ({source}, {how})" if source != "ECG" or how != "cosine" else method
         sentences.append(
             f"{score.replace('R2', 'R²')}: {name} against {rows.reference.iloc[0]}: "
-            f"mean over {len(rows)} phenotypes {rows.value.mean():.3f}, difference {rows.difference.mean():+.3f}; "
+            f"mean over {len(rows)} phenotypes {rows.value.mean():.3f}, "
+            f"difference {rows.difference.mean():+.3f}; "
             f"clearly higher in {higher}, clearly lower in {lower}.")
     return sentences

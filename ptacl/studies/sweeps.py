@@ -58,14 +58,16 @@ def _run_process(
     """One run in a process of its own; on a GPU, where several speak at once, into `run.log`.
     Where it dies without a word, `failed.json` says so."""
     folder.mkdir(parents=True, exist_ok=True)
-    options = [text for k, v in (parameters | {"output_dir": str(folder)}).items() for text in ("-p", k, str(v))]
+    given = parameters | {"output_dir": str(folder)}
+    options = [text for k, v in given.items() for text in ("-p", k, str(v))]
     command = [sys.executable, "-m", "ptacl.app.cli", "run", experiment, *options]
     env = os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {})
     with nullcontext() if gpu is None else open(folder / "run.log", "w", encoding="utf-8") as log:
         code = subprocess.run(command, stdout=log, stderr=log, env=env).returncode
     if code and not (folder / "failed.json").exists():
         error = f"its process ended with status {code}: killed by lack of memory or by hand?"
-        write_result(folder, {"experiment": Path(experiment).stem, "error": error, "parameters": parameters}, "failed.json")
+        failure = {"experiment": Path(experiment).stem, "error": error, "parameters": parameters}
+        write_result(folder, failure, "failed.json")
     return not code
 
 # %% ../../nbs/91_sweeps.ipynb #29932624
@@ -74,7 +76,8 @@ def _check_sweep(notebook: Path, grid: list, parameters: dict):
     swept = set(grid[0])
     both = sorted(swept & {*parameters, "output_dir"})
     if both:
-        raise PtaclError(f"{', '.join(both)} cannot be swept: it is given with -p, or names the folder of all runs")
+        raise PtaclError(
+            f"{', '.join(both)} cannot be swept: it is given with -p, or names the folder of all runs")
     for combination in grid:
         check_parameters(notebook, parameters | combination)
 
@@ -88,7 +91,8 @@ def sweep(
     texts: list,       # "NAME=v1,v2,…"
     parameters: dict,  # of all runs: name -> text
 ) -> dict:             # of `write_report`
-    "Run all combinations, then report on them. Raises `PtaclError` before the first one where a value does not fit."
+    """Run all combinations, then report on them.
+    Raises `PtaclError` before the first one where a value does not fit."""
     notebook, grid = find_experiment(experiment), sweep_grid(texts)
     _check_sweep(notebook, grid, parameters)
     common = {k: v for k, v in parameters.items() if k != "output_dir"}
@@ -104,8 +108,10 @@ def sweep(
         started = time.perf_counter()
         try:
             print(f"── {name} starts" + (f" on GPU {gpu}" if gpu else ""), flush=True)
-            succeeded = _run_process(str(notebook), common | combination, top / _folder_name(combination), gpu)
-            print(f"   {name} {'done' if succeeded else 'FAILED'}, {time.perf_counter() - started:.0f} s", flush=True)
+            folder = top / _folder_name(combination)
+            succeeded = _run_process(str(notebook), common | combination, folder, gpu)
+            outcome = "done" if succeeded else "FAILED"
+            print(f"   {name} {outcome}, {time.perf_counter() - started:.0f} s", flush=True)
         finally:
             free.put(gpu)
 

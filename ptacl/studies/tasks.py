@@ -104,8 +104,8 @@ def virtual_task(
     n_train: int,
     n_test: int,
     seed: int = 0,
-    train: dict | None = None,  # options of `simulate` for the training patients: rhythm, hum, spacing, stack …
-    test: dict | None = None,   # for the test patients
+    train: dict | None = None,  # options of `simulate` for training: rhythm, hum, spacing, stack …
+    test: dict | None = None,   # for testing
 ) -> Task:
     "Virtual patients who never lie in memory twice. Raises `PtaclError` on too few."
     if n_train < 16 or n_test < 20:
@@ -114,7 +114,8 @@ def virtual_task(
     pairs, y, c = simulate_pairs(n_train, seed, **train)
     test_pairs, test_y, test_c = simulate_pairs(n_test, seed, n_train, **test)
     possible = ceilings(simulate(n_test, seed, start=n_train, ecg=False, cine=False))
-    about = {"kind": "virtual", "n_train": n_train, "n_test": n_test, "seed": seed, "train": train, "test": test}
+    about = {"kind": "virtual", "n_train": n_train, "n_test": n_test, "seed": seed,
+             "train": train, "test": test}
     return Task(with_targets(pairs, y), test_pairs, y, test_y, c, test_c, possible, about)
 
 # %% ../../nbs/87_tasks.ipynb #1112cdd1
@@ -122,9 +123,11 @@ def _without_constant_phenotypes(train: Pairs, y: pd.DataFrame, test_y: pd.DataF
     "Tables without phenotypes in which no two training patients differ: nothing can be learned of them."
     constant = [p for p in y if y[p].nunique() < 2]
     if constant:
-        warnings.warn(f"{name}: {', '.join(constant)} left out, as no two training patients differ in it", stacklevel=3)
+        warnings.warn(
+            f"{name}: {', '.join(constant)} left out, as no two training patients differ in it", stacklevel=3)
         columns = [y.columns.get_loc(p) for p in constant]
-        train = train.with_extra(targets=train.extra["targets"].index_fill(1, torch.tensor(columns), torch.nan))
+        targets = train.extra["targets"].index_fill(1, torch.tensor(columns), torch.nan)
+        train = train.with_extra(targets=targets)
     return train, y.drop(columns=constant), test_y.drop(columns=constant)
 
 def cohort_task(
@@ -137,15 +140,18 @@ def cohort_task(
     name = name_of(path)
     rows, test_rows = cohort.split("train")[:n_train], cohort.split("test")[:n_test]
     if len(rows) < 16 or len(test_rows) < 20:
-        raise PtaclError(f"{name}: {len(rows)} training and {len(test_rows)} test patients, at least 16 and 20 are needed")
+        raise PtaclError(
+            f"{name}: {len(rows)} training and {len(test_rows)} test patients, "
+            "at least 16 and 20 are needed")
     y, test_y = cohort.phenotypes.iloc[rows], cohort.phenotypes.iloc[test_rows]
     train, test = Pairs(**cohort.load(rows)), Pairs(**cohort.load(test_rows))
     train = train.with_extra(targets=torch.tensor(y.to_numpy(float), dtype=torch.float32))
     train, y, test_y = _without_constant_phenotypes(train, y, test_y, name)
     who = hashlib.blake2b(" ".join(y.index).encode(), digest_size=6).hexdigest()
-    about = {"kind": "cohort", "name": mask_ids(name), "n_train": len(y), "n_test": len(test_y), "training_patients": who}
-    covariates = cohort.covariates
-    return Task(train, test, y, test_y, covariates.iloc[rows], covariates.iloc[test_rows], cohort.ceilings, about)
+    about = {"kind": "cohort", "name": mask_ids(name), "n_train": len(y), "n_test": len(test_y),
+             "training_patients": who}
+    c, test_c = cohort.covariates.iloc[rows], cohort.covariates.iloc[test_rows]
+    return Task(train, test, y, test_y, c, test_c, cohort.ceilings, about)
 
 # %% ../../nbs/87_tasks.ipynb #8c9a7da5
 def make_task(
@@ -159,7 +165,8 @@ def make_task(
     if not cohort:
         return virtual_task(n_train or 896, n_test or 384, seed, **options)
     if any(options.values()):
-        raise PtaclError("this study changes how patients are simulated, so it needs virtual ones: leave cohort empty")
+        raise PtaclError(
+            "this study changes how patients are simulated, so it needs virtual ones: leave cohort empty")
     return cohort_task(cohort, n_train, n_test)
 
 # %% ../../nbs/87_tasks.ipynb #d716e5ad
@@ -176,14 +183,17 @@ def preset_of(
     return preset
 
 def claim(folder, task: Task) -> Path:  # the folder, made
-    "Mark a folder of models as that of the task's training patients. Raises `PtaclError` where it is that of others."
+    """Mark a folder of models as that of the task's training patients.
+    Raises `PtaclError` where it is that of others."""
     file = Path(folder) / "patients.json"
     patients = json.loads(json.dumps({k: v for k, v in task.about.items() if k not in ("n_test", "test")}))
     if not file.exists():
         with written_whole(file) as new:
             new.write_text(json.dumps(patients, indent=1), encoding="utf-8")
     elif json.loads(file.read_text(encoding="utf-8")) != patients:
-        raise PtaclError(f"{file.parent.name} holds models of other training patients: take another output_dir, or remove it")
+        raise PtaclError(
+            f"{file.parent.name} holds models of other training patients: "
+            "take another output_dir, or remove it")
     return file.parent
 
 # %% ../../nbs/87_tasks.ipynb #ffb3fdb1
@@ -191,12 +201,14 @@ def _cohort_in_words(about: dict) -> str:  # of a task
     "Where the patients come from."
     options = [f"{part}: {k} {v}" for part in ("train", "test") for k, v in about.get(part, {}).items()]
     name = "virtual patients" if about["kind"] == "virtual" else f"cohort {about['name']}"
-    return ", ".join([f"{name}, {about['n_train']:,} for training and {about['n_test']:,} for testing", *options])
+    sizes = f"{about['n_train']:,} for training and {about['n_test']:,} for testing"
+    return ", ".join([f"{name}, {sizes}", *options])
 
 def provenance(task: Task, preset: Preset, seeds: Iterable[int]) -> dict:  # cohort, preset, seed, budget
     "Notes below a table."
     usual = PRESETS.get(preset.name, preset)
-    changed = [f"{k} {v}" for k, v in vars(preset).items() if v != getattr(usual, k) and not k.startswith("epochs")]
+    changed = [f"{k} {v}" for k, v in vars(preset).items()
+               if v != getattr(usual, k) and not k.startswith("epochs")]
     return {
         "cohort": _cohort_in_words(task.about),
         "preset": ", ".join([preset.name, *changed]),

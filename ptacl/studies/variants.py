@@ -20,12 +20,19 @@ from .tasks import Task, provenance
 from ..train.steps import joint_step
 
 # %% ../../nbs/89_variants.ipynb #de9c9d47
-def pretrained_encoders(data: Pairs, preset: Preset, seed: int, folder, processes: int = 1) -> list:  # of ECG and CMR
+def pretrained_encoders(
+    data: Pairs,
+    preset: Preset,
+    seed: int,
+    folder,
+    processes: int = 1,  # that train together
+) -> list:               # of ECG and CMR
     "The two masked autoencoders' encoders, trained or found in `folder`."
     encoders = []
     for name in METHODS["ptacl"].start:
         build, step, budget = PRETRAININGS[name]
-        model = run_phase(name, partial(build, preset), step, data, preset, *budget(preset), seed, folder, processes)
+        build = partial(build, preset)
+        model = run_phase(name, build, step, data, preset, *budget(preset), seed, folder, processes)
         encoders.append(model.encoder)
     return encoders
 
@@ -43,7 +50,8 @@ def joint_model(
     "A joint model from these encoders, trained or found in `folder`/`name`."
     build = partial(start_joint, preset, *encoders, freeze=freeze)
     step = partial(joint_step, chunk=chunk)
-    return run_phase(name, build, step, data, preset, preset.epochs_joint, preset.lr_joint, seed, folder, processes)
+    budget = preset.epochs_joint, preset.lr_joint
+    return run_phase(name, build, step, data, preset, *budget, seed, folder, processes)
 
 # %% ../../nbs/89_variants.ipynb #bbb91f69
 def _beat_seconds(r_peaks: Tensor) -> Tensor:  # (n, R) s -> (n,)
@@ -94,8 +102,9 @@ SCHEMA = {
     "seconds": "stage -> seconds",
     "versions": "packages, machine, commit",
     "findings": "sentences that follow from the rows",
-    "rows": "long form: one dict for each number, with its score, value and what names it; where known lo, hi, difference, "
-            "difference_lo, difference_hi, clear, source (measured, paper, ceiling, expected)",
+    "rows": "long form: one dict for each number, with its score, value and what names it; where known "
+            "lo, hi, difference, difference_lo, difference_hi, clear, "
+            "source (measured, paper, ceiling, expected)",
 }
 
 def check_result(result: dict) -> dict:  # the same
