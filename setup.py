@@ -10,7 +10,8 @@ class WithSessions(build_py):
     "Takes the sessions of the course along: an installed kit has no nbs folder."
     def run(self):
         super().run()
-        if self.editable_mode: return
+        if self.editable_mode:
+            return
         for session in sorted(Path("nbs/workshop").glob("*.ipynb")):
             self.mkpath(f"{self.build_lib}/ptacl/sessions")
             self.copy_file(str(session), f"{self.build_lib}/ptacl/sessions/{session.name}")
@@ -20,7 +21,8 @@ parser = ConfigParser(delimiters=["="])
 parser.read("settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 extras = {name: cfg[f"{name}_requirements"].split() for name in ("app", "course", "cluster", "export")}
-extras["dev"] = [*cfg["dev_requirements"].split(), *(r for wanted in extras.values() for r in wanted)]  # tests use all of them
+# tests use all of them
+extras["dev"] = [*cfg["dev_requirements"].split(), *(r for wanted in extras.values() for r in wanted)]
 
 setup(
     name=cfg["lib_name"],

@@ -10,5 +10,6 @@ from ptacl.simulate.writers import write_patients
 N, SEED, SIZE, FRAMES = 12, 2025, 104, 50
 
 if __name__ == "__main__":
-    write_patients(simulate(N, seed=SEED, size=SIZE, frames=FRAMES), Path(__file__).parent, "nifti", overwrite=True)
-    print(f"{N} virtual patients in {Path(__file__).parent.name}")
+    folder = Path(__file__).parent
+    write_patients(simulate(N, seed=SEED, size=SIZE, frames=FRAMES), folder, "nifti", overwrite=True)
+    print(f"{N} virtual patients in {folder.name}")

@@ -374,7 +374,8 @@ def check_exports(page, chromium, tmp_path):
 
 @pytest.mark.long
 def test_explorer_in_jupyterlab(chromium, cohort, tmp_path):
-    source = f"from ptacl.app.comparison import shipped_models; from ptacl.app.explorer import AlignmentExplorer\nAlignmentExplorer({str(cohort)!r}, shipped_models())"
+    source = ("from ptacl.app.comparison import shipped_models; from ptacl.app.explorer import AlignmentExplorer\n"
+              f"AlignmentExplorer({str(cohort)!r}, shipped_models())")
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata=kernel), tmp_path / "look.ipynb")
     port = free_port()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from ptacl.nets.encoders import CMREncoder, ECGEncoder
 from ptacl.core.errors import PtaclError
-from ptacl.train.finetune import AttentionPool, Tuned, attention_map, finetune, load_tuned, masked_error, predict, supervised, training_view, tune_step, with_targets
+from ptacl.train.finetune import AttentionPool, Tuned, attention_map, finetune, load_tuned, masked_error, predict
+from ptacl.train.finetune import supervised, training_view, tune_step, with_targets
 from ptacl.nets.joint import PTACL, from_pretrained
 from ptacl.core.presets import workshop
 from ptacl.evaluate.scoreboard import table1, table2

@@ -198,7 +198,8 @@ def test_what_needs_no_key_is_refused_before_one_is_read_or_made(probe, module, 
                          (partial(embed, [tmp_path / "empty"], module, out), "no ECG there"),
                          (partial(predict_phenotypes, paths, module, probe, out, 1.5), "between 0 and 1"),
                          (partial(predict_phenotypes, paths, module, probe, out, 0.99), "99 are needed"),
-                         (partial(predict_phenotypes, paths, module, replace(probe, weight=probe.weight[1:]), out, 0.8), "features: this probe takes")):
+                         (partial(predict_phenotypes, paths, module, replace(probe, weight=probe.weight[1:]), out, 0.8),
+                          "features: this probe takes")):
             with pytest.raises(PtaclError, match=why): ask(key=key)
     assert not (tmp_path / "key").exists() and not (tmp_path / ".config").exists()
 
@@ -429,7 +430,8 @@ def test_export_at_the_papers_size(tmp_path):
 
 def test_onnx_without_its_packages_says_what_to_install(module, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(PtaclError, match=r"ONNX needs the package onnxruntime: pip install .ptacl\[export\]"): export_encoder(module, tmp_path / "e.onnx")
+    with pytest.raises(PtaclError, match=r"ONNX needs the package onnxruntime: pip install .ptacl\[export\]"):
+        export_encoder(module, tmp_path / "e.onnx")
 
 
 # sentences

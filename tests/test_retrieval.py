@@ -12,7 +12,8 @@ from torchmetrics.functional.retrieval import retrieval_precision, retrieval_rec
 from ptacl.evaluate import retrieval
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import PHENOTYPES
-from ptacl.evaluate.retrieval import PAPER_TABLE1, gaussian_random_precision, phenotype_retrieval, query_results, random_retrieval, retrieval_draws, retrieval_interval, retrieval_table
+from ptacl.evaluate.retrieval import PAPER_TABLE1, gaussian_random_precision, phenotype_retrieval, query_results
+from ptacl.evaluate.retrieval import random_retrieval, retrieval_draws, retrieval_interval, retrieval_table
 
 
 def brute_force(q, g, y, ks, tolerance, exclude_self, queries=None):

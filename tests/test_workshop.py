@@ -179,8 +179,9 @@ def test_an_installed_kit_has_the_sessions(root, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="ends by a signal")
 def test_start_opens_jupyterlab_on_a_fresh_copy(tmp_path):
     students(tmp_path / "course")
-    lab = subprocess.Popen([sys.executable, "-c", "from ptacl.app import cli; cli.app()", "workshop", "start", "course", "--no-browser", "--port=18923",
-                            "--IdentityProvider.token=here", "--allow-root"], cwd=tmp_path, start_new_session=True,
+    lab = subprocess.Popen([sys.executable, "-c", "from ptacl.app import cli; cli.app()", "workshop", "start", "course",
+                            "--no-browser", "--port=18923", "--IdentityProvider.token=here", "--allow-root"],
+                           cwd=tmp_path, start_new_session=True,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         for _ in range(120):

@@ -25,7 +25,8 @@ from html import escape
 from pathlib import Path
 from .. import __version__
 from .comparison import Compared, open_models, shipped_cohort, shipped_models
-from .views import Asked, LinkedView, PERSONAL, figure_bytes, map_table, map_values, maps_picture, view_of
+from .views import Asked, LinkedView, PERSONAL, figure_bytes, map_table, map_values
+from .views import maps_picture, view_of
 from ..core.errors import PtaclError
 from ..core.presets import LEADS
 from ..core.processes import child

@@ -19,7 +19,8 @@ from ..core.presets import FS, Preset
 from ..evaluate.alignment import colour_scale, map_numbers, patient_scores
 from ..evaluate.figures import LEAD_SPACING, asset, cycle_figure, ecg_figure, map_figure
 from ..evaluate.figures import lead_of_mean_beat, plotly_colours, whole_beats
-from ..evaluate.whatif import as_batch, disturb, phase_of_smallest_cavity, film, model_end_systole, occlusion, volume_shape
+from ..evaluate.whatif import as_batch, disturb, film, model_end_systole, occlusion
+from ..evaluate.whatif import phase_of_smallest_cavity, volume_shape
 from ..nets.joint import PTACL, centre_view
 from ..nets.losses import alignment_matrix
 
@@ -78,7 +79,8 @@ def _record_part(
     beats = whole_beats(r_peaks[0].numpy(), start, preset.ecg_crop / FS)
     halves = (slice(0, 6), slice(6, 12)) # limb leads, chest leads
     figures = [ecg_figure(signal, start, FS, beats, leads, preset.T).to_dict() for leads in halves]
-    return {"ecg": figures, "beats": beats, "row": LEAD_SPACING}, lead_of_mean_beat(signal[1], start, FS, beats)
+    mean_beat = lead_of_mean_beat(signal[1], start, FS, beats)
+    return {"ecg": figures, "beats": beats, "row": LEAD_SPACING}, mean_beat
 
 
 def _volume_curve(both: Compared, i: int, cine) -> tuple[np.ndarray, str]: # (F,); its unit

@@ -96,6 +96,7 @@ def _time_in_process(way: str, workers: int, folder: str, format: str) -> dict: 
         raise PtaclError(f"the benchmark of {format} failed: {done.stderr[-300:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
+# %% ../../nbs/46_ingest_speed.ipynb #a3f7521e
 def benchmark(
     formats=("nifti",), # of `ptacl.simulate.writers.write_patients`
     n: int = 32,        # patients

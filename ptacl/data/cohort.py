@@ -26,8 +26,8 @@ from ..core.errors import PtaclError
 from ..core.presets import FS, LEADS, PHENOTYPES, SAMPLES, SIZE, SPACING
 from .recordings import Cine, ECG
 from .store import FORMAT, MV, NUMERIC, SHARD, SHARES, SPLITS, Store, TEXTS
-from .store import assign_splits, cohort_attributes, create_records, digest, factors, lead_stats, name_of, open_store
-from .store import people_of, table_rows, table_spec
+from .store import assign_splits, cohort_attributes, create_records, digest, factors, lead_stats
+from .store import name_of, open_store, people_of, table_rows, table_spec
 from .tables import COVARIATES
 
 # %% ../../nbs/39_cohort.ipynb #97148f5e
@@ -38,9 +38,17 @@ def _create_store(path, frames: int, covariates: dict, more: dict) -> None: # mo
     group = zarr.open_group(open_store(path, True), mode="w")
     create_records(group, "ecg", (12, SAMPLES), "int16", units="mV", scale=MV, fs=FS, leads=LEADS,
                    about="denoised; counts × scale = mV")
-    create_records(group, "cine", (frames, SIZE, SIZE), "uint8", units="1/255", pixel_mm=SPACING, about=_ABOUT_CINE)
-    attributes = {"title": "ptacl cohort", "format": FORMAT, "kit": __version__, "patients": 0, "generation": 0,
-                  "changing": [], "covariates": covariates} | more
+    create_records(group, "cine", (frames, SIZE, SIZE), "uint8", units="1/255", pixel_mm=SPACING,
+                   about=_ABOUT_CINE)
+    attributes = {
+        "title": "ptacl cohort",
+        "format": FORMAT,
+        "kit": __version__,
+        "patients": 0,
+        "generation": 0,
+        "changing": [],
+        "covariates": covariates,
+    } | more
     group.update_attributes(attributes | {"digest": digest(group, attributes)})
 
 def _make_room(path, overwrite: bool) -> None:
@@ -54,7 +62,8 @@ def _make_room(path, overwrite: bool) -> None:
 
 # %% ../../nbs/39_cohort.ipynb #ebb8fcfb
 class Cohort(Store):
-    """Patients in a Zarr store. `table`, `phenotypes` and `covariates` are DataFrames whose index holds the pseudonyms.
+    """Patients in a Zarr store.
+    `table`, `phenotypes` and `covariates` are DataFrames whose index holds the pseudonyms.
     `cohort[i]` is one patient, `cohort[[3, 1, 4]]` or `cohort[:64]` a batch for training."""
     @classmethod
     def create(cls,
@@ -86,7 +95,8 @@ def open(cls: Cohort,
     name = name_of(path)
     if about.get("changing") and not write:
         many = len(about["changing"])
-        raise PtaclError(f"its last change was interrupted, {many} patients may be mixed up: run ingest again", where=name)
+        reason = f"its last change was interrupted, {many} patients may be mixed up: run ingest again"
+        raise PtaclError(reason, where=name)
     if not about.get("patients") and not write:
         raise PtaclError("a cohort without patients",
                          "Nobody could be read, or its making was interrupted: start it again", name)
@@ -95,7 +105,8 @@ def open(cls: Cohort,
     except PtaclError:
         raise
     except Exception as e:
-        raise PtaclError(f"its arrays cannot be read ({type(e).__name__})", "Copy or make it again", name) from None
+        reason = f"its arrays cannot be read ({type(e).__name__})"
+        raise PtaclError(reason, "Copy or make it again", name) from None
 
 # %% ../../nbs/39_cohort.ipynb #6151aad6
 @patch
@@ -109,7 +120,7 @@ def _check_new(self: Cohort, rows: list, ids: set) -> None: # ids: that are take
 # %% ../../nbs/39_cohort.ipynb #86e49e92
 @patch
 def extend(self: Cohort,
-    parts: Iterable, # of (ecg (k, 12, 5000) int16 counts, cine (k, F, 84, 84) uint8, list of k rows as in `table_rows`)
+    parts: Iterable, # of (ecg (k, 12, 5000) int16 counts, cine (k, F, 84, 84) uint8, k rows for `table_rows`)
     shares: dict | None = None, # give those without a split one, in these shares
     seed: int = 0,   # of the splits
     quarantine: pd.DataFrame | None = None, # as in `commit`
@@ -135,7 +146,8 @@ def extend(self: Cohort,
 # %% ../../nbs/39_cohort.ipynb #ee775b7b
 @patch
 def replace(self: Cohort, i: int, ecg: np.ndarray, cine: np.ndarray, row: dict) -> None:
-    "Put another recording and row in the place of patient i, who keeps the split; the row counts from the next commit on."
+    """Put another recording and row in the place of patient i, who keeps the split.
+    The row counts from the next commit on."""
     row = row | lead_stats(ecg) | {"split": self._table["split"][i]}
     name = self.ids[i]
     new = table_rows([row], self.attributes["covariates"])
@@ -227,7 +239,7 @@ def split(self: Cohort, name: str) -> np.ndarray: # train, val or test -> row nu
 
 @patch
 def row_numbers(self: Cohort,
-    patients, # a slice, numbers (negative ones from the end), True/False for each, the name of a split, or None for all
+    patients, # a slice, numbers (negative: from the end), True/False each, a split's name, or None for all
 ) -> np.ndarray: # (k,) int
     "Which rows of the table some patients are. Raises `IndexError` where one is not there."
     if isinstance(patients, str):
@@ -270,7 +282,9 @@ def read_into(self: Cohort,
             read(k, i, counts)
     else:
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda k: read(k, int(rows[k]), np.empty((12, SAMPLES), np.int16)), range(len(rows))))
+            def read_alone(k):
+                read(k, int(rows[k]), np.empty((12, SAMPLES), np.int16))
+            list(pool.map(read_alone, range(len(rows))))
 
 @patch
 def batch(self: Cohort,
@@ -305,7 +319,8 @@ def _patient(self: Cohort, i: int) -> Patient: # row number
     batch = self.batch([i], None)
     facts = json.loads(self._table["provenance"][i] or "{}")
     peaks = self.r_peaks[i]
-    ecg = ECG(batch["ecg"][0].numpy(), float(FS), r_peaks=peaks[np.isfinite(peaks)], meta=facts.get("ecg", {}))
+    peaks = peaks[np.isfinite(peaks)]
+    ecg = ECG(batch["ecg"][0].numpy(), float(FS), r_peaks=peaks, meta=facts.get("ecg", {}))
     spacing = (*facts.get("spacing", [10.0])[:1], SPACING, SPACING)
     phase = np.arange(self.frames) / self.frames
     cine = Cine(batch["cine"][0].numpy()[:, None], spacing, phase, meta=facts.get("cine", {}))
@@ -320,7 +335,12 @@ def __getitem__(self: Cohort, i) -> Patient | dict:
 
 # %% ../../nbs/39_cohort.ipynb #f2ef7d7f
 @patch
-def _fill(self: Cohort, rows: np.ndarray, ecg: Tensor, cine: Tensor, normalize: str | None) -> int: # -> how many
+def _fill(self: Cohort,
+    rows: np.ndarray, # (k,) row numbers
+    ecg: Tensor,      # (k, 12, 5000), filled
+    cine: Tensor,     # (k, F, 84, 84) uint8, filled
+    normalize: str | None,
+) -> int:             # how many
     "Patients into a part of the tensors, in place on a CPU, through page-locked memory for a GPU."
     gpu = cine.device.type != "cpu"
     direct = not gpu and ecg.dtype in (torch.float32, torch.float64)
@@ -353,7 +373,8 @@ def load(self: Cohort,
         for done in pool.map(lambda part: self._fill(rows[part], ecg[part], cine[part], normalize), parts):
             bar.update(done)
     r_peaks = torch.from_numpy(self.r_peaks[rows]).to(device)
-    return {"ecg": ecg, "r_peaks": r_peaks, "cine": cine, "names": self.ids[rows].tolist(), "normalize": normalize}
+    names = self.ids[rows].tolist()
+    return {"ecg": ecg, "r_peaks": r_peaks, "cine": cine, "names": names, "normalize": normalize}
 
 # %% ../../nbs/39_cohort.ipynb #0a77a72b
 def _as_is(batch: dict) -> dict: # what a DataLoader collates with where batches come whole
@@ -381,7 +402,8 @@ class Stream(Dataset):
         return self.cohort.ids[self.rows].tolist()
 
     def __getitems__(self, i) -> dict: # a batch
-        return self.cohort.batch(self.rows[np.asarray(i)], self.normalize, self.cine) | {"index": torch.as_tensor(i)}
+        batch = self.cohort.batch(self.rows[np.asarray(i)], self.normalize, self.cine)
+        return batch | {"index": torch.as_tensor(i)}
 
     def __getitem__(self, i: int) -> dict: # one patient
         return {name: x[0] for name, x in self.__getitems__([i]).items()}
@@ -412,7 +434,8 @@ def _damaged_description(self: Cohort) -> list: # of (where, patient, problem)
     if digest(self._group, dict(self._group.attrs)) != self._group.attrs.get("digest"):
         found.append(("attributes", "", "not as they were written"))
     if self.changing:
-        found.append(("store", "", f"a change of {len(self.changing)} patients was interrupted: run ingest again"))
+        many = len(self.changing)
+        found.append(("store", "", f"a change of {many} patients was interrupted: run ingest again"))
     for name in table_spec(self.attributes["covariates"]) if len(self) else []:
         try:
             self._group[f"table/{self.attributes['generation']}/{name}"][:]

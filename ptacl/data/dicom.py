@@ -25,10 +25,12 @@ from .recordings import first_bytes, is_manifest, members, reading
 # %% ../../nbs/33_dicom.ipynb #eb7afde5
 def _manifest_series(text: str) -> dict: # file name -> series
     "Which file belongs to which series, by a UK Biobank manifest. Empty where it lacks the columns."
-    text = re.sub(r"\b([A-Z][a-z]{2} +\d{1,2}), *(\d{4})", r"\1 \2", text.removeprefix("\ufeff")) # Aug 30, 2015
+    # a date as "Aug 30, 2015" has a comma without quotes around it
+    text = re.sub(r"\b([A-Z][a-z]{2} +\d{1,2}), *(\d{4})", r"\1 \2", text.removeprefix("\ufeff"))
     rows = list(csv.reader(io.StringIO(text, newline="")))
     heads = [head.strip().lower() for head in rows[0]] if rows else []
-    series = next((i for i, head in enumerate(heads) if head in ("series discription", "series description")), None)
+    spellings = ("series discription", "series description")
+    series = next((i for i, head in enumerate(heads) if head in spellings), None)
     if series is None or "filename" not in heads:
         return {}
     file = heads.index("filename")
@@ -66,7 +68,11 @@ def _as_number(value) -> float:
     return value if np.isfinite(value) else float("nan")
 
 # %% ../../nbs/33_dicom.ipynb #9885d59b
-def _slice_place(position, orientation, location) -> tuple: # (3,), (6,), number or None each -> mm, normal as text
+def _slice_place(
+    position,    # (3,) mm, or None
+    orientation, # (6,), or None
+    location,    # a number, or None
+) -> tuple:      # mm, normal as text
     "Where a slice lies along the normal of its plane, and that normal."
     if position is None or orientation is None:
         return _as_number(location), ""
@@ -125,7 +131,8 @@ def _frame_rows(ds, file: int, series: str) -> list: # file: its index
 # %% ../../nbs/33_dicom.ipynb #73c08c9e
 _SAX = r"^CINE_segmented_SAX_b(\d{1,3})$"
 _LONG_AXIS = re.compile(r"(?<![^\W_])(LAX|[234][ _-]?ch(amber)?|long[ _-]?axis)(?![^\W_])", re.IGNORECASE)
-_NO_LONG_AXIS = ("holds the long axis (field 20208)", "The kit works on the short axis: give the zip of field 20209.")
+_NO_LONG_AXIS = ("holds the long axis (field 20208)",
+                 "The kit works on the short axis: give the zip of field 20209.")
 _MADE_BY_SCANNER = re.compile(r"Inline_?VF", re.IGNORECASE)
 
 # %% ../../nbs/33_dicom.ipynb #ca7b7378
@@ -165,7 +172,8 @@ class _Heap:
             return
         self.pixels += len(ds.PixelData)
         if self.pixels > MAX_PIXEL_BYTES:
-            raise PtaclError(f"its images have more than {MAX_PIXEL_BYTES >> 20} MB: not one short axis", "Give that series alone.")
+            reason = f"its images have more than {MAX_PIXEL_BYTES >> 20} MB: not one short axis"
+            raise PtaclError(reason, "Give that series alone.")
         self.rows += _frame_rows(ds, len(self.images), series)
         if len(self.rows) > MAX_FILES:
             raise PtaclError(f"claims more than {MAX_FILES:,} frames: not one short axis")
@@ -212,14 +220,16 @@ def _moving(table: pd.DataFrame) -> pd.DataFrame: # with columns slice and uid
         raise PtaclError("one frame in each slice: no cine")
     return table
 
-def _by_position(table: pd.DataFrame) -> pd.DataFrame: # one row for each frame -> the rows of the stack, with a column "slice"
+def _by_position(
+    table: pd.DataFrame, # one row for each frame
+) -> pd.DataFrame:       # the rows of the stack, with a column "slice"
     """The stack of most slices, by the positions of its images.
     Raises `PtaclError` where two have the same number."""
     table = _moving(_numbered_slices(table))
     slices = table.groupby("normal")["slice"].nunique().sort_values(ascending=False)
     if len(slices) > 1 and slices.iloc[0] == slices.iloc[1]:
-        raise PtaclError(f"holds {len(slices)} views of {slices.iloc[0]} slices each: which is the short axis cannot be told",
-                         "Keep that one.")
+        views = f"{len(slices)} views of {slices.iloc[0]} slices each"
+        raise PtaclError(f"holds {views}: which is the short axis cannot be told", "Keep that one.")
     return table[table["normal"] == slices.index[0]]
 
 # %% ../../nbs/33_dicom.ipynb #733c262d
@@ -268,7 +278,8 @@ def _frames_expected(table: pd.DataFrame) -> int:
         raise PtaclError("one frame in each slice: no cine")
     wrong = found[(found > F) | (found < 0.8 * F)]
     if len(wrong):
-        raise PtaclError(f"slice {wrong.index[0]} has {wrong.iloc[0]} frames of {F}: incomplete or mixed", "Fetch it again.")
+        reason = f"slice {wrong.index[0]} has {wrong.iloc[0]} frames of {F}: incomplete or mixed"
+        raise PtaclError(reason, "Fetch it again.")
     return F
 
 def _usual_start(slices: list, F: int) -> float: # tables in order of time -> in steps of time
@@ -280,7 +291,10 @@ def _usual_start(slices: list, F: int) -> float: # tables in order of time -> in
             begins.append(times[0] / np.median(np.diff(times)))
     return np.median(begins) if begins else 0
 
-def _in_time(table: pd.DataFrame, F: int) -> tuple: # rows in order of slice and frame, list of (slice, frame) that repeat another
+def _in_time(
+    table: pd.DataFrame, # one row for each frame, with a column "slice"
+    F: int,
+) -> tuple:              # rows in order of slice and frame, list of (slice, frame) that repeat another
     "The rows with missing frames filled. Slices and frames are counted from 0."
     slices = [rows.sort_values(["time", "number", "frame"]) for _, rows in table.groupby("slice")]
     start = _usual_start(slices, F)
@@ -288,7 +302,8 @@ def _in_time(table: pd.DataFrame, F: int) -> tuple: # rows in order of slice and
     missing = []
     for z, rows in enumerate(slices):
         slots = _frame_slots(rows["time"].to_numpy(), F, start)
-        before = np.searchsorted(slots, np.arange(F), side="right") - 1 # a missing frame repeats the one before
+        # a missing frame repeats the one before
+        before = np.searchsorted(slots, np.arange(F), side="right") - 1
         chosen.append(rows.iloc[np.maximum(before, 0)])
         missing += [(z, f) for f in range(F) if f not in slots]
     return pd.concat(chosen, ignore_index=True), missing
@@ -345,7 +360,8 @@ def _frame_step(table: pd.DataFrame) -> float: # s, NaN where no times are known
 
 # %% ../../nbs/33_dicom.ipynb #b5b4a6c5
 def _read_images(path: Path) -> Cine:
-    "The short-axis cine among DICOM images: a UK Biobank zip (field 20209), a zip or folder of any layout, or a multi-frame file."
+    """The short-axis cine among DICOM images: a UK Biobank zip (field 20209),
+    a zip or folder of any layout, or a multi-frame file."""
     table, images = _load_images(path)
     all_series = _short_axis(table)
     table = _last_series(all_series)

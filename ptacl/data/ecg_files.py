@@ -34,7 +34,8 @@ def lead_name(text) -> str | None: # one of `LEADS`, or None
     return _OURS[match[1].upper()] if match else None
 
 # %% ../../nbs/31_ecg_files.ipynb #7da482a0
-EINTHOVEN = np.array([[1, 0], [0, 1], [-1, 1], [-.5, -.5], [1, -.5], [-.5, 1]]) # rows: I, II, III, aVR, aVL, aVF
+# rows: I, II, III, aVR, aVL, aVF; columns: I, II
+EINTHOVEN = np.array([[1, 0], [0, 1], [-1, 1], [-.5, -.5], [1, -.5], [-.5, 1]])
 
 def _limb_leads(signals: dict) -> dict: # our lead name -> (N,) mV, at least two limb leads
     "All six limb leads from those that there are, by least squares."
@@ -111,7 +112,7 @@ def _check_typical(signal: np.ndarray) -> None: # (12, N) mV
         raise PtaclError(f"a typical lead spans {span:.0f} mV: its unit or gain is wrong in the file")
 
 def make_ecg(
-    pairs: Iterable, # (lead as the file calls it, (N,) mV) for each channel; those that are no standard lead are left out
+    pairs: Iterable, # (lead as the file calls it, (N,) mV) of each channel; others than the 12 are left out
     fs: float,       # Hz
     r_peaks: np.ndarray | None = None, # (n,) s
     **meta,          # facts about the recording
@@ -182,12 +183,14 @@ def _read_cardiology_xml(root) -> ECG: # root element
     "The ten-second strip of a CardiologyXML (UK Biobank field 20205)."
     strips = [s for s in map(root.find, ("StripData", "Strip/StripData")) if s is not None]
     if not strips:
-        raise PtaclError("no StripData where it belongs: no resting ECG of CardioSoft, or one without its strip")
+        raise PtaclError("no StripData where it belongs: "
+                         "no resting ECG of CardioSoft, or one without its strip")
     strip = strips[0]
     fs = _number_in(strip, "SampleRate")
     step = _strip_resolution(strip)
     count = int(strip.findtext("ChannelSampleCountTotal") or 0)
-    pairs = [(w.get("lead"), parse_samples(w.text, count) * step / 1000) for w in strip.findall("WaveformData")]
+    waves = strip.findall("WaveformData")
+    pairs = [(w.get("lead"), parse_samples(w.text, count) * step / 1000) for w in waves]
     return make_ecg(pairs, fs, format="CardiologyXML", resolution_uv=step)
 
 # %% ../../nbs/31_ecg_files.ipynb #2efc736a
@@ -234,7 +237,8 @@ def _read_muse_xml(root) -> ECG: # root element
     return make_ecg(map(_muse_lead, leads), fs, format="MUSE XML", resolution_uv=step)
 
 # %% ../../nbs/31_ecg_files.ipynb #d094c938
-SCP_LEADS = dict(zip(("1", "2", "61", "62", "63", "64", *"345678"), LEADS)) # last number of SCP-ECG and MDC lead codes
+# by the last number of SCP-ECG and MDC lead codes
+SCP_LEADS = dict(zip(("1", "2", "61", "62", "63", "64", *"345678"), LEADS))
 
 def _channel_lead(channel) -> str | None: # item of a ChannelDefinitionSequence
     "Our name of a DICOM channel: by its meaning, its label, or its code."
@@ -264,12 +268,16 @@ def _rhythm_group(groups) -> int: # items of a WaveformSequence -> index of the 
     return max(original, key=leads_and_seconds)
 
 # %% ../../nbs/31_ecg_files.ipynb #28a12a60
-def _is_fiducial(annotation, group: int) -> bool: # item of a WaveformAnnotationSequence; index of a multiplex group
+def _is_fiducial(
+    annotation, # item of a WaveformAnnotationSequence
+    group: int, # index of a multiplex group
+) -> bool:
     "Whether an annotation marks beats of that group."
     concept = annotation.get("ConceptNameCodeSequence")
     if not concept or "fiducial" not in str(concept[0].get("CodeMeaning")).lower():
         return False
-    channels = np.atleast_1d(annotation.get("ReferencedWaveformChannels", 0)) # (group, channel), from 1; channel 0: all
+    # (group, channel), from 1; channel 0: all
+    channels = np.atleast_1d(annotation.get("ReferencedWaveformChannels", 0))
     return channels[0] == group + 1
 
 def _median_triggers(ds, group: int) -> set: # sample positions
@@ -313,7 +321,7 @@ class _Counted(io.BytesIO):
 # %% ../../nbs/31_ecg_files.ipynb #537289fe
 def open_dicom(
     data: bytes, # a whole file
-    tags: list,  # keywords of the elements that are kept; all others, those of the person among them, are skipped
+    tags: list,  # keywords of the elements that are kept; others, the person's among them, are skipped
     left: int = MAX_HEADER_READS, # pieces that may be read
 ) -> tuple:      # dataset, pieces left
     "A DICOM file from memory. Raises `PtaclError` on a deflated one, and on one with too many elements."
@@ -334,9 +342,11 @@ def _open_waveforms(path): # -> DICOM dataset
     "A DICOM ECG with its waveforms parsed. Raises `PtaclError` where it has none, or too many elements."
     ds, left = open_dicom(read_bytes(path), ["WaveformSequence", "WaveformAnnotationSequence"])
     raw = ds.get_item("WaveformSequence")
-    if raw and raw.is_raw and raw.value: # parsed here rather than by pydicom, so that its elements are counted, too
+    if raw and raw.is_raw and raw.value:
+        # parsed here rather than by pydicom, so that its elements are counted, too
         file = _Counted(raw.value, min(left, MAX_HEADER_READS // 20))
-        ds.WaveformSequence = read_sequence(file, raw.is_implicit_VR, raw.is_little_endian, len(raw.value), "latin-1")
+        ds.WaveformSequence = read_sequence(
+            file, raw.is_implicit_VR, raw.is_little_endian, len(raw.value), "latin-1")
     if not ds.get("WaveformSequence"):
         raise PtaclError("a DICOM file, but no waveform in it: images are read by read_cine")
     if sum(nested_bytes(x, Tag("WaveformData")) for x in (ds, *ds.WaveformSequence)) > MAX_NESTED_BYTES:
@@ -361,7 +371,8 @@ def _read_dicom_ecg(path) -> ECG:
     group = ds.WaveformSequence[i]
     fs = float(group.SamplingFrequency)
     check_duration(float(group.NumberOfWaveformSamples), fs, float(group.NumberOfWaveformChannels))
-    channels = [(_channel_lead(c), c, x) for c, x in zip(group.ChannelDefinitionSequence, _group_samples(ds, i).T)]
+    definitions = group.ChannelDefinitionSequence
+    channels = [(_channel_lead(c), c, x) for c, x in zip(definitions, _group_samples(ds, i).T)]
     scales = {lead: _channel_scale(c) for lead, c, _ in channels if lead}
     pairs = [(lead, x * scales[lead][0] + scales[lead][1]) for lead, _, x in channels if lead]
     step = 1000 * max(factor for factor, _ in scales.values())
@@ -385,7 +396,8 @@ def _signal_bytes(header, folder: Path) -> dict: # name of a signal file -> byte
         raise FileNotFoundError
     sizes = {name: file.stat().st_size for name, file in files.items()}
     if sum(sizes.values()) > MAX_ECG_BYTES:
-        raise PtaclError(f"its signals are larger than {MAX_ECG_BYTES >> 20} MB: not one recording", "Give that alone.")
+        reason = f"its signals are larger than {MAX_ECG_BYTES >> 20} MB: not one recording"
+        raise PtaclError(reason, "Give that alone.")
     return sizes
 
 def _check_header(header, folder: Path) -> None: # wfdb.Record without signals
@@ -396,7 +408,8 @@ def _check_header(header, folder: Path) -> None: # wfdb.Record without signals
         raise PtaclError(f"{header.n_sig} signals are none of an ECG")
     delays = max(skew or 0 for skew in header.skew)
     if max(header.samps_per_frame) > 16 or delays > header.fs:
-        raise PtaclError("its signals have several samples in a frame, or delays over a second: no resting ECG")
+        raise PtaclError("its signals have several samples in a frame, "
+                         "or delays over a second: no resting ECG")
     sizes = _signal_bytes(header, folder)
     first = header.file_name[0]
     most = sizes[first] // header.file_name.count(first) # without a length, a byte may be a sample
@@ -411,7 +424,8 @@ def _read_wfdb(path) -> ECG:
         raise PtaclError("a signal has no gain in the header: it is not calibrated, and has no unit")
     _check_header(wfdb.rdheader(record), path.parent)
     record = wfdb.rdrecord(record)
-    channels = [c for c in zip(record.sig_name, record.units, record.adc_gain, record.p_signal.T) if lead_name(c[0])]
+    signals = zip(record.sig_name, record.units, record.adc_gain, record.p_signal.T)
+    channels = [channel for channel in signals if lead_name(channel[0])]
     if not channels:
         raise PtaclError("none of its signals is a lead of a 12-lead ECG")
     pairs = [(lead, _to_millivolt(unit) * x) for lead, unit, _, x in channels]
@@ -438,7 +452,8 @@ def _ecg_reader(path: Path): # -> function of the path
     utf16 = start[:2] in (b"\xff\xfe", b"\xfe\xff")
     if utf16 or re.match(rb"(\xef\xbb\xbf)?\s*<", start):
         return _read_xml
-    raise PtaclError("no format of an ECG that is known here: CardiologyXML, MUSE XML, DICOM or WFDB (give its .hea)")
+    raise PtaclError("no format of an ECG that is known here: "
+                     "CardiologyXML, MUSE XML, DICOM or WFDB (give its .hea)")
 
 def read_ecg(
     path, # .xml (CardiologyXML, MUSE), .dcm, or a WFDB header, signal file or record

@@ -45,7 +45,11 @@ def _one_thread() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
 
-def _work(task: Task, staging: Path, frames: int) -> str: # what the patient was quarantined for; "" if all went well
+def _work(
+    task: Task,
+    staging: Path,
+    frames: int, # of a cine
+) -> str:        # what the patient was quarantined for; "" if all went well
     "Prepare one patient and put the result into the staging folder."
     with _one_thread():
         row, ecg, cine = prepare(task, frames)
@@ -68,7 +72,10 @@ def _on_cores(calls: Iterable, workers: int) -> Iterable: # -> results as they a
     "Calls on the cores of this machine."
     return joblib.Parallel(workers, return_as="generator_unordered")(calls)
 
-def _on_cluster(calls: Iterable, cluster) -> Iterator: # cluster: address of a scheduler, or a distributed.Client
+def _on_cluster(
+    calls: Iterable,
+    cluster, # address of a scheduler, or a distributed.Client
+) -> Iterator:
     "The same on a Dask cluster. Raises `PtaclError` where no scheduler answers."
     from distributed import Client # takes a second to load, and few have a cluster
     own = isinstance(cluster, str)
@@ -100,7 +107,11 @@ def _run_tasks(tasks: list, staging: Path, frames: int, workers: int, cluster, b
         raise PtaclError(why, remedy) from None
 
 # %% ../../nbs/43_ingest.ipynb #6383badd
-def _new_parts(files: dict, names: list, start: int) -> Iterator: # of (ecg, cine, rows), as `Cohort.extend` takes them
+def _new_parts(
+    files: dict,  # pseudonym -> part with recordings
+    names: list,  # pseudonyms of the new ones
+    start: int,   # how many patients there are
+) -> Iterator:    # of (ecg, cine, rows), as `Cohort.extend` takes them
     "Those who are new, shard by shard, behind the `start` patients that are there."
     for part in shard_parts(start, start + len(names)):
         read = [_read_part(files[name]) for name in names[part.start - start:part.stop - start]]
@@ -147,9 +158,11 @@ class Ingested:
         lines = [total]
         lines += [f"  {k:5d}  {what}: {reason}" for (what, reason), k in counts_of(self.quarantine).items()]
         if len(self.quarantine):
-            lines.append("  who they are and what to do: ptacl ingest … --quarantine FILE; which files: --names FILE")
+            lines.append("  who they are and what to do: ptacl ingest … --quarantine FILE; "
+                         "which files: --names FILE")
         if self.key:
-            lines.append(f"  the key of the pseudonyms is {self.key}: keep it safe, and apart from the cohort")
+            lines.append(f"  the key of the pseudonyms is {self.key}: "
+                         "keep it safe, and apart from the cohort")
         return "\n".join(lines)
 
 # %% ../../nbs/43_ingest.ipynb #398ff57a
@@ -189,15 +202,16 @@ class _Plan:
     with_files: set # of those who have files here,
     listed: set    # and of those who have a row in the table
 
-    def leaves(self, participant: str, folder: str | None) -> bool: # folder: mark of the one they were read from
-        "Whether a patient of the cohort is to be removed."
+    def leaves(self, participant: str, folder: str | None) -> bool:
+        "Whether a patient of the cohort, read from the folder of that mark, is to be removed."
         belongs_here = participant in self.with_files or folder == self.folder
         return participant in self.withdrawn or (belongs_here and participant not in self.listed)
 
 def _task_of(source: Source, values: dict | None, secret: bytes, folder: str) -> Task:
     "One visit under its pseudonym."
     person = pseudonym(source.id, secret)
-    return Task(visit_name(person, source.visit), person, source, values, stamp(source, values, secret), folder)
+    name = visit_name(person, source.visit)
+    return Task(name, person, source, values, stamp(source, values, secret), folder)
 
 # %% ../../nbs/43_ingest.ipynb #ddeea95f
 def _plan(folder, table, key, out, withdrawn=()) -> _Plan: # the arguments of `ingest`
@@ -205,7 +219,8 @@ def _plan(folder, table, key, out, withdrawn=()) -> _Plan: # the arguments of `i
     sources = find_patients(folder)
     withdrawn = _read_withdrawn(withdrawn)
     ids = {source.id for source in sources}
-    values, listed = table_values(table or find_table(folder), {(source.id, source.visit) for source in sources})
+    visits = {(source.id, source.visit) for source in sources}
+    values, listed = table_values(table or find_table(folder), visits)
     secret = b"" if all(map(is_virtual, ids | withdrawn)) else read_key(key, out)
     mark = blake2b(str(Path(folder).resolve()).encode(), key=secret, digest_size=8).hexdigest()
     tasks = [
@@ -219,12 +234,19 @@ def _plan(folder, table, key, out, withdrawn=()) -> _Plan: # the arguments of `i
 def _to_be_read(cohort: Cohort, tasks: list) -> list: # of Task
     "Those who are new, have changed, or whose change was interrupted."
     mixed = set(cohort.changing)
-    stamps = {name: facts.get("stamp") for name, facts in zip(cohort.ids, cohort.provenance) if name not in mixed}
+    known = zip(cohort.ids, cohort.provenance)
+    stamps = {name: facts.get("stamp") for name, facts in known if name not in mixed}
     tried = {row.patient: (row.stamp, row.kit) for row in cohort.quarantine.itertuples()}
     changed = [task for task in tasks if stamps.get(task.name) != task.stamp]
-    return [task for task in changed if task.name in mixed or tried.get(task.name) != (task.stamp, __version__)]
+    def worth_a_try(task):
+        return task.name in mixed or tried.get(task.name) != (task.stamp, __version__)
+    return [task for task in changed if worth_a_try(task)]
 
-def _leaving(cohort: Cohort, plan: _Plan, files: dict) -> set: # of pseudonyms; files: of those who are to be packed
+def _leaving(
+    cohort: Cohort,
+    plan: _Plan,
+    files: dict, # of those who are to be packed
+) -> set:        # of pseudonyms
     "Who is to be removed: by the plan, and whose interrupted change cannot be completed."
     mixed = set(cohort.changing) - set(files)
     rows = zip(cohort.ids, cohort.table.participant, cohort.provenance)
@@ -291,7 +313,8 @@ def _staged(staging: Path) -> list: # of paths
     return [file for file in staging.iterdir() if file.name != _LOCK]
 
 def _still_to_do(tasks: list, staging: Path) -> list: # of Task
-    "Who is not done yet. Parts of those who have changed since, halves, and parts of runs before the last are dropped."
+    """Who is not done yet.
+    Parts of those who have changed since, halves, and parts of runs before the last are dropped."""
     wanted = {_part_name(task) for task in tasks}
     for file in _staged(staging):
         if file.name not in wanted or _read_part(file, arrays=False) is None:
@@ -312,14 +335,26 @@ def _results(tasks: list, staging: Path) -> tuple: # {pseudonym: part with recor
             bad.append(row)
     return files, bad
 
-def _renewed(quarantine: pd.DataFrame, plan: _Plan, tried: list, bad: list) -> pd.DataFrame: # tried: tasks; bad: rows
+def _renewed(
+    quarantine: pd.DataFrame,
+    plan: _Plan,
+    tried: list,   # of Task
+    bad: list,     # rows of those who failed
+) -> pd.DataFrame:
     "The quarantine after a run: those who were not tried and are still there, and those who failed now."
     untried = {task.name for task in plan.tasks} - {task.name for task in tried}
     old = quarantine[[patient in untried for patient in quarantine.patient]]
     new = pd.DataFrame(bad, columns=list(QUARANTINE))
     return pd.concat([old, new]).sort_values("patient", ignore_index=True)
 
-def _finish(cohort: Cohort, plan: _Plan, tried: list, staging: Path, splits: tuple) -> Ingested: # splits: shares, seed
+# %% ../../nbs/43_ingest.ipynb #7b1e04ac
+def _finish(
+    cohort: Cohort,
+    plan: _Plan,
+    tried: list,   # of Task
+    staging: Path,
+    splits: tuple, # shares, seed
+) -> Ingested:
     "Remove who has left, pack what is done, renew the quarantine, and clean up."
     files, bad = _results(tried, staging)
     removed = _leaving(cohort, plan, files)
@@ -329,7 +364,8 @@ def _finish(cohort: Cohort, plan: _Plan, tried: list, staging: Path, splits: tup
         _pack(cohort, files, quarantine, *splits, **({"key": plan.key_mark} if plan.key_mark else {}))
     for file in _staged(staging):
         file.unlink()
-    return Ingested(cohort.path, len(cohort), len(files), quarantine[["patient", "what", "reason", "remedy"]], len(removed))
+    named = quarantine[["patient", "what", "reason", "remedy"]]
+    return Ingested(cohort.path, len(cohort), len(files), named, len(removed))
 
 # %% ../../nbs/43_ingest.ipynb #47d50dcc
 def ingest(
@@ -342,7 +378,7 @@ def ingest(
     key=None,            # file with the key of the pseudonyms; None: ~/.config/ptacl/pseudonyms.key
     shares: dict = SHARES, # of the splits
     seed: int = 0,       # of the splits
-    withdrawn=(),        # participants to be removed and not taken again: a list of ids, or a file with one on each line
+    withdrawn=(),        # whom to remove and not take again: a list of ids, or a file with one on each line
 ) -> Ingested:
     """Raw files into a cohort. Can be killed and started again at any time.
     Raises `PtaclError` on what concerns more than one patient."""

@@ -27,7 +27,8 @@ def check_spacing(dz: float, dy: float, dx: float) -> tuple: # (dz, dy, dx) mm
     "The size of a voxel. Raises `PtaclError` where it is none of a heart."
     if 0.3 <= dx <= 10 and 0.3 <= dy <= 10 and 0.3 <= dz <= 30:
         return dz, dy, dx
-    raise PtaclError(f"a voxel of {dx:g}×{dy:g}×{dz:g} mm is none of a cardiac cine: its size or unit is wrong")
+    raise PtaclError(f"a voxel of {dx:g}×{dy:g}×{dz:g} mm is none of a cardiac cine: "
+                     "its size or unit is wrong")
 
 def cine_phase(F: int) -> np.ndarray | None: # (F,)
     "Phases of the frames of one heartbeat; None for a single one."
@@ -151,7 +152,8 @@ def _acdc_moments(folder: Path, F: int) -> tuple: # frames of ED and ES, from 0
     """End-diastole and end-systole as `Info.cfg` tells them.
     Raises `PtaclError` where it does not fit a cine of F frames."""
     text = read_bytes(folder/"Info.cfg", 2**16).decode("utf-8", "replace")
-    info = {key: int(n) for key, n in re.findall(r"^\s*(ED|ES|NbFrame)\s*:\s*(\d{1,6})\s*$", text, re.MULTILINE)}
+    entries = re.findall(r"^\s*(ED|ES|NbFrame)\s*:\s*(\d{1,6})\s*$", text, re.MULTILINE)
+    info = {key: int(n) for key, n in entries}
     if not {"ED", "ES"} <= info.keys():
         raise PtaclError("no line 'ED: …' or 'ES: …' in its Info.cfg")
     if info.get("NbFrame", F) != F:
@@ -167,7 +169,12 @@ def _turn(x: np.ndarray, k: int) -> None: # (F, …)
         flat[:, i:i + 2**16] = np.roll(flat[:, i:i + 2**16], -k, axis=0)
 
 # %% ../../nbs/32_nifti.ipynb #fae5d52c
-def _acdc_labels(folder: Path, stem: str, moments: tuple, shape: tuple) -> tuple: # (F, Z, H, W) uint8, frames that have labels
+def _acdc_labels(
+    folder: Path,
+    stem: str,      # what the files' names begin with
+    moments: tuple, # frames of ED and ES, from 0
+    shape: tuple,   # (F, Z, H, W)
+) -> tuple:         # (F, Z, H, W) uint8, frames that have labels
     "The segmentations of end-diastole and end-systole, as far as they are there; 0 everywhere else."
     labels = np.zeros(shape, np.uint8)
     labelled = []

@@ -56,7 +56,12 @@ class Pairs(Dataset):
 # %% ../../nbs/45_pairs.ipynb #47fdaf67
 @patch
 def __getitems__(self: Pairs, i) -> dict: # a batch
-    batch = {"ecg": self.ecg[i], "r_peaks": self.r_peaks[i], "cine": self.cine[i], "index": torch.as_tensor(i)}
+    batch = {
+        "ecg": self.ecg[i],
+        "r_peaks": self.r_peaks[i],
+        "cine": self.cine[i],
+        "index": torch.as_tensor(i),
+    }
     return batch | {name: x[i] for name, x in self.extra.items()}
 
 @patch

@@ -83,7 +83,8 @@ def _size_and_time(file: Path) -> tuple: # name, bytes, ns
     return file.name, known.st_size, known.st_mtime_ns
 
 def _facts_of(path: Path) -> list: # of tuples
-    "What the stamp knows of a recording; nothing of one that cannot be reached, which `prepare` will find, too."
+    """What the stamp knows of a recording.
+    Nothing of one that cannot be reached, which `prepare` will find, too."""
     try:
         return [_size_and_time(file) for file in _parts_of(path)]
     except OSError as e:
@@ -122,7 +123,8 @@ def _only(task: Task, kind: str) -> Path: # kind: ecg, cine or labels
     "The one file of a kind. Raises `PtaclError` where there is none, or more than one."
     paths = getattr(task.source, kind)
     if not paths:
-        raise PtaclError(f"no {kind} file", "Fetch it, give it the same id as the other file, or leave the patient out")
+        raise PtaclError(f"no {kind} file",
+                         "Fetch it, give it the same id as the other file, or leave the patient out")
     if len(paths) > 1:
         raise PtaclError(f"{len(paths)} {kind} files", "Keep the right one")
     return paths[0]
@@ -133,7 +135,8 @@ def _check_row(task: Task) -> None:
         return
     visit = task.source.visit
     if visit == 2:
-        raise PtaclError("no row in the table", "Remove the files if consent was withdrawn, otherwise complete the table")
+        raise PtaclError("no row in the table",
+                         "Remove the files if consent was withdrawn, otherwise complete the table")
     raise PtaclError(f"no columns of visit {visit} in the table", "Export its fields for this visit, too")
 
 # %% ../../nbs/42_prepare.ipynb #9af2cb2e

@@ -25,7 +25,8 @@ def _write_private(path: Path, content: bytes) -> None:
 
 def make_once(path: Path, content: bytes) -> None:
     "A file that is there as a whole or not at all. Raises `FileExistsError` where it is there already."
-    # not `written_whole`, which replaces what is there: of two who make a key at once, both must use the first
+    # not `written_whole`, which replaces what is there:
+    # of two who make a key at once, both must use the first
     new = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         _write_private(new, content)

@@ -71,7 +71,8 @@ def reading(
         raise PtaclError("is a folder", "Give the file in it that is meant.", name) from None
     except Exception as e:
         why = f"cannot be read as {what} ({type(e).__name__})"
-        raise PtaclError(why, "It is damaged, cut short or of another format: fetch it again.", name) from None
+        remedy = "It is damaged, cut short or of another format: fetch it again."
+        raise PtaclError(why, remedy, name) from None
 
 # %% ../../nbs/30_recordings.ipynb #55932ab1
 _LONGEST = 600                       # s of an ECG
@@ -92,7 +93,8 @@ def check_duration(
     fs: float,      # Hz
     leads: float = 1, # in the file
 ) -> None:
-    "Raises `PtaclError` on a sampling rate that no ECG has, a recording over ten minutes, and one too finely sampled."
+    """Raises `PtaclError` on a sampling rate that no ECG has,
+    a recording over ten minutes, and one too finely sampled."""
     if not 50 <= fs <= 20_000:
         raise PtaclError(f"a sampling rate of {fs:g} Hz is none of an ECG")
     cut = "cut out the ten seconds that are meant"
@@ -101,7 +103,8 @@ def check_duration(
         raise PtaclError(f"lasts {minutes:.0f} min, and at most {_LONGEST // 60} are read: {cut}")
     if samples * leads > _MAX_SAMPLES:
         millions = samples * leads / 1e6
-        raise PtaclError(f"has {millions:,.1f} million samples, and at most {_MAX_SAMPLES / 1e6:g} are read: {cut}")
+        most = _MAX_SAMPLES / 1e6
+        raise PtaclError(f"has {millions:,.1f} million samples, and at most {most:g} are read: {cut}")
 
 # %% ../../nbs/30_recordings.ipynb #6b003a4b
 def _open_file(path) -> BinaryIO:
@@ -141,7 +144,9 @@ def _check_archive(members: list) -> None: # of zipfile.ZipInfo
     "Raises `PtaclError` where a zip claims too much, or is packed in an unusual way."
     sizes = [m.file_size for m in members]
     if len(members) > MAX_FILES or sum(sizes) > MAX_UNPACKED_BYTES:
-        raise PtaclError(f"claims {len(members):,} files of {sum(sizes) / 2**20:,.0f} MB: not the images of one patient")
+        megabytes = sum(sizes) / 2**20
+        raise PtaclError(f"claims {len(members):,} files of {megabytes:,.0f} MB: "
+                         "not the images of one patient")
     if max(sizes, default=0) > MAX_PIXEL_BYTES:
         raise PtaclError(*_TOO_LARGE)
     if {m.compress_type for m in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
@@ -179,7 +184,8 @@ def _folder_members(path: Path) -> Iterator: # of (name, bytes)
     files = _images_in(path)
     sizes = [file.stat().st_size for file in files]
     if sum(sizes) > MAX_UNPACKED_BYTES:
-        raise PtaclError(f"holds images of {sum(sizes) / 2**20:,.0f} MB: give the folder of one patient's short axis")
+        megabytes = sum(sizes) / 2**20
+        raise PtaclError(f"holds images of {megabytes:,.0f} MB: give the folder of one patient's short axis")
     if max(sizes, default=0) > MAX_PIXEL_BYTES:
         raise PtaclError(*_TOO_LARGE)
     for file in sorted(files, key=lambda f: not is_manifest(f.name)):

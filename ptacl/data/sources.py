@@ -34,7 +34,8 @@ class Source:
         return self.ecg + self.cine + self.labels
 
     def __repr__(self):
-        return f"Source(visit {self.visit}: {len(self.ecg)} ecg, {len(self.cine)} cine, {len(self.labels)} labels)"
+        counts = f"{len(self.ecg)} ecg, {len(self.cine)} cine, {len(self.labels)} labels"
+        return f"Source(visit {self.visit}: {counts})"
 
 # %% ../../nbs/41_sources.ipynb #2b2cc665
 _FIRST_VISIT = 2
@@ -46,7 +47,10 @@ def _bulk_file(name: str) -> tuple | None: # id, visit, kind
         return None
     return match[1], int(match[3]), "ecg" if match[2] == "20205" else "cine"
 
-_SUFFIXES = {"ecg": ("ecg", (".xml", ".hea", ".dcm")), "cmr": ("cine", (".zip", ".nii", ".nii.gz"))} # by folder
+_SUFFIXES = { # by folder
+    "ecg": ("ecg", (".xml", ".hea", ".dcm")),
+    "cmr": ("cine", (".zip", ".nii", ".nii.gz")),
+}
 
 def _plain_file(folder: str, name: str) -> tuple | None: # id, visit, kind
     "What a file in a folder `ecg` or `cmr` is."
@@ -108,7 +112,8 @@ def find_patients(folder) -> list: # of Source, sorted
         raise PtaclError(f"{name} is a cohort already: give the folder of the raw files")
     found, shut = _search(folder)
     if shut:
-        raise PtaclError(f"{len(shut)} folders in {name} cannot be read ({shut[0].strerror})", "Ask for the right to read them")
+        reason = f"{len(shut)} folders in {name} cannot be read ({shut[0].strerror})"
+        raise PtaclError(reason, "Ask for the right to read them")
     if not found:
         raise PtaclError("no recording found", "Expected are {id}_20205_2_0.xml and {id}_20209_2_0.zip, "
                          "or ecg/{id} as .xml, .dcm or .hea and cmr/{id}/ with NIfTI or DICOM files", name)

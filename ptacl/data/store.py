@@ -27,7 +27,7 @@ from .tables import COVARIATES
 from ..signal.ecg import divisor, stats_of_leads
 
 # %% ../../nbs/38_store.ipynb #cc6712e5
-FORMAT = 1                          # of the store; a newer one is refused
+FORMAT = 1 # of the store; a newer one is refused
 MV = 1e-3  # mV of one count
 
 def to_counts(
@@ -35,12 +35,16 @@ def to_counts(
 ) -> np.ndarray:     # same shape, int16
     "Millivolts as counts of 1 µV. Raises `PtaclError` on what is not finite or beyond ±32 mV."
     counts = np.rint(np.asarray(ecg, np.float32) / np.float32(MV))
-    if not (np.abs(counts) < 2**15).all(): raise PtaclError("an ECG that is not finite or beyond ±32 mV: its unit or gain is wrong")
+    if not (np.abs(counts) < 2**15).all():
+        raise PtaclError("an ECG that is not finite or beyond ±32 mV: its unit or gain is wrong")
     return counts.astype(np.int16)
 
 def lead_stats(counts: np.ndarray) -> dict: # (..., 12, N) int16 -> mean, sd (..., 12) float32 mV
     "Mean and standard deviation of each lead."
-    return {"ecg_mean": (counts.mean(-1) * MV).astype(np.float32), "ecg_sd": (counts.std(-1) * MV).astype(np.float32)}
+    return {
+        "ecg_mean": (counts.mean(-1) * MV).astype(np.float32),
+        "ecg_sd": (counts.std(-1) * MV).astype(np.float32),
+    }
 
 # %% ../../nbs/38_store.ipynb #cd57ca5c
 def factors(
@@ -48,10 +52,12 @@ def factors(
     scope: str | None,                # record, lead, group, cohort; None: mV
     train=slice(None),                # whose leads make up the "cohort"
 ) -> tuple:                           # a, b (n, 12) float32: a · counts + b is normalised
-    "What `ptacl.signal.ecg.normalize` would do, as a factor and an offset for each lead. Raises `PtaclError` on an unknown scope."
+    """What `ptacl.signal.ecg.normalize` would do, as a factor and an offset for each lead.
+    Raises `PtaclError` on an unknown scope."""
     if scope not in (None, *SCOPES):
         raise PtaclError(f"unknown scope {scope!r}: choose from {', '.join(map(str, (None, *SCOPES)))}")
-    if scope is None: return np.full(mean.shape, MV, np.float32), np.zeros(mean.shape, np.float32)
+    if scope is None:
+        return np.full(mean.shape, MV, np.float32), np.zeros(mean.shape, np.float32)
     mean, sd = np.asarray(mean, float), np.asarray(sd, float)
     rows = train if scope == "cohort" else slice(None)
     m, s = stats_of_leads(mean[rows], sd[rows], scope)
@@ -168,7 +174,8 @@ def name_of(path) -> str: # for messages
     return str(path).rstrip("/").split("/")[-1]
 
 # %% ../../nbs/38_store.ipynb #fed2d596
-QUARANTINE = ("patient", "what", "reason", "remedy", "stamp", "kit") # columns; the last two tell whether to try again
+# columns; the last two tell whether to try again
+QUARANTINE = ("patient", "what", "reason", "remedy", "stamp", "kit")
 
 def create_records(group, name: str, shape: tuple, dtype: str, **attributes) -> None: # shape: of one record
     "An empty array of one record for each patient."
@@ -270,7 +277,8 @@ def _say(self: Store, attributes: dict) -> None:
 # %% ../../nbs/38_store.ipynb #b79a8b66
 @patch
 def begin(self: Store, names: Iterable) -> None:
-    "Say in the store that the records of these patients are about to be overwritten: until a commit has come it cannot be read."
+    """Say in the store that the records of these patients are about to be overwritten:
+    until a commit has come it cannot be read."""
     changing = sorted({*self.changing, *names})
     if changing == self.changing:
         return
@@ -300,7 +308,8 @@ def commit(self: Store,
 # %% ../../nbs/38_store.ipynb #01e1fab2
 @patch
 def tidy(self: Store) -> None:
-    "Remove what an interrupted write has left: other generations of the table, records of nobody, half-written files."
+    """Remove what an interrupted write has left:
+    other generations of the table, records of nobody, half-written files."""
     for name in list(self._group.get("table", {})):
         if name != str(self.attributes["generation"]):
             del self._group[f"table/{name}"]
@@ -318,7 +327,8 @@ def _drop_behind(self: Store, name: str, array) -> None: # array: Zarr array tha
     if array.shape[0] <= n:
         return
     end_of_shard = -(-n // SHARD) * SHARD
-    edge = min(array.shape[0], end_of_shard) # shards behind go as files; out of the last one in use it is taken
+    # shards behind go as files; out of the last one in use it is taken
+    edge = min(array.shape[0], end_of_shard)
     if edge > n:
         array[n:edge] = 0
     self._records[name].resize((n, *array.shape[1:]))
@@ -339,7 +349,8 @@ def _write(self: Store, name: str, start: int, data: np.ndarray, count: int) -> 
     array = self._records[name]
     expected = (count, *array.shape[1:])
     if data.shape != expected or data.dtype != array.dtype:
-        raise PtaclError(f"{name} of shape {data.shape}, {data.dtype}: this cohort takes {expected}, {array.dtype}")
+        found = f"{name} of shape {data.shape}, {data.dtype}"
+        raise PtaclError(f"{found}: this cohort takes {expected}, {array.dtype}")
     array.resize((start + count, *array.shape[1:]))
     array[start:] = data
 
@@ -363,14 +374,15 @@ SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 
 def _in_line(people: pd.DataFrame, seed: int) -> pd.Series: # participant -> split, "" where there is none yet
     "Everybody once, by sex, five years of age, and a number drawn from seed and pseudonym."
-    people = people.sort_values(["split", "age"], ascending=[False, True], kind="stable") # a split, then the first visit
+    # a visit with a split before one without, then the earliest
+    people = people.sort_values(["split", "age"], ascending=[False, True], kind="stable")
     first = people.groupby("participant", sort=False).first()
     draw = [blake2b(f"{seed} {participant}".encode(), digest_size=8).digest() for participant in first.index]
     line = first.assign(sex=first.sex.fillna(""), age=(first.age // 5).fillna(-1), draw=draw)
     return line.sort_values(["sex", "age", "draw"]).split
 
 def assign_splits(
-    people: pd.DataFrame, # columns participant, sex, age and split (empty where there is none yet), one row for each visit
+    people: pd.DataFrame, # a row a visit: participant, sex, age, split (empty where there is none yet)
     shares: dict = SHARES,
     seed: int = 0,
 ) -> np.ndarray:          # (n,) names of splits
@@ -381,7 +393,8 @@ def assign_splits(
     counts = dict.fromkeys(shares, 0)
     given = {}
     for k, (participant, split) in enumerate(_in_line(people, seed).items(), 1):
-        split = split or max(shares, key=lambda name: shares[name] * k - counts[name]) # furthest behind its share
+        # the split that is furthest behind its share
+        split = split or max(shares, key=lambda name: shares[name] * k - counts[name])
         counts[split] = counts.get(split, 0) + 1
         given[participant] = split
     return people.participant.map(given).to_numpy(object)

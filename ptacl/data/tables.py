@@ -112,10 +112,12 @@ def load_columns(
     try:
         return _read_ours(path)
     except FileNotFoundError:
-        raise PtaclError(f"there is no {name}: a cohort is a folder of it and the files of its patients") from None
+        reason = f"there is no {name}: a cohort is a folder of it and the files of its patients"
+        raise PtaclError(reason) from None
     except Exception as e:
         kind = "Parquet" if path.suffix.lower() == ".parquet" else "CSV"
-        raise PtaclError(f"{name} cannot be read as {kind} ({type(e).__name__}): export the table anew") from None
+        reason = f"{name} cannot be read as {kind} ({type(e).__name__}): export the table anew"
+        raise PtaclError(reason) from None
 
 # %% ../../nbs/34_tables.ipynb #de051248
 def patient_ids(
@@ -175,7 +177,11 @@ def visits(
     return [i for i in instances if all(at_visit(p, i) in stand for p in PHENOTYPES)]
 
 # %% ../../nbs/34_tables.ipynb #6b020e63
-STYLES = {"showcase": "{field}-{instance}.0", "r": "f.{field}.{instance}.0", "platform": "p{field}_i{instance}"}
+STYLES = {
+    "showcase": "{field}-{instance}.0",
+    "r": "f.{field}.{instance}.0",
+    "platform": "p{field}_i{instance}",
+}
 
 def column_name(
     name: str,  # a phenotype or a covariate

@@ -110,7 +110,13 @@ SENTENCE = CellStyle(interval=" ({} to {})")
 HTML_REPORT = CellStyle(bold="<b>{}</b>", interval="<br><small>{} … {}</small>")
 HTML_DIFFERENCE = CellStyle(bold="<b>{}</b>", interval="<small> ({} … {})</small>")
 HTML_BOARD = CellStyle("<b>{}</b>", "<br><small>{} … {}</small>", " ± ", "−", signed_zero=False)
-LATEX_BOARD = CellStyle(r"\textbf{{{}}}", r" {{\scriptsize [{}, {}]}}", r" $\pm$ ", r"\textminus{}", signed_zero=False)
+LATEX_BOARD = CellStyle(
+    bold=r"\textbf{{{}}}",
+    interval=r" {{\scriptsize [{}, {}]}}",
+    spread=r" $\pm$ ",
+    minus=r"\textminus{}",
+    signed_zero=False,
+)
 
 # %% ../../nbs/49_intervals.ipynb #1c5a90c5
 def _written(value: float, digits: int, style: CellStyle, sign: str = "") -> str:

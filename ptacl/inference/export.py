@@ -36,7 +36,8 @@ def _only_errors(name: str):
 def _write_onnx(module: ECGFeatures, ecg: Tensor, path: Path):
     "The module as ONNX. Raises `PtaclError` where a package for that is missing."
     try:
-        import onnxruntime, onnxscript  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
     except ImportError as e:
         raise PtaclError(
             f"ONNX needs the package {e.name}: pip install \"ptacl[export]\", or export to .pt2") from e

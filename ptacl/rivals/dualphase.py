@@ -112,6 +112,13 @@ def three_way_loss(
     pairs = ((z_ecg, z_ed), (z_ecg, z_es), (z_ed, z_es))
     return sum(w * global_contrastive_loss(*pair, temperature) for w, pair in zip(weights, pairs))
 
+# %% ../../nbs/84_dualphase.ipynb #e19c60d4
+def _with_weights_of(pretrained: nn.Module | None, encoder: nn.Module) -> nn.Module:
+    "The encoder, with a copy of the pre-trained weights if there are any."
+    if pretrained is not None:
+        encoder.load_state_dict(pretrained.state_dict())
+    return encoder
+
 # %% ../../nbs/84_dualphase.ipynb #b6ea0d4b
 class DualPhase(nn.Module):
     "An ECG encoder and two frozen CNNs, each with SimCLR's projection head."
@@ -122,12 +129,8 @@ class DualPhase(nn.Module):
     ):
         super().__init__()
         self.preset = preset
-        self.ecg = ECGEncoder(preset)
-        self.phases = TwoPhases(preset)
-        for own, pretrained in ((self.ecg, ecg), (self.phases, phases)):
-            if pretrained is not None:
-                own.load_state_dict(pretrained.state_dict())
-        self.phases.requires_grad_(False)
+        self.ecg = _with_weights_of(ecg, ECGEncoder(preset))
+        self.phases = _with_weights_of(phases, TwoPhases(preset)).requires_grad_(False)
         self.proj_ecg = projection_head(preset.width, preset)
         self.proj_ed = projection_head(preset.width, preset)
         self.proj_es = projection_head(preset.width, preset)

@@ -51,7 +51,7 @@ def _spikiness(ecg: np.ndarray) -> np.ndarray:  # (12, N) -> (12,)
 def detect_r_peaks(
     ecg: np.ndarray,          # (12, N) raw or denoised, in any unit, or one lead (N,)
     fs: float,                # Hz
-    lead: str | None = None,  # a lead's name; None takes II, or the best other lead where II shows no two beats
+    lead: str | None = None,  # its name; None: II, or the best other one where II shows no two beats
 ) -> np.ndarray:              # seconds from the start of the record (n,), ascending
     """R-peaks by neurokit2; fewer than two where no lead shows a heartbeat.
     Raises `PtaclError` on an unknown lead or a wrong shape."""

@@ -49,7 +49,11 @@ def _most_motion(motion: np.ndarray, mm: np.ndarray) -> np.ndarray:  # (H, W), (
     heart_sized = gaussian_filter(motion, 30 / mm, mode="constant")
     return np.array(np.unravel_index((heart_sized * middle).argmax(), (H, W)))
 
-def _centroid_around(motion: np.ndarray, centre: np.ndarray, mm: np.ndarray) -> np.ndarray:  # -> (row, column)
+def _centroid_around(
+    motion: np.ndarray,  # (H, W)
+    centre: np.ndarray,  # (row, column)
+    mm: np.ndarray,      # (2,), size of a pixel
+) -> np.ndarray:         # (row, column)
     "The centroid of what moves within 70 mm, above the median there."
     y, x = np.mgrid[:motion.shape[0], :motion.shape[1]]
     near = np.hypot((y - centre[0]) * mm[0], (x - centre[1]) * mm[1]) < 70

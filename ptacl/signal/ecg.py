@@ -243,8 +243,9 @@ def stats_of_leads(
 def _check_leads(ecg: np.ndarray, fs: float):
     "Refuse what is no ECG of twelve leads. Raises `PtaclError`."
     if ecg.ndim < 2 or ecg.shape[-2] != len(LEADS):
-        raise PtaclError(
-            f"an ECG has shape (..., 12, N), got {ecg.shape}: give all leads, in the order {', '.join(LEADS)}")
+        order = ", ".join(LEADS)
+        raise PtaclError(f"an ECG has shape (..., 12, N), got {ecg.shape}: "
+                         f"give all leads, in the order {order}")
     for i, words in quality(ecg, fs).iterrows():
         bad = [f"{lead} is {words[lead]}" for lead in LEADS if words[lead] in ("non-finite", "missing")]
         if bad:
