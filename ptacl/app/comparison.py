@@ -51,7 +51,7 @@ def shipped_cohort(
             return path # somebody else was quicker
 
 # %% ../../nbs/70_comparison.ipynb #324cb1bd
-def _joint_model(given, name: str | None = None) -> PTACL: # a model, or its folder
+def _comparable(given, name: str | None = None) -> PTACL: # a model, or its folder
     "What can be compared. Raises `PtaclError` on a rival, on an encoder alone, and on no model."
     loaded = isinstance(given, torch.nn.Module)
     kind = type(given).__name__ if loaded else stored_kind(given)
@@ -97,7 +97,7 @@ def open_models(
         raise PtaclError(f"{len(pairs)} models: give one, two or three")
     opened = {}
     for name, given in pairs:
-        model = _joint_model(given, name)
+        model = _comparable(given, name)
         name = name or _model_name(model)
         twins = sum(other.split(" (")[0] == name for other in opened)
         opened[f"{name} ({twins + 1})" if twins else name] = model.eval()
