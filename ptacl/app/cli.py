@@ -293,23 +293,11 @@ def _explore_command(
     raise typer.Exit(status)
 
 # %% ../../nbs/99_cli.ipynb #b15d7e2d
-def _load_model(folder: Path):
-    "Any model that the kit has trained. Raises `PtaclError` where there is none."
-    from ptacl.rivals.methods import load_method
-    from ptacl.train.finetune import load_tuned
-    try:
-        return load_method(folder)
-    except PtaclError as no_method:
-        try:
-            return load_tuned(folder)
-        except PtaclError:
-            raise no_method from None
-
-
 def _features_of(folder: Path, projected: bool = False, device: str | None = None):
     "The ECG part of a trained model, where it is to run. Raises `PtaclError` where there is none."
     from ptacl.inference.embedding import ECGFeatures, on_device
-    return on_device(ECGFeatures(_load_model(folder), projected), device)
+    from ptacl.rivals.methods import load_method
+    return on_device(ECGFeatures(load_method(folder), projected), device)
 
 
 def _show_written(written): # a `ptacl.inference.embedding.Written`

@@ -6,7 +6,6 @@
 __all__ = ['shipped_models', 'shipped_cohort', 'open_models', 'Compared']
 
 # %% ../../nbs/70_comparison.ipynb #114ae015
-import json
 import pandas as pd
 import tempfile
 import torch
@@ -20,7 +19,7 @@ from ..core.errors import PtaclError
 from ..data.cohort import Cohort
 from ..evaluate.alignment import patient_scores
 from ..evaluate.whatif import as_batch, layer_maps
-from ..nets.joint import PTACL, from_pretrained
+from ..nets.joint import PTACL, from_pretrained, stored_kind
 from ..simulate.cohorts import write_virtual
 from ..simulate.patients import simulate
 
@@ -52,18 +51,10 @@ def shipped_cohort(
             return path # somebody else was quicker
 
 # %% ../../nbs/70_comparison.ipynb #324cb1bd
-def _kind_of(folder: Path) -> str: # "" where that is not known
-    "The class of a stored model, also of those that `from_pretrained` does not know."
-    try:
-        return str(json.loads((folder / "config.json").read_text("utf-8"))["kind"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-
-
-def _joint_model(given, name: str | None = None) -> PTACL: # a model, or its folder
+def _comparable(given, name: str | None = None) -> PTACL: # a model, or its folder
     "What can be compared. Raises `PtaclError` on a rival, on an encoder alone, and on no model."
     loaded = isinstance(given, torch.nn.Module)
-    kind = type(given).__name__ if loaded else _kind_of(Path(given))
+    kind = type(given).__name__ if loaded else stored_kind(given)
     if kind not in ("", "PTACL"):
         called = name or ("this" if loaded else Path(given).name)
         raise PtaclError(f"{called} is no joint model but a {kind}: give a trained PTACL")
@@ -106,7 +97,7 @@ def open_models(
         raise PtaclError(f"{len(pairs)} models: give one, two or three")
     opened = {}
     for name, given in pairs:
-        model = _joint_model(given, name)
+        model = _comparable(given, name)
         name = name or _model_name(model)
         twins = sum(other.split(" (")[0] == name for other in opened)
         opened[f"{name} ({twins + 1})" if twins else name] = model.eval()

@@ -83,7 +83,7 @@ def _record_part(
     return {"ecg": figures, "beats": beats, "row": LEAD_SPACING}, mean_beat
 
 
-def _volume_curve(both: Compared, i: int, cine) -> tuple[np.ndarray, str]: # (F,); its unit
+def _ventricle_curve(both: Compared, i: int, cine) -> tuple[np.ndarray, str]: # (F,); its unit
     "The volume of the ventricle over the film: in ml where the phenotypes of a patient are known."
     shape = volume_shape(cine)[0].numpy()
     phenotypes = both.cohort.phenotypes.iloc[both.rows[i]]
@@ -103,7 +103,7 @@ def _cine_part(both: Compared, i: int, cine, lead, beats: list, maps: dict) -> d
         seen[name] = float(model_end_systole(m, systole)) if m.isfinite().all() else None
     lines = [f"film: {1000 * systole * beat:.0f} ms"]
     lines += [f"{name}: {1000 * phase * beat:.0f} ms" for name, phase in seen.items() if phase is not None]
-    cycle = cycle_figure(*_volume_curve(both, i, cine), lead, systole, beat, seen)
+    cycle = cycle_figure(*_ventricle_curve(both, i, cine), lead, systole, beat, seen)
     return {"film": film(cine, p)[0].tobytes(), "frames": p.frames, "size": p.size, "patch": p.cmr_patch[1],
             "cycle": cycle.to_dict(), "systole": lines}
 

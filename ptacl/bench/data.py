@@ -21,7 +21,8 @@ from torch import Tensor
 from .measure import peaks_mb, result_row, take_turns
 from .plain import denoise_by_lead, segment_by_beat, segments_at_once
 from .training import epoch_of, kit_infonce, loss_and_gradient, noise_pairs, start_model, time_ways
-from ..core.presets import PHENOTYPES, PRESETS, Preset
+from ..core.presets import FS, PHENOTYPES, PRESETS, Preset
+from ..core.privacy import virtual_name
 from ..data.cohort import Cohort, Stream
 from ..data.store import to_counts
 from ..evaluate.regression import linear_probe
@@ -65,14 +66,14 @@ def repeated_records(n: int) -> np.ndarray: # (n, 12, 5000) mV
 
 def _time_denoising(records: int, repeats: int) -> list[dict]:
     ecg = repeated_records(records)
-    ways = {"kit": lambda: denoise(ecg, 500), "loop": lambda: denoise_by_lead(ecg)}
+    ways = {"kit": lambda: denoise(ecg, FS), "loop": lambda: denoise_by_lead(ecg)}
     return time_ways("denoising", f"{records} records", ways, records, repeats)
 
 def _time_r_peaks(records: int, repeats: int) -> list[dict]:
     ecg = repeated_records(records)
     ways = {
-        "all cores": lambda: r_peaks_of(ecg, 500),
-        "one core": lambda: [detect_r_peaks(e, 500) for e in ecg],
+        "all cores": lambda: r_peaks_of(ecg, FS),
+        "one core": lambda: [detect_r_peaks(e, FS) for e in ecg],
     }
     all_cores, one_core = time_ways(
         "R-peaks", f"{records} records", ways, records, repeats, cores=cpu_count()
@@ -114,8 +115,8 @@ def _stages(preset: Preset, device: str) -> dict[str, Callable]: # patients -> f
     r_peaks = lambda n: torch.arange(0.3, 10, 0.9).repeat(n, 1).to(device)
     return {
         "simulator": lambda n: partial(simulate, n, 0, device),
-        "denoising": lambda n: partial(denoise, repeated_records(n), 500),
-        "R-peaks": lambda n: partial(r_peaks_of, repeated_records(n), 500, workers=1),
+        "denoising": lambda n: partial(denoise, repeated_records(n), FS),
+        "R-peaks": lambda n: partial(r_peaks_of, repeated_records(n), FS, workers=1),
         "feeding": lambda n: partial(_feed, noise_pairs(n)),
         "augmentation": lambda n: partial(CMRAugment(preset), noise_pairs(n).cine.to(device)),
         "segmentation": lambda n: partial(
@@ -173,7 +174,7 @@ def store(
     ecg, cine = to_counts(vp.ecg.numpy()), vp.cine.numpy()
     peaks = [p[~np.isnan(p)] for p in vp.r_peaks.numpy()]
     def part(first: int) -> tuple:
-        return ecg, cine, [{"id": f"sim-{first + k:05d}", "r_peaks": p} for k, p in enumerate(peaks)]
+        return ecg, cine, [{"id": virtual_name(first + k), "r_peaks": p} for k, p in enumerate(peaks)]
     Cohort.create(folder).extend(part(first) for first in range(0, n, of))
 
 def _stream_through(folder, preset: Preset, device: str) -> None:

@@ -19,10 +19,10 @@ from ..signal.beats import segment_beats
 from ..signal.ecg import wavelet_bands
 from ..nets.encoders import CMREncoder
 from ..core.errors import PtaclError
-from ..core.presets import Preset
+from ..core.presets import FS, Preset
 
 # %% ../../nbs/94_plain.ipynb #83876d00
-def denoise_by_lead(ecg: np.ndarray, fs: float = 500) -> np.ndarray: # (n, 12, N)
+def denoise_by_lead(ecg: np.ndarray, fs: float = FS) -> np.ndarray: # (n, 12, N)
     "What the manual of pywt shows, for each lead of each record."
     out = np.empty_like(ecg)
     keep = wavelet_bands(fs).keep

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pandas as pd
 import torch
 from ..core.errors import PtaclError
-from ..core.presets import Preset, workshop
+from ..core.presets import FS, Preset, workshop
 from ..nets.joint import View, centre_view
 from ..signal.cmr import minmax
 from ..signal.ecg import preprocess_ecg
@@ -31,7 +31,7 @@ def hearts(
 ) -> tuple:                  # view (dict of tensors), VirtualPatients
     "Virtual patients, prepared for the encoders; R-peaks as the simulator knows them."
     patients = simulate(n, 0, frames=preset.frames, start=start, **faults)
-    ecg = torch.from_numpy(preprocess_ecg(patients.ecg.numpy(), 500))
+    ecg = torch.from_numpy(preprocess_ecg(patients.ecg.numpy(), FS))
     batch = {"ecg": ecg, "r_peaks": patients.r_peaks}
     if patients.cine is not None:
         batch["cine"] = minmax(patients.cine)

@@ -11,6 +11,7 @@ import numpy as np
 import pywt
 import torch
 from .judging import to_array, ask, compare, expect, passed, same
+from ..core.presets import FS, SAMPLES
 from ..signal.beats import segment_beats
 from ..signal.ecg import denoise, normalize
 
@@ -67,7 +68,7 @@ def check_band(answer):  # j, fs -> (low, high) Hz
         "1 is fs/4 … fs/2": (62.5, 125),
         "the other way round: the answer is (low, high)": (62.5, 31.25),
     }
-    compare(ask(answer, 3, 500), (31.25, 62.5), mistakes)
+    compare(ask(answer, 3, FS), (31.25, 62.5), mistakes)
     mistakes = {
         "the sampling rate is ignored: at 1000 Hz the same detail lies twice as high": (31.25, 62.5),
     }
@@ -99,7 +100,7 @@ def _drop_bands(ecg: np.ndarray, drop) -> np.ndarray:  # (12, N) at 500 Hz; indi
 
 def _dirty_record() -> np.ndarray:  # (12, 5000) mV
     "Wander, spikes and noise on twelve leads."
-    t, noise = np.arange(5000) / 500, np.random.default_rng(0).normal(size=(12, 5000))
+    t, noise = np.arange(SAMPLES) / FS, np.random.default_rng(0).normal(size=(12, SAMPLES))
     spikes = np.exp(-(((t % 0.8 - 0.4) / 0.02) ** 2))
     return (
         np.linspace(0.5, 2, 12)[:, None] * spikes + 0.4 * np.sin(2 * np.pi * 0.2 * t) + 0.1 * noise
@@ -121,7 +122,7 @@ def check_clean(answer):  # (12, N) mV, fs -> the same, denoised
         "the list begins with the approximation and detail 8: you dropped the slow details in place "
         "of the fast ones": _drop_bands(x, [0, 1, 2]),
     }
-    compare(ask(answer, x, 500), denoise(x, 500), mistakes)
+    compare(ask(answer, x, FS), denoise(x, FS), mistakes)
     passed(answer)
 
 # %% ../../nbs/93_signal_checks.ipynb #0ad2191a
@@ -144,7 +145,7 @@ _R_PEAKS = np.array([0.35, 1.15, 2.05, 2.75, 3.6, 4.5])  # s, the R-peaks of `_s
 
 def _strip(height: float = 1.0) -> np.ndarray:  # (2500,) mV at 500 Hz
     "One lead with R and T waves."
-    t = np.arange(2500)[:, None] / 500
+    t = np.arange(2500)[:, None] / FS
     return height * (
         np.exp(-(((t - _R_PEAKS) / 0.012) ** 2)) + 0.33 * np.exp(-(((t - _R_PEAKS - 0.3) / 0.05) ** 2))
     ).sum(1)
@@ -160,7 +161,7 @@ def check_r_peaks(answer):  # signal (N,), fs -> seconds
             "height, not in mV",
         ),
     ):
-        got = np.sort(to_array(ask(answer, _strip(height), 500)).ravel())
+        got = np.sort(to_array(ask(answer, _strip(height), FS)).ravel())
         expect(len(got) > 0, few)
         expect(got.max() < 5.1, "these are samples: divide by the sampling rate to get seconds")
         expect(

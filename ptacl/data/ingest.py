@@ -23,10 +23,10 @@ from tqdm import tqdm
 from .. import __version__
 from ..core.errors import PtaclError
 from ..core.files import written_whole
-from ..core.privacy import mask_ids
+from ..core.privacy import is_virtual, mask_ids
 from .cohort import Cohort
 from .prepare import Task, prepare, stamp
-from .pseudonyms import KEY, is_virtual, make_once, pseudonym, read_key, staging_of
+from .pseudonyms import KEY, make_once, pseudonym, read_key, staging_of
 from .sources import Source, find_patients, find_table, table_values
 from .store import QUARANTINE, SHARES, name_of, shard_parts
 

@@ -11,6 +11,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from ..core.errors import PtaclError
+from ..core.presets import FS
 from ..signal.beats import r_peaks_of
 from ..signal.cmr import minmax
 from ..signal.ecg import preprocess_ecg
@@ -82,7 +83,7 @@ def as_bytes(x: Tensor) -> Tensor: # [0, 1] -> 0 … 255
 
 def pairs_of_virtual(patients) -> Pairs: # VirtualPatients
     "Virtual patients, whose cines are cropped around the heart already, as pairs."
-    signals = [preprocess_ecg(part.cpu().numpy(), 500) for part in patients.ecg.split(64)]
+    signals = [preprocess_ecg(part.cpu().numpy(), FS) for part in patients.ecg.split(64)]
     ecg = torch.cat([torch.from_numpy(signal) for signal in signals])
     cine = torch.cat([as_bytes(minmax(part)).cpu() for part in patients.cine.split(64)])
-    return Pairs(ecg, r_peaks_of(ecg, 500), cine, names=list(patients.phenotypes.index))
+    return Pairs(ecg, r_peaks_of(ecg, FS), cine, names=list(patients.phenotypes.index))

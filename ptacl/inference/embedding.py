@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from ..core.devices import choose_device
 from ..core.errors import PtaclError
-from ..core.presets import FS, LEADS, SAMPLES
+from ..core.presets import FS, LEADS, MIN_SD, SAMPLES
 from ..data.ingest import counts_of
 from ..data.prepare import Task
 from ..data.store import MV
@@ -67,7 +67,7 @@ class ECGFeatures(nn.Module):
         start = (SAMPLES - crop) // 2
         mean = ecg.mean((1, 2), keepdim=True)
         sd = ecg.std((1, 2), correction=0, keepdim=True)
-        x = (ecg - mean) / torch.where(sd > 1e-6, sd, 1.0)
+        x = (ecg - mean) / torch.where(sd > MIN_SD, sd, 1.0)
         tokens = self.encoder(x[..., start:start + crop])
         return self.projection(tokens.mean(1))
 

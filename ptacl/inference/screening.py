@@ -8,7 +8,6 @@ __all__ = ['LIKENESS', 'FAULTS', 'find_recordings', 'tasks_of', 'likeness', 'scr
 # %% ../../nbs/75_screening.ipynb #61d566d0
 import joblib
 import numpy as np
-import re
 import torch
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -19,7 +18,7 @@ from joblib.externals.loky import ProcessPoolExecutor, get_reusable_executor
 from pathlib import Path
 from ..core.errors import PtaclError
 from ..core.presets import FS
-from ..core.privacy import mask_ids
+from ..core.privacy import is_virtual, mask_ids
 from ..data.ingest import visit_name
 from ..data.prepare import Task, prepare_ecg, reason_of
 from ..data.pseudonyms import pseudonym, read_key
@@ -83,9 +82,8 @@ def _row_name(
     bulk = BULK.fullmatch(path.name)
     person = bulk[1] if bulk else path.stem
     visit = int(bulk[3]) if bulk else 2
-    virtual = re.fullmatch(r"sim-\d{1,6}", person)
     own = own_names and not bulk and person == mask_ids(person)
-    return visit_name(person if virtual or own else pseudonym(person, key()), visit)
+    return visit_name(person if own or is_virtual(person) else pseudonym(person, key()), visit)
 
 
 class _LazyKey:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Batch', 'Builder', 'BUILDERS', 'View', 'centre_view', 'projection', 'turned', 'PTACL', 'joint_loss', 'start_joint',
-           'save_pretrained', 'why_no_model', 'stored_kind', 'load_weights', 'load_model', 'from_pretrained']
+           'save_pretrained', 'stored_kind', 'load_model', 'from_pretrained']
 
 # %% ../../nbs/53_ptacl.ipynb #daaff021
 import json
@@ -253,7 +253,7 @@ def save_pretrained(
         return _exchange(new, folder, Path(tmp) / "old")
 
 # %% ../../nbs/53_ptacl.ipynb #0d13b1c1
-def why_no_model(folder: Path, error: Exception) -> str:  # what to do, as the end of a message
+def _why_no_model(folder: Path, error: Exception) -> str:  # what to do, as the end of a message
     "What is wrong with a folder that gives no model."
     config, weights = folder / "config.json", folder / "model.safetensors"
     if (folder / "model" / "config.json").is_file():
@@ -288,7 +288,7 @@ def stored_kind(folder: str | Path) -> str:  # "" where that is not known
         return ""
 
 # %% ../../nbs/53_ptacl.ipynb #bc74eddd
-def load_weights(model: nn.Module, folder: Path):
+def _load_weights(model: nn.Module, folder: Path):
     """Weights from a folder.
     Read whole: safetensors 0.8 leaves two objects behind for each tensor that it reads from a file."""
     model.load_state_dict(load((folder / "model.safetensors").read_bytes()))
@@ -297,13 +297,15 @@ def _built(folder: Path, builders: Mapping[str, Builder]) -> nn.Module:
     "The model that the folder's config describes, with the folder's weights."
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model = builders[config.pop("kind")](Preset(**config.pop("preset")), **config)
-    load_weights(model, folder)
+    _load_weights(model, folder)
     return model
 
 def load_model(
     folder: str | Path,                # of `save_pretrained`
     builders: Mapping[str, Builder],   # kind -> builder, of the kinds that may be there
     device: torch.device | str = "cpu",
+    title: str = "model of this kit",  # of these kinds together, in a message
+    name: str = "",                    # of the model there; "": the folder's
 ) -> nn.Module:
     """A stored model of one of these kinds, in evaluation mode.
     Raises `PtaclError` where the folder does not hold one."""
@@ -312,7 +314,7 @@ def load_model(
     try:
         model = _built(folder, builders)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as e:
-        raise PtaclError(f"{folder.name} holds no model of this kit: {why_no_model(folder, e)}") from e
+        raise PtaclError(f"{name or folder.name} holds no {title}: {_why_no_model(folder, e)}") from e
     return model.to(device).eval()
 
 def from_pretrained(

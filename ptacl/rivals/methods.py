@@ -7,7 +7,6 @@ __all__ = ['PRETRAININGS', 'METHODS', 'Pretraining', 'Method', 'methods_table', 
            'train_method', 'load_method']
 
 # %% ../../nbs/85_methods.ipynb #40e4c358
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,18 +14,16 @@ from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from .cmae import CMAE, Autoencoder, autoencoder_step, beat_preset, cmae_step
 from .dualphase import DualPhase, TwoPhases, dualphase_step, phenotype_step
 from .eccl import eccl_step, start_eccl
 from ..nets.encoders import CMREncoder, ECGEncoder
-from ..core.devices import check_device
 from ..core.errors import PtaclError
-from ..train.finetune import Tuned, tune_step
+from ..train.finetune import TUNED, Tuned, tune_step
 from ..nets.mae import MAE
 from .mmcl import MMCL, mmcl_step, start_mmcl
-from ..nets.joint import PTACL, from_pretrained, load_weights, save_pretrained, start_joint, why_no_model
+from ..nets.joint import BUILDERS, PTACL, Builder, load_model, save_pretrained, start_joint, stored_kind
 from ..core.presets import PHENOTYPES, Preset
 from ..train.launch import fit_in_processes
 from .simclr import SimCLR, simclr_step
@@ -212,25 +209,14 @@ def train_method(
     return run_phase(name, build, method.step, data, p, p.epochs_joint, p.lr_joint, seed, folder, processes)
 
 # %% ../../nbs/85_methods.ipynb #edd00971
-_CLASSES = {"MMCL": MMCL, "CMAE": CMAE, "DualPhase": DualPhase}  # kinds that `from_pretrained` does not know
+_RIVALS: dict[str, Builder] = {"MMCL": MMCL, "CMAE": CMAE, "DualPhase": DualPhase}  # kind -> builder
 
-def _config_of(folder: Path) -> dict: # empty where there is none that can be read
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-def load_method(folder, device="cpu") -> nn.Module: # folder/NAME/model of `train_method`
-    "The model of any method, in evaluation mode. Raises `PtaclError` where the folder does not hold one."
-    check_device(device)
+def load_method(
+    folder: str | Path,                  # folder/NAME/model of `train_method`, or that of any other model
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """The model of any method, or a fine-tuned one, in evaluation mode.
+    Raises `PtaclError` where the folder does not hold one."""
     folder = Path(folder)
-    config = _config_of(folder)
-    if config.get("kind") not in _CLASSES:
-        return from_pretrained(folder, device)
-    try:
-        build, preset = _CLASSES[config.pop("kind")], Preset(**config.pop("preset"))
-        model = build(preset, **config)
-        load_weights(model, folder)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as e:
-        raise PtaclError(f"{folder.parent.name} holds no model of a method: {why_no_model(folder, e)}") from e
-    return model.to(device).eval()
+    name = folder.parent.name if stored_kind(folder) in _RIVALS else ""
+    return load_model(folder, BUILDERS | _RIVALS | TUNED, device, name=name)

@@ -21,6 +21,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import EnhancedMRImageStorage, MRImageStorage
 from ..core.errors import PtaclError
 from ..core.presets import SPACING
+from ..core.privacy import virtual_name
 from .ecg_writers import dicom_base, dicom_bytes, item, uid
 
 # %% ../../nbs/36_cine_writers.ipynb #337e74bf
@@ -214,7 +215,7 @@ def dicom_series(
     cine: np.ndarray,         # (F, H, W) or (F, Z, H, W) integers from 0 to 4095
     interval: float,          # s between frames
     spacing: float = SPACING, # mm in the plane
-    name: str = "sim-00001",
+    name: str = virtual_name(1),
     series: str = "CINE_segmented_SAX_b{}", # of a slice, counted from 1; without {} all slices share one
     shuffle: int | None = None, # seed
     twice: tuple = (),        # slices, counted from 0, that were scanned twice
@@ -274,7 +275,7 @@ def ukb_zip(
     cine: np.ndarray,         # (F, H, W) or (F, Z, H, W) integers from 0 to 4095
     interval: float,          # s between frames
     spacing: float = SPACING, # mm in the plane
-    name: str = "sim-00001",
+    name: str = virtual_name(1),
     manifest: str | None = "manifest.csv", # or "manifest.cvs"; None leaves it out
     inline_vf: bool = False,  # add the scanner's own evaluation
     **traps,                  # of `dicom_series`: series, shuffle, twice, missing
@@ -330,7 +331,7 @@ def multiframe_dicom(
     cine: np.ndarray,         # (F, H, W) or (F, Z, H, W) integers from 0 to 4095
     interval: float,          # s between frames
     spacing: float = SPACING, # mm in the plane
-    name: str = "sim-00001",
+    name: str = virtual_name(1),
     description: str = "CINE_SAX",
 ) -> bytes:
     "One enhanced MR image that holds the whole cine."

@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from ..core.errors import PtaclError
 from ..core.presets import LEADS
+from ..core.privacy import virtual_name
 from ..data.ecg_files import SCP_LEADS
 
 # %% ../../nbs/35_ecg_writers.ipynb #902eafa2
@@ -279,7 +280,7 @@ def dicom_ecg(
     signal: np.ndarray,   # (12, N) mV
     r_peaks: np.ndarray,  # (R,) s
     fs: float = 500,
-    name: str = "sim-00001",
+    name: str = virtual_name(1),
     sensitivity: float = 5.0, # µV
     correction: float = 0.5,
 ) -> bytes:

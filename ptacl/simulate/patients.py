@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ..core.devices import check_device
 from ..core.errors import PtaclError
 from ..core.presets import FS, PHENOTYPES, SPACING
+from ..core.privacy import virtual_name
 from . import electrodes, rhythms
 from .causes import DEMOGRAPHICS, ECG_PARAMETERS, population
 from .draws import Streams, hash32_, normals
@@ -335,7 +336,7 @@ def _draw_slices(
 # %% ../../nbs/18_patients.ipynb #3096098c
 def _table(p: dict, start: int, columns) -> pd.DataFrame:
     "Columns of the population, a row for each patient."
-    index = [f"sim-{i + 1:05d}" for i in range(start, start + len(p["age"]))]
+    index = [virtual_name(i + 1) for i in range(start, start + len(p["age"]))]
     return pd.DataFrame({k: p[k].numpy() for k in columns}, index=index)
 
 def _covariates(
