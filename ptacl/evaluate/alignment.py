@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 from matplotlib.image import AxesImage
-from torch import Tensor, nn
+from typing import Any
+from torch import Tensor
 from ..core.errors import PtaclError
 from .intervals import bootstrap_weights, percentile_interval
 from ..nets.losses import cosine
@@ -37,7 +38,7 @@ def cosine_maps(
 
 @torch.no_grad()
 def alignment_map(
-    model: nn.Module,  # with `local_embeddings(batch) -> z_ecg (B, T, D), z_cmr (B, T, D), valid (B,)`
+    model: Any,        # with `local_embeddings(batch) -> z_ecg (B, T, D), z_cmr (B, T, D), valid (B,)`
     batch: dict,       # tensors of a batch, on the model's device
 ) -> Tensor:           # (B, T, T) cosines, NaN for patients without a heartbeat
     "The map of Fig. 2 of every patient of a batch, without augmentation noise: in eval mode meanwhile."
@@ -197,7 +198,7 @@ def plot_alignment(
     columns = (len(patients) + 2) // 2
     widths = [columns] * len(maps) + [0.52] + ([columns * 0.85] if target is not None else [])
     fig = plt.figure(figsize=(min(9.2, 1.5 * sum(widths)), 3.5), layout="constrained")
-    blocks = fig.subfigures(1, len(widths), width_ratios=widths)
+    blocks: Any = fig.subfigures(1, len(widths), width_ratios=widths)
     T = next(iter(maps.values())).shape[-1]
     for sub, (name, block) in zip(blocks, tiles.items()):
         image = _draw_block(sub, name, block, columns, argmax, colours)

@@ -219,7 +219,7 @@ def retrieval_interval(
         others = retrieval_draws(minus, n_boot, seed)
         draws = {cell: draws[cell] - others[cell] for cell in draws}
     table = retrieval_table(results)
-    columns = {}
+    columns: dict = {}
     for score in table:
         ends = percentile_interval(np.stack([draws[p, score] for p in table.index]), level)
         columns |= {f"{score}_lo": ends[0], f"{score}_hi": ends[1]}
