@@ -22,12 +22,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SOMEONE, ANOTHER = str(10**6 + 234_567), str(4 * 10**6 + 321)
 
 OPTIONS = ("user.name=a", "user.email=a@b", "init.defaultBranch=main", "commit.gpgsign=false", "tag.gpgsign=false")
+DATES = {f"GIT_{who}_DATE": "2026-01-01T00:00:00Z" for who in ("AUTHOR", "COMMITTER")}  # a stash is called by a hash, and some are seven digits
 
 
 def commands(top, *lines):
     for line in lines:
         subprocess.run(["git", "-C", top, *(x for o in OPTIONS for x in ("-c", o)), *line],
-                       check=True, capture_output=True)
+                       check=True, capture_output=True, env=os.environ | DATES)
 
 
 @pytest.fixture

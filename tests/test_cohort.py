@@ -172,7 +172,7 @@ def test_records_of_zeros_are_records(tmp_path):
     cohort = Cohort.create(tmp_path / "zeros", 2)
     cohort.extend([(np.zeros((3, 12, 5000), np.int16), np.ones((3, 2, 84, 84), np.uint8), [{"id": f"sim-{k}"} for k in range(3)])])
     b = cohort.batch(None, None)
-    assert not b["ecg"].any() and b["cine"].all() and np.isnan(cohort.phenotypes).all(None) and cohort.covariates.sex.isna().all()
+    assert not b["ecg"].any() and b["cine"].all() and np.isnan(cohort.phenotypes).all(axis=None) and cohort.covariates.sex.isna().all()
 
 
 # elsewhere

@@ -81,7 +81,7 @@ def test_a_batch_without_any_value_moves_nothing():
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_both_modalities_learn_and_answer_in_units(kind, pairs):
     data, y = pairs
-    model = finetune(ENCODERS[kind](tiny), data, y, epochs=15, lr=5e-3, seed=1)
+    model = finetune(ENCODERS[kind](tiny), data, y, epochs=40, lr=5e-3, seed=1)  # enough from any first weights
     held, held_y = cohort(32, seed=7)
     p = predict(model, held, held_y.index)
     assert list(p) == list(y) and p.index.equals(held_y.index)

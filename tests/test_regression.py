@@ -131,7 +131,7 @@ def test_demographics_are_the_same_function_of_any_subset():
     cov = pd.DataFrame({"sex": ["F", "M", np.nan, "M"], "age": [50, np.nan, 70, 60], "height": [160, 180, np.nan, 175],
                         "bmi": 25.0, "sbp": [np.nan] * 4, "site": "x"}, index=list("wxyz"))
     d = demographics(cov)
-    assert d.notna().all(None) and list(d.columns) == ["male", "age", "height", "bmi", "sbp"]
+    assert d.notna().all(axis=None) and list(d.columns) == ["male", "age", "height", "bmi", "sbp"]
     pd.testing.assert_frame_equal(d.loc[["y", "z"]], demographics(cov.loc[["y", "z"]]))
 
 

@@ -116,7 +116,7 @@ def test_the_contract():
     e = torch.randn(40, 8)
     t = phenotype_retrieval(e, e, y, exclude_self=False)
     assert list(t.index) == list(PHENOTYPES) and list(t.columns) == ["P@1", "P@3", "P@5", "P@10", "P@15", "MnR", "MdR"]
-    assert (t[["P@1", "MnR", "MdR"]] == 1).all(None)              # with itself in the gallery, everybody finds himself
+    assert (t[["P@1", "MnR", "MdR"]] == 1).all(axis=None)         # with itself in the gallery, everybody finds himself
     assert list(PAPER_TABLE1.columns) == list(t.columns)
 
 

@@ -4,6 +4,8 @@ import random
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -226,3 +228,15 @@ def test_mutated_cells(virtual):
             try: values = column_values(table, name)
             except PtaclError: continue
             assert len(values) == 6
+
+
+def test_ids_that_are_no_text_are_not_quoted(virtual, tmp_path):
+    file = tmp_path / "t.parquet"
+    table = pa.Table.from_pandas(phenotype_table(virtual.phenotypes, virtual.covariates))
+    pq.write_table(table, file, compression="none", use_dictionary=False, write_statistics=False)
+    good, one = file.read_bytes(), IDS[2].encode()
+    bad = good.replace(one, one[:1] + b"\xd8" + one[2:])
+    assert good != bad
+    file.write_bytes(bad)
+    with pytest.raises(PtaclError, match="cannot be read as Parquet") as e: read_table(file)
+    assert IDS[2][2:] not in str(e.value)

@@ -97,8 +97,10 @@ def _is_tabbed(path: Path) -> bool:
 def _read_ours(path: Path) -> pd.DataFrame:
     "Our columns of a table; whatever pandas raises."
     if path.suffix.lower() == ".parquet":
-        columns = pyarrow.parquet.read_schema(path).names
-        return pd.read_parquet(path, columns=[column for column in columns if _is_ours(column)])
+        ours = [column for column in pyarrow.parquet.read_schema(path).names if _is_ours(column)]
+        # what is no text would fail later, and be quoted
+        pyarrow.parquet.read_table(path, columns=ours).validate(full=True)
+        return pd.read_parquet(path, columns=ours)
     separator = "\t" if _is_tabbed(path) else ","
     return pd.read_csv(path, dtype=str, usecols=_is_ours, sep=separator, encoding_errors="replace")
 

@@ -124,8 +124,8 @@ def query_results(
     _check_embeddings(q, g, len(phenotypes))
     _check_depths(ks, len(q), exclude_self)
     q, g = F.normalize(q, dim=1), F.normalize(g, dim=1).to(q.device)
-    y = torch.as_tensor(as_numbers(phenotypes), device=q.device)
-    tol = torch.as_tensor(phenotypes.std(ddof=0).to_numpy(dtype="float64"), device=q.device) * tolerance
+    y = torch.tensor(as_numbers(phenotypes), device=q.device)  # a copy: what pandas lends may be read-only
+    tol = torch.tensor(phenotypes.std(ddof=0).to_numpy(dtype="float64"), device=q.device) * tolerance
     n = len(q)
     top = min(max(64, *ks), n - int(exclude_self))
     size = max(1, 2**23 // n)

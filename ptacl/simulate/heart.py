@@ -13,6 +13,12 @@ from torch import Tensor
 from ..core.presets import SPACING
 from .draws import Streams
 
+# %% ../../nbs/15_heart.ipynb #9a0e31c2
+def _power(x: Tensor, k) -> Tensor:  # k: a number or a tensor
+    """`x ** k` by double precision: in single, torch rounds a number otherwise at another place of its tensor,
+    that is, in another batch."""
+    return (x.double() ** k).to(x.dtype)
+
 # %% ../../nbs/15_heart.ipynb #8cc97884
 def _ejection_end(
     p: dict,    # the population
@@ -30,7 +36,7 @@ def _ejected(t: Tensor, es: Tensor, p: dict) -> Tensor: # (n, F) s, (n,) s -> (n
     pep = (131 - 0.4 * p["hr_cmr"]) / 1000 - 0.040  # Chest 1981, from Q; R comes 40 ms after Q
     u = ((t - pep[:, None]) / (es - pep)[:, None]).clamp(0, 1)
     steep = (0.85 * torch.exp(0.25 * p["z_ejection"]))[:, None]  # early or late ejection: chosen
-    return (1 - torch.cos(math.pi * u ** steep)) / 2
+    return (1 - torch.cos(math.pi * _power(u, steep))) / 2
 
 # %% ../../nbs/15_heart.ipynb #c8677956
 def _refilled(t: Tensor, es: Tensor, p: dict) -> Tensor: # (n, F) s, (n,) s -> (n, F)
@@ -38,7 +44,7 @@ def _refilled(t: Tensor, es: Tensor, p: dict) -> Tensor: # (n, F) s, (n,) s -> (
     filling = (60 / p["hr_cmr"] - es - 0.06)[:, None]
     x = ((t - es[:, None] - 0.06) / filling).clamp(0, 1)
     k = (0.22 * torch.exp(0.25 * p["z_filling"]))[:, None]  # fast or slow filling: chosen
-    early = (1 - torch.exp(-(x / k) ** 1.8)) / (1 - torch.exp(-(1 / k) ** 1.8))
+    early = (1 - torch.exp(-_power(x / k, 1.8))) / (1 - torch.exp(-_power(1 / k, 1.8)))
     a = ((x - 0.78) / 0.2).clamp(0, 1)
     kick = (0.20 + 0.008 * (p["age"] - 50)).clamp(0.1, 0.5)[:, None]  # more with age; slope chosen
     return (1 - kick) * early + kick * a * a * (3 - 2 * a)
@@ -65,7 +71,7 @@ def _shape(
     "The ventricles beyond their volumes: lengths in cm, shares of shortening. All chosen."
     g = lambda name: streams.normal(name)[:, 0]
     spread = torch.exp(0.098 * g("length"))  # the 8 to 10 % blur what a slice tells of the volume
-    length = 8.9 * (p["LVEDV"] / 145) ** 0.30 * spread  # cm
+    length = 8.9 * _power(p["LVEDV"] / 145, 0.30) * spread  # cm
     return dict(
         length=length,
         rv_length=0.92 * torch.exp(0.05 * g("rv length")).clamp(max=1.05),
@@ -117,7 +123,7 @@ def _left_sections(
     a: dict, lv: Tensor, lvm: Tensor, h: Tensor, done: Tensor, # as for `cross_sections`, with axes (n, Z, F)
 ) -> tuple[Tensor, Tensor]: # (n, Z, F) cm
     "Radius of the cavity and of the outer contour: half ellipsoids."
-    length = _column(a["length"]) * (1 - _column(a["shorten"]) * done ** _column(a["lag"]))
+    length = _column(a["length"]) * (1 - _column(a["shorten"]) * _power(done, _column(a["lag"])))
     outer_length = length + 0.7
     profile = lambda axis: (1 - ((length - h) / axis).clamp(0, 1) ** 2) * (h < length)
     u = ((length - h) / length).clamp(0, 1)
