@@ -46,7 +46,7 @@ from ptacl.nets.losses import global_contrastive_loss
 from ptacl.nets.mae import MAE
 from ptacl.signal.beats import r_peaks_of
 from ptacl.signal.cmr import minmax
-from ptacl.signal.ecg import preprocess as preprocess_ecg
+from ptacl.signal.ecg import preprocess_ecg
 from ptacl.simulate.patients import simulate
 from ptacl.train.finetune import finetune, predict, with_targets
 from ptacl.train.loop import fit, infer
