@@ -53,6 +53,8 @@ def defined(source: str):
         if isinstance(node, ast.Assign):
             names = (n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name))
             yield from ((name, ast.get_source_segment(source, node)) for name in names)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id, ast.get_source_segment(source, node)
 
 
 @cache

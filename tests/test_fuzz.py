@@ -47,7 +47,7 @@ class TooLong(BaseException):
 @functools.cache
 def libraries():
     "Bytes that the readers' libraries occupy in a process of their own: this one may still hold what other tests left."
-    code = "from pathlib import Path; import ptacl.data.ecg_files; print(Path('/proc/self/statm').read_text().split()[1])"
+    code = "from pathlib import Path; import ptacl.data.ecg_files, ptacl.data.dicom; print(Path('/proc/self/statm').read_text().split()[1])"
     return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout) * resource.getpagesize()
 
 
@@ -530,9 +530,9 @@ ALONE = """
 import re, sys
 from pathlib import Path
 from test_fuzz import MEMORY, outcome, refusal
-from ptacl.data import ecg_files as readers
+from ptacl import read_cine, read_ecg
 kind, how, path = sys.argv[1:]
-reader = getattr(readers, kind)
+reader = {"read_cine": read_cine, "read_ecg": read_ecg}[kind]
 if how == "reads": assert outcome(reader, Path(path)) is not None
 else: print(refusal(reader, Path(path)))
 status = Path("/proc/self/status")

@@ -15,8 +15,8 @@ from .draws import Streams
 
 # %% ../../nbs/15_heart.ipynb #9a0e31c2
 def _power(x: Tensor, k) -> Tensor:  # k: a number or a tensor
-    """`x ** k` by double precision: in single, torch rounds a number otherwise at another place of its tensor,
-    that is, in another batch."""
+    """`x ** k` by double precision: in single, torch rounds a number otherwise at another place of its
+    tensor, that is, in another batch."""
     return (x.double() ** k).to(x.dtype)
 
 # %% ../../nbs/15_heart.ipynb #8cc97884
