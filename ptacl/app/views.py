@@ -104,7 +104,9 @@ def _cine_part(both: Compared, i: int, cine, lead, beats: list, maps: dict) -> d
     lines = [f"film: {1000 * systole * beat:.0f} ms"]
     lines += [f"{name}: {1000 * phase * beat:.0f} ms" for name, phase in seen.items() if phase is not None]
     cycle = cycle_figure(*_ventricle_curve(both, i, cine), lead, systole, beat, seen)
-    return {"film": film(cine, p)[0].tobytes(), "frames": p.frames, "size": p.size, "patch": p.cmr_patch[1],
+    size = cine.shape[-1]
+    return {"film": film(cine, p)[0].tobytes(), "frames": p.frames,
+            "size": size, "patch": p.cmr_patch[1] * size // p.size,
             "cycle": cycle.to_dict(), "systole": lines}
 
 # %% ../../nbs/71_views.ipynb #2ffd07c5

@@ -34,8 +34,11 @@ class _Derived:
     ecg_crop: int
     ecg_patch: int
     frames: int
+    ecg_layers: int
     size: int
     cmr_patch: tuple
+    cmr_layers: int
+    stem: str
 
     @property
     def T(self) -> int:
@@ -53,13 +56,23 @@ class _Derived:
         return (self.size // self.cmr_patch[1]) ** 2
 
     @property
+    def ecg_stages(self) -> int:
+        "Parts of the ECG encoder that can be frozen: convolutions, if it has any, and transformer blocks."
+        return self.ecg_layers + (4 if self.stem == "conv" else 0)
+
+    @property
+    def cmr_stages(self) -> int:
+        "The same of the CMR encoder."
+        return self.cmr_layers + (2 if self.stem == "conv" else 0)
+
+    @property
     def token_width(self) -> float:
         "Seconds of one ECG token."
         return self.ecg_patch / self.fs
 
 # %% ../../nbs/01_presets.ipynb #0ed1c961
 _POSITIVE = (
-    "ecg_crop", "ecg_patch", "ecg_layers", "frames", "size", "cmr_layers", "width", "heads", "mlp_ratio",
+    "ecg_crop", "ecg_patch", "frames", "size", "width", "heads", "mlp_ratio",
     "decoder_width", "decoder_layers", "decoder_heads", "proj_dim", "batch_size",
     "lr_mae", "lr_joint", "lr_tune", "clip", "pos_std")
 _Rules = Iterator[tuple[bool, str]]
@@ -79,6 +92,22 @@ def _size_rules(p: "Preset") -> _Rules:
     whole = p.decoder_width % p.decoder_heads == 0
     yield whole, f"decoder_width {p.decoder_width} is no multiple of decoder_heads {p.decoder_heads}"
 
+# %% ../../nbs/01_presets.ipynb #cad51793
+def _stem_rules(p: "Preset") -> _Rules:
+    "What the way from values to tokens asks for."
+    yield p.stem in ("linear", "conv"), f"stem is 'linear' or 'conv', got {p.stem!r}"
+    convolves = p.stem == "conv"
+    for name in ("ecg_layers", "cmr_layers"):
+        layers, least = getattr(p, name), 0 if convolves else 1
+        yield layers >= least, f"{name} must be ≥ {least} with stem {p.stem!r}, got {layers}"
+    if convolves:
+        yield p.ecg_patch % 10 == 0, f"stem 'conv' needs an ecg_patch that is a multiple of 10, got {p.ecg_patch}"
+        side = p.cmr_patch[1]
+        yield side % 8 == 0, f"stem 'conv' needs patches of 8, 16, … pixels a side, got {side}"
+        yield p.width % 16 == 0, f"stem 'conv' needs a width that is a multiple of 16, got {p.width}"
+        even = p.width // p.heads % 2 == 0 and p.decoder_width // p.decoder_heads % 2 == 0
+        yield even, "stem 'conv' needs heads of an even width, of which rotary positions turn pairs"
+
 # %% ../../nbs/01_presets.ipynb #050a3386
 def _setting_rules(p: "Preset") -> _Rules:
     "Settings within their range."
@@ -90,7 +119,8 @@ def _setting_rules(p: "Preset") -> _Rules:
     yield 0 <= p.warmup <= 1, f"warmup is a share of the steps, 0 … 1, got {p.warmup}"
     yield min(p.tau_global, p.tau_local) > 0, "temperatures must be > 0"
     yield p.local in ("contrastive", "cosine"), f"local is 'contrastive' or 'cosine', got {p.local!r}"
-    fewest = min(p.ecg_layers, p.cmr_layers)
+    yield p.views in ("strong", "gentle"), f"views is 'strong' or 'gentle', got {p.views!r}"
+    fewest = min(p.ecg_stages, p.cmr_stages)
     yield 0 <= p.frozen_layers <= fewest, "frozen_layers must lie between 0 and the layers of either encoder"
 
 # %% ../../nbs/01_presets.ipynb #c2547c4f
@@ -112,7 +142,8 @@ class Preset(_Derived):
     cmr_patch: tuple = (2, 12, 12)
     cmr_layers: int = 4
     cmr_mask: float = 0.90
-    # both transformers
+    # both encoders
+    stem: str = "linear"        # how tokens come about: "linear" of a patch, "conv" by convolutions
     width: int = 512
     heads: int = 8
     mlp_ratio: int = 4
@@ -131,7 +162,8 @@ class Preset(_Derived):
     local: str = "contrastive"  # or "cosine", the CosSim++ ablation
     centred: bool = False       # local embeddings as deviations from their mean over the beat
     any_start: bool = False     # films begin at any moment, so that a frame's number does not tell its phase
-    augment: float = 1.0        # strength of all augmentations but flip and time sampling
+    views: str = "strong"       # augmentations: the paper's, or "gentle" ones that leave a heart its size
+    augment: float = 1.0        # strength of the strong ones but flip and time sampling
     # training
     batch_size: int = 256
     lr_mae: float = 1e-3
@@ -147,7 +179,7 @@ class Preset(_Derived):
     def __post_init__(self):
         for name in ("cmr_patch", "betas"):  # JSON has lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for holds, why in chain(_size_rules(self), _setting_rules(self)):
+        for holds, why in chain(_size_rules(self), _stem_rules(self), _setting_rules(self)):
             if not holds:
                 raise PtaclError(f"preset {self.name}: {why}")
 
@@ -157,13 +189,12 @@ paper_retrieval = Preset("paper_retrieval", sigma=0.0, tau_global=0.07, tau_loca
 
 # %% ../../nbs/01_presets.ipynb #81385c37
 workshop = Preset(
-    "workshop",
-    ecg_crop=1500, ecg_layers=3,
-    cmr_patch=(2, 21, 21), cmr_layers=3,
-    width=128, heads=4, decoder_width=128,
-    frozen_layers=1, proj_dim=64,
-    sigma=0.0, tau_global=0.07, tau_local=0.07, centred=True, augment=0.3,
-    batch_size=32, lr_mae=2e-3, lr_joint=3e-3, lr_tune=1e-3, epochs_mae=5, epochs_joint=5)
+    "workshop", stem="conv", views="gentle",
+    ecg_layers=0, ecg_mask=0.5,
+    size=48, cmr_patch=(2, 16, 16), cmr_layers=0, cmr_mask=0.75,
+    width=128, heads=4, mlp_ratio=2, pos_std=0.2, decoder_width=64, frozen_layers=0, proj_dim=64,
+    sigma=0.0, circular=True, tau_global=0.1, tau_local=0.1, centred=True, any_start=True,
+    batch_size=64, lr_mae=2e-3, lr_joint=2e-3, lr_tune=2e-3, epochs_mae=3, epochs_joint=4)
 
 # %% ../../nbs/01_presets.ipynb #be961818
 PRESETS = {p.name: p for p in (paper_regression, paper_retrieval, workshop)}

@@ -13,32 +13,16 @@ from torch import Tensor
 from ..core.errors import PtaclError
 from ..core.presets import LEADS, Preset
 from .alignment import cosine_maps
-from ..nets.encoders import CMREncoder, ECGEncoder
+from ..nets.encoders import tokens_by_depth
 from ..nets.joint import PTACL, View, centre_view
 from ..signal.cmr import resample_frames
 from ..signal.ecg import normalize
 
-# %% ../../nbs/66_whatif.ipynb #91ea63e5
-@torch.no_grad()
-def _tokens_by_layer(
-    encoder: ECGEncoder | CMREncoder,
-    x: Tensor,       # what it takes
-) -> list[Tensor]:   # layers + 1 times (B, N, D): patches with their positions, then after each block
-    "Tokens at every depth, each through the last norm."
-    inputs: list[Tensor] = []
-    hooks = [part.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-             for part in (*encoder.blocks, encoder.norm)]
-    try:
-        encoder(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [encoder.norm(tokens) for tokens in inputs]
-
 # %% ../../nbs/66_whatif.ipynb #7926dd9b
-def depths(preset: Preset) -> list:  # pairs of blocks: of the ECG encoder, of the CMR encoder
-    "Blocks that each depth stands for, from the patches (0, 0) to the full encoders."
-    e, c = preset.ecg_layers, preset.cmr_layers
+def depths(preset: Preset) -> list:  # pairs: of the ECG encoder, of the CMR encoder
+    "Steps of each encoder that a depth stands for, from the shallowest tokens (0, 0) to the full encoders."
+    before = preset.stem == "conv"  # a stem is looked at before its last stage, too
+    e, c = preset.ecg_layers + before, preset.cmr_layers + before
     deeper = max(e, c)
     return [(round(d * e / deeper), round(d * c / deeper)) for d in range(deeper + 1)]
 
@@ -49,8 +33,8 @@ def layer_maps(
 ) -> Tensor:      # (B, depths, T, T) cosines, NaN for patients without a heartbeat
     "The alignment map at every depth of the encoders; the last one is the model's own."
     view = centre_view(batch, model.preset)
-    e = [model.ecg.over_time(x) for x in _tokens_by_layer(model.ecg, view["ecg"])]
-    c = [model.cmr.over_time(x) for x in _tokens_by_layer(model.cmr, view["cine"])]
+    e = [model.ecg.over_time(x) for x in tokens_by_depth(model.ecg, view["ecg"])]
+    c = [model.cmr.over_time(x) for x in tokens_by_depth(model.cmr, view["cine"])]
     return torch.stack([cosine_maps(*model.moments(e[i], c[j], view)) for i, j in depths(model.preset)], 1)
 
 # %% ../../nbs/66_whatif.ipynb #3cfe9295
@@ -170,5 +154,5 @@ def film(
     cine: Tensor,    # (B, F, H, W) uint8
     preset: Preset,
 ) -> np.ndarray:     # (B, frames, H, W) uint8
-    "What the encoder sees of each cine, to be shown."
+    "The moments that the encoder sees of each cine, at the size that was recorded, to be shown."
     return (resample_frames(cine, preset.frames) * 255).round().to(torch.uint8).numpy()

@@ -18,9 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from ..signal.augment import centre_crop
+from ..signal.augment import centre_crop, centre_film
 from ..signal.beats import segment_beats
-from ..signal.cmr import resample_frames
 from .encoders import CMREncoder, ECGEncoder, TokenEncoder
 from ..core.devices import check_device
 from ..core.errors import PtaclError
@@ -58,7 +57,7 @@ def centre_view(batch: Batch, preset: Preset) -> View:
     ecg, start = centre_crop(batch["ecg"], preset)
     view = View(batch) | {"ecg": ecg, "start": start}
     if "cine" in batch:  # who has no MRI has an ECG to look at
-        view["cine"] = resample_frames(batch["cine"], preset.frames)
+        view["cine"] = centre_film(batch["cine"], preset)
     return view
 
 # %% ../../nbs/53_ptacl.ipynb #63999f2e
@@ -160,9 +159,12 @@ def joint_loss(
     chunk: int | None = None,  # patients whose activations are kept at a time
 ) -> dict[str, Tensor]:
     """Eq. 4: `loss` with its parts `global`, `local`, and the share of `valid` patients.
-    Raises `PtaclError` on a chunk of no patient."""
+    Raises `PtaclError` on a chunk of no patient, and on any with stem "conv"."""
     p = model.preset
     view = centre_view(batch, p)
+    if p.stem == "conv" and chunk is not None and chunk < len(view["ecg"]):
+        raise PtaclError(
+            "an encoder with convolutions takes its batch norms over the whole batch: train without chunk")
     ecg, cmr = _in_chunks(lambda part: model.over_time(part)[:2], view, chunk)
     z_ecg, z_cmr = model.proj_ecg(ecg.mean(1)), model.proj_cmr(cmr.mean(1))
     global_loss = global_contrastive_loss(z_ecg, z_cmr, p.tau_global)

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ..signal.cmr import resample_frames
+from ..signal.augment import centre_film
 from ..nets.encoders import Block, CMREncoder, ECGEncoder, start_positions
 from ..core.devices import full_precision
 from ..core.distributed import BatchNorm, distributed
@@ -46,9 +46,9 @@ class Decoder(nn.Module):
     def __init__(self, encoder: ECGEncoder | CMREncoder, latent: int):
         super().__init__()
         p = encoder.preset
-        width, values = p.decoder_width, encoder.patch.weight[0].numel()
+        width, values = p.decoder_width, encoder.values
         self.embed = nn.Linear(latent, width)
-        positions = start_positions(*encoder.pos.shape[:-1], width=width, std=p.pos_std)
+        positions = start_positions(*encoder.places, width=width, std=p.pos_std)
         self.pos = nn.Parameter(positions.flatten(0, 1))
         self.blocks = nn.Sequential(
             *(Block(width, p.decoder_heads, p.mlp_ratio) for _ in range(p.decoder_layers))
@@ -104,7 +104,7 @@ def cmae_view(batch: dict, preset: Preset) -> dict:
         beat, valid = median_beat(batch["ecg"], batch["r_peaks"], preset.fs, 12 * preset.ecg_patch)
     view = View(batch) | {"beat": beat, "valid": valid}
     if "cine" in batch:
-        view["cine"] = resample_frames(batch["cine"], preset.frames)
+        view["cine"] = centre_film(batch["cine"], preset)
     return view
 
 # %% ../../nbs/82_cmae.ipynb #96458c15

@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from ..signal.augment import CMRAugment, augment_ecg, centre_crop
-from ..signal.cmr import resample_frames
+from ..signal.augment import augment_ecg, centre_crop, centre_film, cmr_augment
 from ..nets.encoders import CMREncoder, ECGEncoder
 from ..core.devices import full_precision
 from ..core.errors import PtaclError
@@ -77,7 +76,7 @@ class Tuned(nn.Module):
         preset = self.encoder.preset
         if isinstance(self.encoder, ECGEncoder):
             return centre_crop(batch["ecg"], preset)[0]
-        return resample_frames(batch["cine"], preset.frames)
+        return centre_film(batch["cine"], preset)
 
     def forward(self, view: Tensor) -> Tensor: # -> (B, targets), standardised
         """Predictions in standard deviations.
@@ -107,7 +106,7 @@ def training_view(encoder: ECGEncoder | CMREncoder, batch: dict) -> Tensor: # wh
     with full_precision(batch["ecg"]):
         if isinstance(encoder, ECGEncoder):
             return augment_ecg(batch["ecg"], encoder.preset)[0]
-        return CMRAugment(encoder.preset, scale=(1., 1.))(batch["cine"])
+        return cmr_augment(encoder.preset, scale=(1., 1.))(batch["cine"])
 
 # %% ../../nbs/62_finetune.ipynb #fb48d7ff
 def tune_step(model: Tuned, batch: dict) -> dict: # the batch carries `targets` (B, P) in their own units
@@ -144,8 +143,8 @@ def finetune(
     Raises `PtaclError` on targets and layers that do not fit."""
     preset = encoder.preset
     data = with_targets(data, targets)
-    if not 0 <= freeze <= len(encoder.blocks):
-        raise PtaclError(f"freeze {freeze}: the encoder has {len(encoder.blocks)} layers")
+    if not 0 <= freeze <= len(encoder.stages):
+        raise PtaclError(f"freeze {freeze}: the encoder has {len(encoder.stages)} layers")
     torch.manual_seed(seed)
     y = as_numbers(targets)
     model = Tuned(encoder, targets, np.nanmean(y, 0), np.nanstd(y, 0))
@@ -178,10 +177,10 @@ def predict(
     return pd.DataFrame(infer(model.predict, model, data).numpy(), index=index, columns=model.names)
 
 # %% ../../nbs/62_finetune.ipynb #70851313
-def attention_map(model: Tuned, batch: dict) -> Tensor: # (B, 12, n) leads × times, or (B, T, places)
+def attention_map(model: Tuned, batch: dict) -> Tensor: # (B, rows, n) rows of leads × times, or (B, T, places)
     "Weight of each token in the pooling; every map sums to 1."
     tokens = model.encoder(model.view(batch))
-    return model.pool.weights(tokens).unflatten(1, model.encoder.pos.shape[:2])
+    return model.pool.weights(tokens).unflatten(1, model.encoder.places)
 
 # %% ../../nbs/62_finetune.ipynb #8d32ecbb
 TUNED: dict[str, Builder] = {  # kind -> builder

@@ -15,6 +15,7 @@ from accelerate.utils import send_to_device
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
@@ -26,6 +27,7 @@ from ..core.errors import PtaclError
 from ..core.presets import Preset
 from ..data.pairs import Pairs
 from ..nets.joint import save_pretrained
+from ..nets.mae import MAE, nothing_hidden
 from .accelerator import agree, remove_leftovers, start_accelerator, with_the_others
 from .checkpoint import digest_of_names, load_state, save_state
 from .optimiser import compiled, keep_memory, learning_rate, make_optimizer, precision
@@ -317,6 +319,22 @@ def _report(run: _Run, epochs: int) -> None:
         tqdm.write(f"{run.name}  epoch {row['epoch']}/{epochs}  {line}  {row['seconds']:.1f} s")
     run.accelerator.log(numbers | {"lr": row["lr"], "skipped": row["skipped"]}, step=row["epoch"])
 
+# %% ../../nbs/58_loop.ipynb #631b08b7
+_SETTLING_STEPS = 32  # three times as many as batch norms remember
+
+def _settle(run: _Run, step: Callable) -> None:
+    "Statistics of whole inputs for the batch norms of an autoencoder's stem; nothing else changes."
+    mae = run.parts.model
+    if not (isinstance(mae, MAE) and mae.encoder.convolves):
+        return
+    rounds = -(-_SETTLING_STEPS // max(1, len(run.loader)))
+    batches = islice(chain.from_iterable(run.loader for _ in range(rounds)), _SETTLING_STEPS)
+    mae.train()
+    with torch.no_grad(), nothing_hidden(mae), run.accelerator.autocast():
+        for batch in batches:
+            step(mae, send_to_device(batch, run.accelerator.device))
+    mae.eval()
+
 # %% ../../nbs/58_loop.ipynb #471d7712
 def _end(run: _Run, tracker: str | None) -> None:
     "Close the tracker and keep the model. Raises `PtaclError` where nothing was learned."
@@ -366,6 +384,8 @@ def fit(
             _report(run, epochs)
             if run.kept:
                 save_state(folder, keep, settings=run.settings, history=run.history, **vars(run.parts))
+        _draw_from(seed, epochs, run)
+        _settle(run, step)
     _end(run, tracker)
     return run.history
 

@@ -12,7 +12,7 @@ from ..core.devices import full_precision
 from ..core.presets import Preset
 from ..nets.joint import PTACL, View, joint_loss, turned
 from ..nets.mae import MAE
-from ..signal.augment import CMRAugment, augment_ecg, corrupt_ecg, random_crop
+from ..signal.augment import augment_ecg, cmr_augment, corrupt_ecg, random_crop
 
 # %% ../../nbs/54_steps.ipynb #d11b7449
 def mae_ecg_step(mae: MAE, batch: dict) -> dict:
@@ -26,7 +26,7 @@ def mae_ecg_step(mae: MAE, batch: dict) -> dict:
 # %% ../../nbs/54_steps.ipynb #c615a7b6
 def mae_cmr_step(mae: MAE, batch: dict) -> dict:
     "A moved film from its corrupted, mostly hidden self."
-    augment = CMRAugment(mae.encoder.preset)
+    augment = cmr_augment(mae.encoder.preset)
     with full_precision(batch["cine"]):
         clean = augment.move(batch["cine"])
         view = augment.blur(clean)
@@ -49,7 +49,7 @@ def joint_step(
     preset = model.preset
     with full_precision(batch["ecg"]):
         ecg, start = augment_ecg(batch["ecg"], preset)
-        cine = CMRAugment(preset)(batch["cine"])
+        cine = cmr_augment(preset)(batch["cine"])
     view = View(batch) | {"ecg": ecg, "start": start, "cine": cine}
     if preset.any_start:
         view = turned_view(view, preset)
