@@ -295,6 +295,19 @@ def _load_weights(model: nn.Module, folder: Path):
     Read whole: safetensors 0.8 leaves two objects behind for each tensor that it reads from a file."""
     model.load_state_dict(load((folder / "model.safetensors").read_bytes()))
 
+def _check_age(folder: Path):
+    "Refuse a model of the workshop's preset as it was before encoders had stems. Raises `PtaclError`."
+    try:
+        preset = json.loads((folder / "config.json").read_text(encoding="utf-8"))["preset"]
+        outdated = preset["name"] == "workshop" and "stem" not in preset
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if outdated:
+        raise PtaclError(
+            f"{folder.name} was trained with the workshop preset of an earlier version, "
+            "whose encoders were of another kind and learned next to nothing",
+            "Train it again, or take a model that came with this version")
+
 def _built(folder: Path, builders: Mapping[str, Builder]) -> nn.Module:
     "The model that the folder's config describes, with the folder's weights."
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -313,6 +326,7 @@ def load_model(
     Raises `PtaclError` where the folder does not hold one."""
     folder = Path(folder)
     check_device(device)
+    _check_age(folder)
     try:
         model = _built(folder, builders)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as e:
