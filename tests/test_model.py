@@ -16,7 +16,7 @@ from ptacl.nets.mae import MAE, patchify, random_mask, unpatchify
 from ptacl.nets.joint import PTACL, centre_view, from_pretrained, joint_loss, save_pretrained, start_joint
 from ptacl.core.presets import PRESETS, paper_regression, paper_retrieval, workshop
 from ptacl.train.optimiser import make_optimizer
-from ptacl.train.steps import turned_view
+from ptacl.nets.joint import turned_view
 
 tiny = replace(workshop, width=16, heads=2, ecg_layers=2, cmr_layers=2, frozen_layers=1, decoder_width=16, proj_dim=8)
 PAPER = pytest.mark.parametrize("preset", [paper_regression, paper_retrieval], ids=lambda p: p.name)

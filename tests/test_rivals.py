@@ -28,7 +28,7 @@ from ptacl.data.pairs import Pairs, pairs_of_virtual
 from ptacl.simulate.patients import simulate
 
 tiny = replace(workshop, width=32, heads=2, ecg_layers=1, cmr_layers=1, frozen_layers=0, decoder_width=32, proj_dim=16, batch_size=8,
-               ecg_crop=1000, cmr_patch=(2, 28, 28), epochs_mae=1, epochs_joint=1)
+               ecg_crop=1000, size=32, epochs_mae=1, epochs_joint=1)
 seeds = st.integers(0, 10**6)
 
 

@@ -76,7 +76,7 @@ class Soak:
         from ptacl.simulate.writers import write_patients
         torch.set_num_threads(1)
         self.folder, self.tiny = folder, replace(workshop, width=32, heads=2, ecg_layers=1, cmr_layers=1, decoder_width=32, proj_dim=16, batch_size=8,
-                                                 ecg_crop=1000, cmr_patch=(2, 28, 28), frozen_layers=0)
+                                                 ecg_crop=1000, size=32, frozen_layers=0)
         patients = simulate(48, 0, frames=6)
         self.cohort = write_virtual(patients, folder / "cohort", workers=1, shares={"train": .5, "val": .25, "test": .25})
         write_patients(simulate(6, 1, frames=2, size=84), folder / "raw", "wfdb")

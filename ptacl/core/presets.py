@@ -63,7 +63,7 @@ class _Derived:
     @property
     def cmr_stages(self) -> int:
         "The same of the CMR encoder."
-        return self.cmr_layers + (2 if self.stem == "conv" else 0)
+        return self.cmr_layers + (4 if self.stem == "conv" else 0)
 
     @property
     def token_width(self) -> float:
@@ -163,7 +163,7 @@ class Preset(_Derived):
     centred: bool = False       # local embeddings as deviations from their mean over the beat
     any_start: bool = False     # films begin at any moment, so that a frame's number does not tell its phase
     views: str = "strong"       # augmentations: the paper's, or "gentle" ones that leave a heart its size
-    augment: float = 1.0        # strength of the strong ones but flip and time sampling
+    augment: float = 1.0        # their strength, but that of flip, shift and time sampling
     # training
     batch_size: int = 256
     lr_mae: float = 1e-3
@@ -193,7 +193,7 @@ workshop = Preset(
     ecg_layers=0, ecg_mask=0.5,
     size=48, cmr_patch=(2, 16, 16), cmr_layers=0, cmr_mask=0.75,
     width=128, heads=4, mlp_ratio=2, pos_std=0.2, decoder_width=64, frozen_layers=0, proj_dim=64,
-    sigma=0.0, circular=True, tau_global=0.1, tau_local=0.1, centred=True, any_start=True,
+    sigma=0.0, circular=True, tau_global=0.1, tau_local=0.1, centred=True, any_start=True, augment=0.3,
     batch_size=64, lr_mae=2e-3, lr_joint=2e-3, lr_tune=2e-3, epochs_mae=3, epochs_joint=4)
 
 # %% ../../nbs/01_presets.ipynb #be961818

@@ -165,7 +165,7 @@ class _Layout(nn.Module):
     @property
     def stages(self) -> list[nn.Module]:
         "The parts in the order of the way through, of which `freeze` fixes the first."
-        return [*(self.patch.stages if self.convolves else ()), *self.blocks]
+        return [*(self.patch.steps if self.convolves else ()), *self.blocks]
 
     @property
     def values(self) -> int:

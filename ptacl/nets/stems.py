@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PlaceNorm', 'ECGStem', 'CMRStem']
 
-# %% ../../nbs/48_stems.ipynb #50c9caf6
+# %% ../../nbs/48_stems.ipynb #582697ad
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core.distributed import distributed, gather, total
 from ..core.presets import LEADS, Preset
 
-# %% ../../nbs/48_stems.ipynb #9d1fb14c
+# %% ../../nbs/48_stems.ipynb #97bb8001
 class PlaceNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over all visible places of all patients of all processes.
     Whose weight is frozen keeps its statistics."""
@@ -52,7 +52,7 @@ def _wide(v: Tensor, x: Tensor) -> Tensor:  # (C,), (B, C, …) -> (1, C, 1, …
     "A number for each channel, to go with x."
     return v.view(1, -1, *[1] * (x.ndim - 2))
 
-# %% ../../nbs/48_stems.ipynb #8f59bc32
+# %% ../../nbs/48_stems.ipynb #b837e6a3
 def _cover(seen: Tensor | None, x: Tensor) -> Tensor | None:  # (B, 1, …) of the tokens, (B, C, …) -> (B, 1, …)
     "What is seen of x, whose grid is as fine as the tokens' or finer."
     if seen is None:
@@ -85,7 +85,7 @@ class _Layer(nn.Module):
             x = F.relu(x)
         return x if visible is None else x * visible
 
-# %% ../../nbs/48_stems.ipynb #e53726a2
+# %% ../../nbs/48_stems.ipynb #49dc0b36
 class _Residual(nn.Module):
     "Two layers over time beside a short cut: (B, a, L) → (B, b, L / stride)."
     def __init__(self, a: int, b: int, kernel: int, stride: int = 1, circular: bool = False):
@@ -100,7 +100,7 @@ class _Residual(nn.Module):
         visible = _cover(seen, y)
         return y if visible is None else y * visible
 
-# %% ../../nbs/48_stems.ipynb #4c7ae770
+# %% ../../nbs/48_stems.ipynb #44a77102
 class ECGStem(nn.Module):
     "All leads at 100 Hz → 50 Hz → a vector for each token: (B, 12, ecg_crop) → (B, n, width)."
     def __init__(self, preset: Preset):
@@ -113,6 +113,11 @@ class ECGStem(nn.Module):
             _Residual(channels, width, 7, 5),
             _Residual(width, width, 7)])
 
+    @property
+    def steps(self) -> list[nn.Module]:
+        "Its four parts in the order of the way through."
+        return list(self.stages)
+
     def forward(self, ecg: Tensor, seen: Tensor | None = None, shallow: bool = False) -> Tensor:
         "`seen` (B, n): ones and zeros; `shallow` leaves the last stage out."
         x = F.avg_pool1d(ecg, self.pool)
@@ -122,7 +127,7 @@ class ECGStem(nn.Module):
             x = stage(x, seen)
         return x.mT
 
-# %% ../../nbs/48_stems.ipynb #4b160bd8
+# %% ../../nbs/48_stems.ipynb #824c4af7
 class CMRStem(nn.Module):
     """Pairs of frames → maps of an eighth of the side → what is at each place, plus what the moment shows
     as a whole among the others of its cycle: (B, frames, size, size) → (B, T·s, width)."""
@@ -137,8 +142,14 @@ class CMRStem(nn.Module):
             _Layer(nn.Conv2d, 3 * width // 16, half, 3, 2)])
         self.place = nn.Linear(half * self.cell**2, width)
         self.moment = nn.Linear(half * (self.side * self.cell)**2, width)
-        self.time = _Residual(width, width, 7, circular=True)
+        kernel = min(7, 2 * self.T - 1)  # a circle that is shorter cannot be gone around
+        self.time = _Residual(width, width, kernel, circular=True)
         self.cycle = nn.Linear(width, width)
+
+    @property
+    def steps(self) -> list[nn.Module]:
+        "Its four parts in the order of the way through."
+        return [*self.stages, nn.ModuleList([self.place, self.moment]), nn.ModuleList([self.time, self.cycle])]
 
     def forward(self, cine: Tensor, seen: Tensor | None = None, shallow: bool = False) -> Tensor:
         "`seen` (B, T·s): ones and zeros; `shallow` leaves out that moments know of each other."

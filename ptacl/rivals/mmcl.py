@@ -9,8 +9,7 @@ __all__ = ['frame_least_like_diastole', 'three_channels', 'MMCL', 'mmcl_view', '
 from dataclasses import asdict, replace
 import torch
 from torch import Tensor
-from ..signal.augment import CMRAugment, augment_ecg, centre_crop
-from ..signal.cmr import resample_frames
+from ..signal.augment import CMRAugment, augment_ecg, centre_crop, centre_film
 from ..nets.encoders import CMREncoder, ECGEncoder
 from ..core.devices import full_precision
 from ..core.errors import PtaclError
@@ -75,7 +74,7 @@ class MMCL(PTACL):
     def centre(self, batch: dict) -> dict: # the view for evaluation
         "The middle of the ECG and the still as it is."
         ecg, start = centre_crop(batch["ecg"], self.preset)
-        channels = resample_frames(three_channels(batch, self.slices), 3)
+        channels = centre_film(three_channels(batch, self.slices), self.cmr.preset)
         return View(batch) | {"ecg": ecg, "start": start, "channels": channels}
 
     def local_embeddings(self, batch: dict):

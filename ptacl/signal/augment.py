@@ -85,7 +85,7 @@ class _Strengths(NamedTuple):
     noise: float
     scale: float
 
-_ECG_STRENGTHS = {"strong": _Strengths(0.075, 0.1, 0.2), "gentle": _Strengths(0., 0.06, 0.06)}
+_ECG_STRENGTHS = {"strong": _Strengths(0.075, 0.1, 0.2), "gentle": _Strengths(0., 0.2, 0.2)}
 
 def corrupt_ecg(
     crop: Tensor,              # (B, 12, N) normalised
@@ -216,14 +216,14 @@ class GentleCMRAugment(nn.Module):
         self,
         preset: Preset,             # for frames and size
         pixels: int = 3,            # largest shift of the picture, at the encoder's size
-        contrast: float = 0.1,      # largest change either way
-        brightness: float = 0.04,   # the same
+        contrast: float = 0.33,     # largest change either way
+        brightness: float = 0.13,   # the same
     ):
         super().__init__()
         self.preset = preset
         self.pixels = pixels
-        self.contrast = contrast
-        self.brightness = brightness
+        self.contrast = preset.augment * contrast
+        self.brightness = preset.augment * brightness
 
     def move(self, cine: Tensor) -> Tensor:  # (B, F, H, W) in [0, 1] -> (B, frames, size, size)
         "The film at other moments and places."

@@ -42,9 +42,11 @@ def outputs(
     task: Task,
     cmr: bool = False,  # features of the training films, too
 ) -> dict:              # train_ecg, train_cmr, ecg, cmr: features; z_ecg, z_cmr: embeddings; maps
-    "All that tables and figures need of a trained model; `maps` (n, T, T) only where the model has them."
+    "All that tables and figures need of a trained model; `maps` (n, T, T), and whether time runs in a circle, `circular`, only where the model has moments."
     model = model.to(choose_device()).eval()
     out = dict(zip(_OUTPUTS, infer(lambda batch: _outputs_of_batch(model, batch), model, task.test)))
+    if "maps" in out:
+        out["circular"] = model.preset.circular
     if cmr:
         out["train_ecg"], out["train_cmr"] = infer(model.features, model, task.train)
     else:
@@ -76,9 +78,10 @@ def p5_draws(out: dict, task: Task, n_boot: int = 1000) -> np.ndarray:  # (1 + n
 def within_draws(
     maps: Tensor,        # (n, T, T)
     n_boot: int = 1000,
+    circular: bool = False,  # the last frame is a neighbour of the first
 ) -> np.ndarray:         # (1 + n_boot,), NaN where nobody has a map
     "Share of segments whose most similar frame is at most one step away."
-    scores = patient_scores(maps)["within_one"].to_numpy()
+    scores = patient_scores(maps, circular)["within_one"].to_numpy()
     everybody = np.ones(len(scores))
     W = np.vstack([everybody, bootstrap_weights(len(scores), n_boot)]) * np.isfinite(scores)
     with np.errstate(invalid="ignore"):
@@ -88,7 +91,7 @@ def model_scores(out: dict, task: Task, n_boot: int = 1000) -> dict:  # score ->
     "The three numbers of a model, as far as it has them, from its `outputs`."
     scores = {"R2": r2_draws(out["train_ecg"], out["ecg"], task, n_boot), "P@5": p5_draws(out, task, n_boot)}
     if "maps" in out:
-        scores["within_one"] = within_draws(out["maps"], n_boot)
+        scores["within_one"] = within_draws(out["maps"], n_boot, out["circular"])
     return scores
 
 # %% ../../nbs/88_scores.ipynb #05d8a33f

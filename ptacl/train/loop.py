@@ -308,11 +308,29 @@ def _draw_from(seed: int, epoch: int, run: _Run) -> None:
     run.loader.generator.manual_seed(1000 * seed + epoch)
 
 # %% ../../nbs/58_loop.ipynb #ff7c7ea5
+def _asked_in_words(asked: dict) -> str:
+    "What held-out patients say after an epoch."
+    words = [f"held-out loss {asked['loss']:.3f} (chance {asked['chance']:.3f})"] if "loss" in asked else []
+    if "rank_share" in asked:
+        words.append(f"own film at {asked['rank_share']:.0%} of the gallery")
+    if "probe_r2" in asked:
+        words.append(f"probe R² {asked['probe_r2']:.2f}")
+    return ", ".join(words)
+
+def _completed(row: dict, run: _Run, epoch: int, seconds: float, watch: Callable | None) -> dict:
+    "What is kept of an epoch: means over its steps, its number and time, and what held-out patients say."
+    row = row | {"epoch": epoch + 1, "lr": run.parts.schedule.get_last_lr()[0], "seconds": seconds}
+    return row | {"held_out": watch(run.parts.model)} if watch else row
+
 def _report(run: _Run, epochs: int) -> None:
     "One line per epoch, to the screen and to the tracker."
     row = run.history[-1]
-    numbers = {k: v for k, v in row.items() if k not in ("epoch", "lr", "seconds", "skipped")}
+    numbers = {k: v for k, v in row.items() if k not in ("epoch", "lr", "seconds", "skipped", "held_out")}
     line = "  ".join(f"{k} {v:.3f}" for k, v in numbers.items())
+    asked = row.get("held_out", {})
+    if asked:
+        line += "  | " + _asked_in_words(asked)
+        numbers |= {f"held-out {name}": value for name, value in asked.items()}
     if row["skipped"]:
         line += f"  skipped {row['skipped']}"
     if run.accelerator.is_main_process:
@@ -336,6 +354,15 @@ def _settle(run: _Run, step: Callable) -> None:
     mae.eval()
 
 # %% ../../nbs/58_loop.ipynb #471d7712
+_RED, _PLAIN = "\033[31m", "\033[0m"
+
+def _warn_of_chance(run: _Run) -> None:
+    "Say in red that a training came to nothing: held-out patients are told apart no better than by chance."
+    asked = run.history[-1].get("held_out", {}) if run.history else {}
+    at_chance = asked.get("loss", 0.0) >= 0.98 * asked.get("chance", math.inf)
+    if at_chance and asked.get("rank_share", 0.5) >= 0.4 and run.accelerator.is_main_process:
+        tqdm.write(f"{_RED}{run.name} ended at chance: {_asked_in_words(asked)}{_PLAIN}")
+
 def _end(run: _Run, tracker: str | None) -> None:
     "Close the tracker and keep the model. Raises `PtaclError` where nothing was learned."
     if tracker:
@@ -344,6 +371,7 @@ def _end(run: _Run, tracker: str | None) -> None:
         raise PtaclError(
             f"{run.name}: no step had a finite loss and gradient; what was said of each stands above"
         )
+    _warn_of_chance(run)
     if run.kept:
         save_pretrained(run.parts.model.eval(), run.folder / "model")
 
@@ -362,6 +390,7 @@ def fit(
     name: str = "train",       # what the progress bar calls it
     keep: int = 2,             # states in `folder`
     bad_steps: int = 3,        # so many in a row without a finite loss and gradient end the run
+    watch: Callable | None = None,  # model -> numbers of held-out patients, after every epoch
 ) -> list[dict]:               # one for each epoch
     """Train; a progress bar over all steps and one line per epoch.
     Raises `PtaclError` when loss or gradient stay infinite or NaN."""
@@ -377,10 +406,8 @@ def fit(
             started = time.perf_counter()
             _draw_from(seed, epoch, run)
             row = run_epoch(step, run.loader, run.size, run.parts, run.accelerator, preset.clip, bad, bar)
-            lr_now = run.parts.schedule.get_last_lr()[0]
-            run.history.append(
-                row | {"epoch": epoch + 1, "lr": lr_now, "seconds": time.perf_counter() - started}
-            )
+            seconds = time.perf_counter() - started
+            run.history.append(_completed(row, run, epoch, seconds, watch))
             _report(run, epochs)
             if run.kept:
                 save_state(folder, keep, settings=run.settings, history=run.history, **vars(run.parts))
