@@ -119,6 +119,8 @@ def _setting_rules(p: "Preset") -> _Rules:
     yield 0 <= p.warmup <= 1, f"warmup is a share of the steps, 0 … 1, got {p.warmup}"
     yield min(p.tau_global, p.tau_local) > 0, "temperatures must be > 0"
     yield p.local in ("contrastive", "cosine"), f"local is 'contrastive' or 'cosine', got {p.local!r}"
+    yield p.projection in ("linear", "mlp"), f"projection is 'linear' or 'mlp', got {p.projection!r}"
+    yield p.cmr_pool in ("attention", "cycle"), f"cmr_pool is 'attention' or 'cycle', got {p.cmr_pool!r}"
     yield p.views in ("strong", "gentle"), f"views is 'strong' or 'gentle', got {p.views!r}"
     fewest = min(p.ecg_stages, p.cmr_stages)
     yield 0 <= p.frozen_layers <= fewest, "frozen_layers must lie between 0 and the layers of either encoder"
@@ -154,6 +156,8 @@ class Preset(_Derived):
     # joint phase
     frozen_layers: int = 2
     proj_dim: int = 128
+    projection: str = "linear"  # of features into the common space: "linear", or "mlp" with one hidden layer
+    cmr_pool: str = "attention" # of a network that learns phenotypes from films: or "cycle", see `CyclePool`
     sigma: float = 0.1          # width of the soft alignment, as a fraction of the beat
     circular: bool = False      # measure that width around the cycle
     tau_global: float = 0.1
@@ -193,6 +197,7 @@ workshop = Preset(
     ecg_layers=0, ecg_mask=0.5,
     size=48, cmr_patch=(2, 16, 16), cmr_layers=0, cmr_mask=0.75,
     width=128, heads=4, mlp_ratio=2, pos_std=0.2, decoder_width=64, frozen_layers=0, proj_dim=64,
+    projection="mlp", cmr_pool="cycle",
     sigma=0.0, circular=True, tau_global=0.1, tau_local=0.1, centred=True, any_start=True, augment=0.3,
     batch_size=64, lr_mae=2e-3, lr_joint=2e-3, lr_tune=2e-3, epochs_mae=3, epochs_joint=4)
 

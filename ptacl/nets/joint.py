@@ -62,8 +62,12 @@ def centre_view(batch: Batch, preset: Preset) -> View:
 
 # %% ../../nbs/53_ptacl.ipynb #63999f2e
 def projection(preset: Preset) -> nn.Module: # (B, width) -> (B, proj_dim)
-    "The projection of one modality: what is common to the batch out, then a linear map."
-    return nn.Sequential(BatchNorm(preset.width), nn.Linear(preset.width, preset.proj_dim))
+    "The projection of one modality: what is common to the batch out, then a linear map, or an MLP."
+    width = preset.width
+    if preset.projection == "linear":
+        return nn.Sequential(BatchNorm(width), nn.Linear(width, preset.proj_dim))
+    hidden = nn.Sequential(nn.Linear(width, 2 * width, bias=False), BatchNorm(2 * width), nn.ReLU())
+    return nn.Sequential(BatchNorm(width), *hidden, nn.Linear(2 * width, preset.proj_dim))
 
 # %% ../../nbs/53_ptacl.ipynb #f0039e50
 def _deviations(z: Tensor) -> Tensor:  # (B, T, D)
