@@ -31,7 +31,7 @@ from ptacl.train.finetune import Tuned
 from ptacl.inference.embedding import ECGFeatures, embed, features, on_device, refused_file
 from ptacl.inference.export import export_encoder, run_onnx, run_program
 from ptacl.inference.prediction import Probe, fit_probe, conformal_half_widths, load_probe, predict_phenotypes, predictions, probe_cohort, save_probe
-from ptacl.inference.screening import find_recordings, in_order, likeness, read_one, screen, tasks_of
+from ptacl.inference.screening import find_recordings, in_order, likeness, read_one, screen, visits_of
 from ptacl.data.ingest import ingest
 from ptacl.data.pseudonyms import pseudonym, read_key
 from ptacl.simulate.cohorts import write_virtual
@@ -162,8 +162,8 @@ def test_no_number_of_a_person_leaves(run, signals, tmp_path):
 
 def test_names_that_are_nobodys_stay_and_need_no_key(tmp_path):
     files = [Path("HR00001.hea"), Path("x/HR00001.hea"), Path("sim-00001_20205_3_0.xml")]
-    assert [t.name for t in tasks_of(files, tmp_path / "key", own_names=True)] == ["HR00001", "HR00001~2", "sim-00001-3"]
-    assert [t.name for t in tasks_of(files[2:], tmp_path / "key")] == ["sim-00001-3"] and not (tmp_path / "key").exists()
+    assert [t.name for t in visits_of(files, tmp_path / "key", own_names=True)] == ["HR00001", "HR00001~2", "sim-00001-3"]
+    assert [t.name for t in visits_of(files[2:], tmp_path / "key")] == ["sim-00001-3"] and not (tmp_path / "key").exists()
 
 
 STRANGERS = ("MRN00123456", "7", "Doe_Jane_1950-02-01", "2024.77.1", "AB12345678", "case-0042")
@@ -241,12 +241,12 @@ def test_what_should_not_be_read_is_refused_with_reason_and_remedy(fault, run, s
 def test_hearts_out_of_step_are_read(rhythm, tmp_path):
     vp = simulate(6, seed=4, cine=False, rhythm=rhythm)
     for k, x in enumerate(vp.ecg.numpy()): (tmp_path / f"{k}.xml").write_bytes(strip(x))
-    got = [read_one(t) for t in tasks_of(find_recordings([tmp_path]), own_names=True)]
+    got = [read_one(t) for t in visits_of(find_recordings([tmp_path]), own_names=True)]
     assert all(isinstance(g, tuple) for g in got), [g for g in got if isinstance(g, dict)]
 
 
 def test_real_hearts_are_read(shared_real):
-    got = [read_one(t) for t in tasks_of(find_recordings([shared_real / "ecg_wfdb"]), own_names=True)]
+    got = [read_one(t) for t in visits_of(find_recordings([shared_real / "ecg_wfdb"]), own_names=True)]
     assert len(got) == 5 and all(isinstance(g, tuple) and not g[1] for g in got)
 
 

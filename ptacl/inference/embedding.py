@@ -24,10 +24,10 @@ from ..core.devices import choose_device
 from ..core.errors import PtaclError
 from ..core.presets import FS, LEADS, MIN_SD, SAMPLES
 from ..data.ingest import counts_of
-from ..data.prepare import Task
+from ..data.prepare import Visit
 from ..data.store import MV
 from .outputs import check_output, output_file
-from .screening import FAULTS, find_recordings, in_order, read_one, refusal, tasks_of
+from .screening import FAULTS, find_recordings, in_order, read_one, refusal, visits_of
 from ..nets.encoders import ECGEncoder
 from ..train.optimiser import precision
 
@@ -171,7 +171,7 @@ class Written:
 @dataclass
 class _Reading:
     "Recordings as they come from the worker processes; those that were refused are set aside."
-    tasks: list[Task]
+    visits: list[Visit]
     allow: Collection[str]
     workers: int
     ahead: int             # recordings under way, at most
@@ -179,14 +179,14 @@ class _Reading:
 
     def readable(self, bar: tqdm) -> Iterator[tuple]: # (row's name, counts, whether a fault was let pass)
         "Those that may be read."
-        results = in_order(partial(read_one, allow=self.allow), self.tasks, self.workers, self.ahead)
-        for task, result in zip(self.tasks, results):
+        results = in_order(partial(read_one, allow=self.allow), self.visits, self.workers, self.ahead)
+        for visit, result in zip(self.visits, results):
             bar.update()
             if isinstance(result, tuple):
-                yield task.name, *result
+                yield visit.name, *result
                 continue
             # an error in place of a row: the process that read it died
-            self.refused.append(refusal(task, result) if isinstance(result, Exception) else result)
+            self.refused.append(refusal(visit, result) if isinstance(result, Exception) else result)
             bar.set_postfix(refused=len(self.refused), refresh=False)
 
     def refused_table(self) -> pd.DataFrame:
@@ -214,9 +214,9 @@ def transform(
     check_output(out, WRITERS)
     # what the model or the probe refuses is refused on an empty recording, before any key is read or made
     like = rows_of(features(module, np.zeros((1, len(LEADS), SAMPLES), np.int16)), np.zeros(1, bool))
-    reading = _Reading(tasks_of(find_recordings(paths), key, out, own_names), allow, workers, 2 * size)
+    reading = _Reading(visits_of(find_recordings(paths), key, out, own_names), allow, workers, 2 * size)
     rows = 0
-    progress = tqdm(total=len(reading.tasks), desc=out.stem, unit="ECG", delay=2, mininterval=0.5)
+    progress = tqdm(total=len(reading.visits), desc=out.stem, unit="ECG", delay=2, mininterval=0.5)
     with progress as bar, _table_file(out, like) as append:
         for part in chunked(reading.readable(bar), size):
             names, counts, faulty = zip(*part)
