@@ -19,8 +19,8 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from .. import __version__
 from ..core.errors import PtaclError
+from ..core.files import versions
 from ..core.presets import FS, SIZE
 from ..data.dicom import read_cine
 from ..data.ecg_files import read_ecg
@@ -123,6 +123,6 @@ def benchmark(
         load = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end"
         conditions = f"{load}; {n} patients, {frames} frames of {size}×{size}"
         Path(file).write_text(
-            json.dumps({"conditions": conditions, "kit": __version__, "rows": rows}, indent=1) + "\n"
+            json.dumps({"conditions": conditions, "kit": versions()["ptacl"], "rows": rows}, indent=1) + "\n"
         )
     return pd.DataFrame(rows)

@@ -26,8 +26,8 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 from ..core.errors import PtaclError
 from ..core.files import checkout
+from ..core.pages import write_html
 from ..core.processes import child
-from ..studies.experiments import write_html
 
 # %% ../../nbs/92_workshop.ipynb #54c78df1
 def sessions() -> list[Path]:
