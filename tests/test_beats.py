@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 
-from ptacl.signal.beats import beat_weights, detect_r_peaks, pad_r_peaks, r_peaks_of, segment_beats
+from ptacl.signal.beats import beat_weights, detect_r_peaks, _pad_r_peaks, r_peaks_of, segment_beats
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS
 from ptacl.data.ecg_files import read_ecg
@@ -47,7 +47,7 @@ def phase_tokens(peaks, start, n):
 def test_phase_comes_out_in_order_for_any_rate_and_crop(rate, share, n, first, spread, seed):
     peaks, start = rhythm(rate, first, spread, seed), share * (10 - n * WIDTH)
     assume(whole_beats(peaks, start, n))
-    z, valid = segment_beats(phase_tokens(peaks, start, n), pad_r_peaks([peaks]), start, WIDTH, 13)
+    z, valid = segment_beats(phase_tokens(peaks, start, n), _pad_r_peaks([peaks]), start, WIDTH, 13)
     phase = torch.atan2(z[0, :, 1], z[0, :, 0]) / (2 * torch.pi) % 1
     assert valid.all() and (phase.diff() > 0).all(), phase
     torch.testing.assert_close(phase, (torch.arange(13) + 0.5) / 13, atol=0.06, rtol=0)
@@ -58,7 +58,7 @@ def test_weights_are_means_and_beats_are_counted_as_a_loop_counts_them(rate, sha
     peaks, start = rhythm(rate, 0.1, spread, seed), share * (10 - n * WIDTH)
     expected = whole_beats(peaks, start, n)
     assume(expected is not None)
-    W, beats = beat_weights(pad_r_peaks([peaks]), torch.tensor([start]), WIDTH, n, T)
+    W, beats = beat_weights(_pad_r_peaks([peaks]), torch.tensor([start]), WIDTH, n, T)
     assert beats.tolist() == [len(expected)] and W.shape == (1, T, n) and (W >= 0).all()
     torch.testing.assert_close(W.sum(-1), torch.full((1, T), float(bool(expected))))
 
@@ -72,12 +72,12 @@ def test_mean_beat_as_a_loop_makes_it(rate, share, seed):
     centre = start + (np.arange(n) + 0.5) * WIDTH
     moments = [[a + (k + 0.5) / T * (b - a) for k in range(T)] for a, b in beats]
     expected = np.mean([[np.interp(m, centre, tokens[0, :, d]) for d in range(4)] for m in moments], 0).T
-    torch.testing.assert_close(segment_beats(tokens, pad_r_peaks([peaks]), start, WIDTH, T)[0][0], torch.tensor(expected).float(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(segment_beats(tokens, _pad_r_peaks([peaks]), start, WIDTH, T)[0][0], torch.tensor(expected).float(), atol=1e-3, rtol=0)
 
 
 def some_patients():
     "Six patients, two of them without a whole beat in their crop; R-peaks, starts, tokens."
-    peaks = pad_r_peaks([rhythm(45), [], rhythm(70, 0.3), [2.0], rhythm(130), rhythm(180, 0.2)])
+    peaks = _pad_r_peaks([rhythm(45), [], rhythm(70, 0.3), [2.0], rhythm(130), rhythm(180, 0.2)])
     return peaks, torch.tensor([0.0, 1, 2.5, 0.7, 5, 3.3]), torch.randn(6, 50, 4, generator=torch.Generator().manual_seed(0))
 
 
@@ -143,7 +143,7 @@ def test_unequal_batches_are_refused(tokens, peaks):
 
 @given(peaks=st.lists(st.lists(st.floats(0, 10), max_size=5), max_size=6))
 def test_lists_as_one_array_and_back(peaks):
-    padded = pad_r_peaks(peaks)
+    padded = _pad_r_peaks(peaks)
     assert padded.shape == (len(peaks), max(map(len, peaks), default=0)) and padded.dtype == torch.float32
     for row, p in zip(padded, peaks): np.testing.assert_array_equal(row[~row.isnan()], np.float32(p))
 

@@ -37,17 +37,17 @@ def test_ways_take_turns_and_what_comes_before_is_off_the_clock():
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 40))
 def test_products_are_counted(n, i, o):
     x, w = torch.randn(n, i), torch.randn(o, i, requires_grad=True)
-    assert training.count_flops(lambda: F.linear(x, w)) == 2 * n * i * o
-    assert training.count_flops(lambda: F.linear(x, w).sum().backward()) == 4 * n * i * o     # forward, and the weight's gradient
+    assert training._count_flops(lambda: F.linear(x, w)) == 2 * n * i * o
+    assert training._count_flops(lambda: F.linear(x, w).sum().backward()) == 4 * n * i * o     # forward, and the weight's gradient
 
 
 def test_attention_counts_the_same_by_every_kernel():
     q = torch.randn(2, 4, 30, 16)
-    assert training.count_flops(lambda: attend(q, q, q)) == training.count_flops(lambda: attend(*[q.bfloat16()] * 3)) == 4 * 2 * 4 * 30**2 * 16
+    assert training._count_flops(lambda: attend(q, q, q)) == training._count_flops(lambda: attend(*[q.bfloat16()] * 3)) == 4 * 2 * 4 * 30**2 * 16
 
 
 def test_frozen_layers_cost_their_forward_pass_only():
-    whole, free = (training.step_flops("joint", p) for p in (workshop, replace(workshop, frozen_layers=0)))
+    whole, free = (training._step_flops("joint", p) for p in (workshop, replace(workshop, frozen_layers=0)))
     block = lambda n: 24 * n * workshop.width**2 + 4 * n**2 * workshop.width
     ecg, cmr = 12 * workshop.ecg_times, workshop.T * workshop.cmr_places
     assert 0.97 < ((3 + 2 * 2) * (block(ecg) + block(cmr))) / whole < 1
@@ -66,23 +66,23 @@ def test_the_yardstick_multiplies_what_the_blocks_multiply():
         model, view = training.start_model(kind, p), {"ecg": torch.randn(2, 12, p.ecg_crop), "cine": torch.rand(2, p.frames, p.size, p.size)}
         hooks = [m.register_forward_hook(lambda m, x, y, seen=seen: seen.append((x[0].shape[0] * x[0].shape[1], m.in_features, m.out_features)))
                  for b in model.modules() if type(b).__name__ == "Block" for m in b.modules() if isinstance(m, torch.nn.Linear)]
-        training.encode_and_back(kind, model, view, torch.float32)
-        assert sorted(seen) == sorted(measure.own_shapes(kind, p, 2)) and len(hooks) == len(seen)
+        training._encode_and_back(kind, model, view, torch.float32)
+        assert sorted(seen) == sorted(measure._own_shapes(kind, p, 2)) and len(hooks) == len(seen)
         for way in ("shapes", "layers"):
             f, flops = measure.yardsticks(kind, p, 2, 64, "cpu")[way]
-            assert training.count_flops(f) == flops
+            assert training._count_flops(f) == flops
 
 
 def test_a_timed_step_is_a_step_of_fit():
     model = training.start_model("mae_ecg", workshop)
     before = [x.clone() for x in model.parameters()]
-    row = training.step_parts("mae_ecg", model, workshop, training.noise_pairs(8), 4, "cpu")["step"]()
+    row = training._step_parts("mae_ecg", model, workshop, training.noise_pairs(8), 4, "cpu")["step"]()
     assert row["skipped"] == 0 and np.isfinite(row["loss"]) and all((a != b).any() for a, b in zip(before, model.parameters()))
 
 
 def test_targets_say_what_was_met():
     rows = pd.DataFrame([measure.result_row("denoising", "8 records", w, [1.], ratio=r) for w, r in (("kit", 1), ("loop", 2.5))])
-    table = bench.judge_targets(rows, "cpu")
+    table = bench._judge_targets(rows, "cpu")
     assert table[["goal", "measured", "met"]].values.tolist() == [[3, 2.5, False]]
 
 
@@ -106,7 +106,7 @@ def test_segments_equal_the_loop_over_patients_and_beats(peaks, start, n, T):
     quick, slow = x.clone().requires_grad_(), x.clone().requires_grad_()
     z, valid = segment_beats(quick, r, first, 0.1, T)
     (z.square().sum() + z.sum()).backward()
-    for beat in (plain.by_segment, plain.segments_at_once):
+    for beat in (plain._by_segment, plain.segments_at_once):
         want = plain.segment_by_beat(slow, r, first, 0.1, T, beat)
         torch.testing.assert_close(z, want, atol=2e-3, rtol=1e-3)
     if valid.any(): (want.square().sum() + want.sum()).backward(); torch.testing.assert_close(quick.grad, slow.grad, atol=2e-2, rtol=1e-2)
@@ -122,7 +122,7 @@ def test_weights_of_one_token_and_of_nobody():
 
 def test_metric_learning_gives_the_same_loss_and_gradient():
     a, b = torch.randn(2, 20, 8, requires_grad=True)
-    ours, theirs = (torch.autograd.grad(f(a, b), (a, b)) for f in (lambda a, b: global_contrastive_loss(a, b, 0.1), training.metric_learning(0.1)))
+    ours, theirs = (torch.autograd.grad(f(a, b), (a, b)) for f in (lambda a, b: global_contrastive_loss(a, b, 0.1), training._metric_learning(0.1)))
     for x, y in zip(ours, theirs): torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-3)
 
 
@@ -147,16 +147,17 @@ def test_plain_steps_do_the_work_of_ours():
     "Counted operations agree but for the patches, which a plain autoencoder embeds before it hides them."
     for kind, most in {"mae_ecg": 1.02, "mae_cmr": 1.2, "joint": 1.001}.items():
         model = plain.plain_model(kind, workshop)
-        inputs = plain.plain_inputs(kind, training.noise_pairs(2).__getitems__([0, 1]), workshop)
-        counted = training.count_flops(lambda model=model, inputs=inputs: model(*inputs).backward()) / 2
-        assert 0.999 < counted / training.step_flops(kind, workshop) < most
+        inputs = plain._plain_inputs(kind, training.noise_pairs(2).__getitems__([0, 1]), workshop)
+        counted = training._count_flops(lambda model=model, inputs=inputs: model(*inputs).backward()) / 2
+        assert 0.999 < counted / training._step_flops(kind, workshop) < most
 
 
 def test_plainly_nobody_is_aligned_without_a_whole_beat():
     z, c = torch.randn(2, 5, 13, 8)
     none = torch.zeros(3, 13, 8)
-    assert plain.plain_local_loss(none, c[:3], 0.1, 1.0) == 0 < plain.plain_local_loss(z, c, 0.1, 1.0)
-    torch.testing.assert_close(plain.plain_local_loss(torch.cat([z, none]), torch.cat([c, c[:3]]), 0.1, 1.0), plain.plain_local_loss(z, c, 0.1, 1.0))
+    assert plain._plain_local_loss(none, c[:3], 0.1, 1.0) == 0 < plain._plain_local_loss(z, c, 0.1, 1.0)
+    more = torch.cat([z, none]), torch.cat([c, c[:3]])
+    torch.testing.assert_close(plain._plain_local_loss(*more, 0.1, 1.0), plain._plain_local_loss(z, c, 0.1, 1.0))
 
 
 # --- the command ---------------------------------------------------------------------------------------------------------
@@ -177,7 +178,7 @@ def test_it_says_what_it_cannot_measure(monkeypatch):
 
 
 def test_a_result_that_could_not_be_written_is_not_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "bench_sections", lambda *_: {"steps": lambda: pytest.fail("measured")})
+    monkeypatch.setattr(bench, "_bench_sections", lambda *_: {"steps": lambda: pytest.fail("measured")})
     (tmp_path / "file").touch()
     for out in (tmp_path, tmp_path / "file" / "b.json"):
         with pytest.raises(PtaclError, match="cannot be written there"): bench.bench(True, "cpu", out=out)
@@ -192,7 +193,7 @@ def test_targets_of_growth():
     both = (("probe", 1.5, 4), ("probe", 1.5, 16), ("retrieval", 2., 4), ("retrieval", 2., 16))
     rows = [measure.result_row(part, f"{n} patients", "kit", [1.], peak_mb=n, slope=s, memory=1.) for part, s, n in both]
     rows += [measure.result_row("streaming", f"{n} patients", "kit", [1.], peak_mb=p) for n, p in ((64, 10.), (256, 10.), (1024, 30.))]
-    table = bench.judge_targets(pd.DataFrame(rows), "cpu").set_index("target")
+    table = bench._judge_targets(pd.DataFrame(rows), "cpu").set_index("target")
     assert table.met.to_dict() == {"probe: exponent of time over patients": False, "probe: exponent of memory over patients": True,
                                    "streaming: memory for 16 times the patients": False}
 
@@ -202,21 +203,21 @@ def test_the_kept_result_has_what_the_chapter_shows(root):
     assert {"conditions", "rows", "targets", "versions"} <= set(kept)
     assert set(kept["size"]) == set(bench.asdict(bench.FULL)) and kept["size"]["presets"] == list(bench.FULL.presets)
     assert {"step", "step, compiled", "encoders", "squares", "shapes", "layers"} <= {r["way"] for r in kept["rows"]}
-    assert bench.judge_targets(pd.DataFrame(kept["rows"]), "cpu").target.tolist() == [r["target"] for r in kept["targets"]]
+    assert bench._judge_targets(pd.DataFrame(kept["rows"]), "cpu").target.tolist() == [r["target"] for r in kept["targets"]]
     assert kept["conditions"] in bench.result_text(kept)
 
 
 @pytest.mark.long
 def test_all_of_it_quickly(tmp_path):
     result = bench.bench(True, "cpu", out=tmp_path / "bench.json")
-    assert {r["section"] for r in result["rows"]} == set(bench.bench_sections(bench.QUICK, "cpu"))
+    assert {r["section"] for r in result["rows"]} == set(bench._bench_sections(bench.QUICK, "cpu"))
     assert pd.DataFrame(result["targets"]).measured.notna().all()
 
 
 @pytest.mark.long
 def test_r_peaks_by_all_cores_are_those_of_one(monkeypatch):
     monkeypatch.setattr("ptacl.signal.beats.MANY_RECORDS", 100)
-    ecg = data.repeated_records(300)
+    ecg = data._repeated_records(300)
     assert torch.equal(r_peaks_of(ecg, 500), r_peaks_of(ecg, 500, workers=1))
     np.testing.assert_allclose(r_peaks_of(ecg[:1], 500)[0], detect_r_peaks(ecg[0], 500), atol=1e-6)
 

@@ -8,8 +8,8 @@ import torch
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.metrics import r2_score
 
-from ptacl.simulate.calibration import READINGS, calibration, ceilings, correlations, references, study, visible
-from ptacl.simulate.rulers import cine_features, ecg_features, edge, mean_whole_beats, passing, rays, reference_r2, sokolow_lyon
+from ptacl.simulate.calibration import _READINGS, calibration, ceilings, correlations, references, study, visible
+from ptacl.simulate.rulers import cine_features, ecg_features, edge, _mean_whole_beats, passing, rays, reference_r2, sokolow_lyon
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS, PHENOTYPES
 from ptacl.simulate.causes import DEMOGRAPHICS, REFERENCE
@@ -32,8 +32,8 @@ def result(root): return json.loads((root / "nbs/results/calibration.json").read
 
 def test_every_quantity_has_its_reference():
     quantities = set(references().index)
-    assert {(k, s) for k in (*PHENOTYPES, *DEMOGRAPHICS[1:]) for s in "MF"} | {(k, "all") for k in READINGS} == quantities
-    assert set(READINGS) == {"hr_ecg", "pq", "qrs", "qt", "axis", "t_axis"}
+    assert {(k, s) for k in (*PHENOTYPES, *DEMOGRAPHICS[1:]) for s in "MF"} | {(k, "all") for k in _READINGS} == quantities
+    assert set(_READINGS) == {"hr_ecg", "pq", "qrs", "qt", "axis", "t_axis"}
 
 
 @pytest.mark.parametrize("seed", [5, 6, 7])
@@ -70,7 +70,7 @@ def test_voltage_of_the_model_is_that_of_the_signal():
 def test_mean_beat_by_hand():
     ecg = torch.zeros(1, 12, 5000)
     ecg[0, LEADS.index("V3"), [1000, 1500, 2000]] = torch.tensor([1., 2., 6.])
-    beat = mean_whole_beats(ecg, torch.tensor([[0.1, 2.0, 3.0, 4.0, 9.9, torch.nan]]))      # the first and the last are not whole
+    beat = _mean_whole_beats(ecg, torch.tensor([[0.1, 2.0, 3.0, 4.0, 9.9, torch.nan]]))      # the first and the last are not whole
     assert beat[0, 4, 180] == 3 and beat.abs().sum() == 3
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ptacl.signal.ecg import quality
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import FS
-from ptacl.simulate.electrodes import ELECTRODES, NEEDS, electrode_off, from_electrodes, to_electrodes
+from ptacl.simulate.electrodes import ELECTRODES, _NEEDS, electrode_off, from_electrodes, to_electrodes
 from ptacl.simulate.heartbeat import DURATION, MAX_BEATS, draw_ecg, leads12, peaks_inside, sinus_rhythm, waves
 from ptacl.core.presets import LEADS, PHENOTYPES
 from ptacl.simulate.causes import population
@@ -213,7 +213,7 @@ def test_swapped_arms():
 @pytest.mark.parametrize("electrode", ELECTRODES)
 def test_lead_off(electrode):
     v, good = simulate(4, seed=3, cine=False, lead_off=electrode), simulate(4, seed=3, cine=False)
-    gone = NEEDS[ELECTRODES.index(electrode)]
+    gone = _NEEDS[ELECTRODES.index(electrode)]
     for i, start in enumerate(v.faults.lead_off_from):
         k = int(np.ceil(start * FS)) + 1
         assert (v.ecg[i, gone, k:] == 0).all() and not (v.ecg[i, ~gone, k:] == 0).all(-1).any()

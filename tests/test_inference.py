@@ -28,10 +28,10 @@ from ptacl.data.store import MV
 from ptacl.nets.encoders import CMREncoder, ECGEncoder
 from ptacl.core.errors import PtaclError
 from ptacl.train.finetune import Tuned
-from ptacl.inference.embedding import ECGFeatures, embed, features, on_device, refused_file
+from ptacl.inference.embedding import ECGFeatures, embed, features, on_device, _refused_file
 from ptacl.inference.export import export_encoder, run_onnx, run_program
-from ptacl.inference.prediction import Probe, fit_probe, conformal_half_widths, load_probe, predict_phenotypes, predictions, probe_cohort, save_probe
-from ptacl.inference.screening import find_recordings, in_order, likeness, read_one, screen, tasks_of
+from ptacl.inference.prediction import Probe, fit_probe, _conformal_half_widths, load_probe, predict_phenotypes, predictions, probe_cohort, save_probe
+from ptacl.inference.screening import find_recordings, in_order, likeness, read_one, screen, visits_of
 from ptacl.data.ingest import ingest
 from ptacl.data.pseudonyms import pseudonym, read_key
 from ptacl.simulate.cohorts import write_virtual
@@ -106,7 +106,7 @@ def test_every_format_in_one_run_gives_what_the_model_says(files, run, module, s
     table = pd.read_parquet(done.path)
     assert list(table.index) == ["a", "b", "c", "d"] and table.index.name == "recording" and len(done.refused) == 0
     assert table.shape == (4, tiny.width) and (table.dtypes == np.float32).all()
-    assert refused_file(done.path).read_text().strip() == "recording,reason,remedy"
+    assert _refused_file(done.path).read_text().strip() == "recording,reason,remedy"
     for name, path in zip("abcd", ("a.xml", "b.xml", "c.dcm", "d.hea")):
         np.testing.assert_allclose(table.loc[name], features(module, screen(files / path)[0][None])[0], atol=2e-2)  # bf16, another batch
 
@@ -141,7 +141,7 @@ def test_workers_and_batches_change_nothing(files, run):
 
 
 def test_csv_and_many_row_groups(run, tmp_path, data_samples, monkeypatch):
-    monkeypatch.setattr(embedding, "ROWS", 5)
+    monkeypatch.setattr(embedding, "_ROWS", 5)
     whole = pd.read_parquet(run([data_samples], size=2).path)
     table = pd.read_csv(run([data_samples], "emb.csv").path, index_col="recording")
     np.testing.assert_allclose(table, whole, atol=2e-2); assert list(table.index) == list(whole.index)
@@ -162,8 +162,8 @@ def test_no_number_of_a_person_leaves(run, signals, tmp_path):
 
 def test_names_that_are_nobodys_stay_and_need_no_key(tmp_path):
     files = [Path("HR00001.hea"), Path("x/HR00001.hea"), Path("sim-00001_20205_3_0.xml")]
-    assert [t.name for t in tasks_of(files, tmp_path / "key", own_names=True)] == ["HR00001", "HR00001~2", "sim-00001-3"]
-    assert [t.name for t in tasks_of(files[2:], tmp_path / "key")] == ["sim-00001-3"] and not (tmp_path / "key").exists()
+    assert [t.name for t in visits_of(files, tmp_path / "key", own_names=True)] == ["HR00001", "HR00001~2", "sim-00001-3"]
+    assert [t.name for t in visits_of(files[2:], tmp_path / "key")] == ["sim-00001-3"] and not (tmp_path / "key").exists()
 
 
 STRANGERS = ("MRN00123456", "7", "Doe_Jane_1950-02-01", "2024.77.1", "AB12345678", "case-0042")
@@ -230,7 +230,7 @@ def test_what_should_not_be_read_is_refused_with_reason_and_remedy(fault, run, s
     (tmp_path / "raw" / "good.xml").write_bytes(strip(signals[1]))
     done = run([tmp_path / "raw"])
     assert list(pd.read_parquet(done.path).index) == ["good"]
-    listed = pd.read_csv(refused_file(done.path))
+    listed = pd.read_csv(_refused_file(done.path))
     assert list(listed.recording) == ["bad"] and listed.reason[0] and listed.remedy[0]
     word = {"beatless": "no heartbeat", "too short": "ten are needed", "silent": "missing"}.get(fault, fault)
     assert word in f"{listed.reason[0]} {listed.remedy[0]}"
@@ -241,19 +241,19 @@ def test_what_should_not_be_read_is_refused_with_reason_and_remedy(fault, run, s
 def test_hearts_out_of_step_are_read(rhythm, tmp_path):
     vp = simulate(6, seed=4, cine=False, rhythm=rhythm)
     for k, x in enumerate(vp.ecg.numpy()): (tmp_path / f"{k}.xml").write_bytes(strip(x))
-    got = [read_one(t) for t in tasks_of(find_recordings([tmp_path]), own_names=True)]
+    got = [read_one(t) for t in visits_of(find_recordings([tmp_path]), own_names=True)]
     assert all(isinstance(g, tuple) for g in got), [g for g in got if isinstance(g, dict)]
 
 
 def test_real_hearts_are_read(shared_real):
-    got = [read_one(t) for t in tasks_of(find_recordings([shared_real / "ecg_wfdb"]), own_names=True)]
+    got = [read_one(t) for t in visits_of(find_recordings([shared_real / "ecg_wfdb"]), own_names=True)]
     assert len(got) == 5 and all(isinstance(g, tuple) and not g[1] for g in got)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 40))
 def test_noise_is_unlike_itself(seed, beats):
     rng = np.random.default_rng(seed)
-    assert likeness(rng.normal(size=(12, 5000)), rng.uniform(0, 10, beats)) < screening.LIKENESS
+    assert likeness(rng.normal(size=(12, 5000)), rng.uniform(0, 10, beats)) < screening._LIKENESS
     assert -1 <= likeness(np.zeros((12, 5000)), rng.uniform(0, 10, beats)) <= 0
 
 
@@ -295,9 +295,9 @@ def test_stopping_in_the_middle_leaves_nothing(files, run, tmp_path, monkeypatch
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_is_said_and_leaves_nothing(files, run, tmp_path, monkeypatch):
-    class Full(embedding.WRITERS[".csv"]):
+    class Full(embedding._WRITERS[".csv"]):
         def __init__(self, path, schema): Path(path).touch(); super().__init__("/dev/full", schema)
-    monkeypatch.setitem(embedding.WRITERS, ".csv", Full)
+    monkeypatch.setitem(embedding._WRITERS, ".csv", Full)
     with pytest.raises(PtaclError, match="cannot be written .*make room"): run([files], "emb.csv")
     assert not left_over(tmp_path) and not (tmp_path / "emb.csv").exists()
 
@@ -320,7 +320,7 @@ def test_thousands_of_recordings_in_the_memory_of_some_hundred(module, tmp_path,
 @given(st.integers(0, 10**6), st.integers(9, 60), st.sampled_from([0.5, 0.8, 0.9]))
 def test_conformal_half_widths_are_order_statistics(seed, n, level):
     r = np.sort(np.abs(np.random.default_rng(seed).normal(size=(n, 3))), axis=0)
-    q = conformal_half_widths(Probe(["a", "b", "c"], np.zeros((2, 3)), np.zeros(3), r, {}), level)
+    q = _conformal_half_widths(Probe(["a", "b", "c"], np.zeros((2, 3)), np.zeros(3), r, {}), level)
     assert ((r <= q).sum(0) >= (n + 1) * level - 1e-9).all() and ((r < q).sum(0) < (n + 1) * level).all()
 
 
@@ -344,7 +344,7 @@ def test_gaps_do_not_shift_the_others():
     x, y = rng.normal(size=(80, 3)), pd.DataFrame(rng.normal(size=(80, 2)), columns=["LVEDV", "LVM"])
     holed = y.assign(LVM=y.LVM.where(np.arange(80) % 3 > 0))
     a, b = fit_probe(x[:50], y[:50], x[50:], y[50:]), fit_probe(x[:50], holed[:50], x[50:], holed[50:])
-    np.testing.assert_allclose(a.weight[:, 0], b.weight[:, 0]); assert conformal_half_widths(a)[0] == conformal_half_widths(b)[0]
+    np.testing.assert_allclose(a.weight[:, 0], b.weight[:, 0]); assert _conformal_half_widths(a)[0] == _conformal_half_widths(b)[0]
     assert np.isfinite(b.residuals[:, 1]).sum() == holed.LVM[50:].notna().sum()
 
 

@@ -153,7 +153,7 @@ def test_only_the_repaired_are_read_again(raw, take, monkeypatch):
     before = Cohort.open(first.path); table = before.table
     read = []
     real = prepare.prepare
-    monkeypatch.setattr(ingest_module, "prepare", lambda task, frames: read.append(task.source.id) or real(task, frames))
+    monkeypatch.setattr(ingest_module, "prepare", lambda visit, frames: read.append(visit.source.id) or real(visit, frames))
     source(raw, 4).ecg[0].write_bytes(whole[1])
     second = take(raw)
     assert read == [IDS[4]] and (second.patients, second.new, len(second.quarantine)) == (7, 1, 1)
@@ -183,7 +183,7 @@ def test_quarantined_are_tried_again_by_a_newer_kit(raw, take, monkeypatch):
     source(raw, 0).ecg[0].write_bytes(b"")
     take(raw); tried = []
     real = prepare.prepare
-    monkeypatch.setattr(ingest_module, "prepare", lambda task, frames: tried.append(task.source.id) or real(task, frames))
+    monkeypatch.setattr(ingest_module, "prepare", lambda visit, frames: tried.append(visit.source.id) or real(visit, frames))
     take(raw); assert tried == []
     monkeypatch.setattr(ingest_module, "__version__", "99.0")
     take(raw); assert tried == [IDS[0]]
@@ -388,10 +388,10 @@ def test_uk_biobank_bulk_with_a_repeat_visit(raw, take, tmp_path):
     table = pd.read_csv(raw / "phenotypes.csv")
     table = table.join(table.filter(regex=r"-2\.0").add(1).rename(columns=lambda c: c.replace("-2.", "-3.")))
     table.to_csv(bulk / "phenotypes.csv", index=False)
-    tasks = ingest_module._plan(bulk, None, tmp_path / "k.key", tmp_path / "out").tasks
-    assert len({t.participant for t in tasks}) == 2 and sorted(t.name.removeprefix(t.participant) for t in tasks) == ["", "", "-3"]
-    again = next(t for t in tasks if t.source.visit == 3)
-    first = next(t for t in tasks if t.name == again.participant)
+    visits = ingest_module._plan(bulk, None, tmp_path / "k.key", tmp_path / "out").visits
+    assert len({t.participant for t in visits}) == 2 and sorted(t.name.removeprefix(t.participant) for t in visits) == ["", "", "-3"]
+    again = next(t for t in visits if t.source.visit == 3)
+    first = next(t for t in visits if t.name == again.participant)
     np.testing.assert_allclose(np.array(again.values["phenotypes"]) - first.values["phenotypes"], 1)
     assert again.values["sex"] == first.values["sex"] in "FM"
 
@@ -526,14 +526,14 @@ def test_parts_of_a_wfdb_record(tmp_path, monkeypatch):
 
 
 def test_reprs_say_nothing_of_anybody(raw):
-    s = source(raw, 0); t = prepare.Task("p-x", "p-x", s, None, "0")
+    s = source(raw, 0); t = prepare.Visit("p-x", "p-x", s, None, "0")
     assert not any(x in repr([s, t]) for x in (IDS[0], str(raw)))
 
 
 @pytest.mark.parametrize("id, text, out", [("12", "1200 samples, 12 leads", "1200 samples, p-x leads"),
                                            ("ab", "cable of ab_2.xml", "cable of p-x_2.xml")])
 def test_short_ids_do_not_garble(id, text, out):
-    assert prepare._without_id(text, prepare.Task("p-x", "p-x", sources.Source(id, 2), None, "0")) == out
+    assert prepare._without_id(text, prepare.Visit("p-x", "p-x", sources.Source(id, 2), None, "0")) == out
 
 
 def test_stamps_are_keyed(raw): assert prepare.stamp(source(raw, 0), None) != prepare.stamp(source(raw, 0), None, b"k" * 32)

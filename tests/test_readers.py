@@ -18,7 +18,7 @@ from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS
 from ptacl.core.privacy import mask_ids
 from ptacl.data.dicom import read_cine
-from ptacl.data.ecg_files import lead_name, make_ecg, parse_samples, read_ecg, twelve_leads
+from ptacl.data.ecg_files import lead_name, make_ecg, _parse_samples, read_ecg, twelve_leads
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 need_wfdb = pytest.mark.skipif(not (REAL / "ecg_wfdb").exists(), reason="no real WFDB records in ../shared/real")
@@ -728,7 +728,7 @@ def test_any_two_limb_leads_give_the_others(limbs, seed):
 @given(st.lists(st.integers(-32768, 32767), min_size=1, max_size=50),
        st.sampled_from([",", ", ", ",\r\n\t\t", " ,\n"]), st.booleans())
 def test_samples_come_back(numbers, separator, comma):
-    np.testing.assert_array_equal(parse_samples(separator.join(map(str, numbers)) + "," * comma, len(numbers)), numbers)
+    np.testing.assert_array_equal(_parse_samples(separator.join(map(str, numbers)) + "," * comma, len(numbers)), numbers)
 
 
 @given(st.text(max_size=12))

@@ -11,13 +11,13 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 
 from ptacl.core.errors import PtaclError
-from ptacl.core.files import as_json
+from ptacl.core.files import _as_json
 from ptacl.core.presets import PHENOTYPES
-from ptacl.evaluate.intervals import difference_draws
+from ptacl.evaluate.intervals import _difference_draws
 from ptacl.evaluate.regression import PAPER_TABLE2, demographics
 from ptacl.evaluate.retrieval import PAPER_TABLE1, phenotype_retrieval
-from ptacl.evaluate.boards import board_cell, board_grid, board_notes, latex_board, plot_differences, save_board, show_board
-from ptacl.evaluate.scoreboard import ROW_KEY, ceiling_rows, regression_board, summarise, table1, table2
+from ptacl.evaluate.boards import _board_cell, _board_grid, _board_notes, latex_board, plot_differences, save_board, show_board
+from ptacl.evaluate.scoreboard import ROW_KEY, _ceiling_rows, regression_board, summarise, table1, table2
 
 ABOUT = {"cohort": "made up & small_1", "preset": "none", "seed": 0, "budget": "100 % of a second"}
 GLOBAL, OURS = ("ECG", "Global", "LP"), ("ECG", "PTACL", "LP")
@@ -135,7 +135,7 @@ def test_equal_methods_rarely_differ_whatever_the_number_of_seeds(seeds, others)
     rng, n = np.random.default_rng(0), 600
     a, b = rng.normal(size=(seeds, n, 1)), rng.normal(size=(others, n, 1)) * (others > 1)
     patients = rng.normal(size=(n, 1)) + rng.normal(size=(n, 1000))
-    lo, hi = np.quantile(difference_draws(a + patients, b + 0 * patients), [.025, .975], axis=1)
+    lo, hi = np.quantile(_difference_draws(a + patients, b + 0 * patients), [.025, .975], axis=1)
     assert ((lo > 0) | (hi < 0)).mean() < 0.075
 
 
@@ -163,7 +163,7 @@ def test_a_phenotype_that_a_method_lacks_is_an_empty_cell(study):
     p[:, 1] = np.nan
     b = regression_board(y, {OURS: [p], GLOBAL: study["tuned"]["ECG", "PTACL", "FN+AP"]}, GLOBAL, n_boot=20)
     r = row(b, OURS, "LVEF", "R2")
-    assert np.isnan(r.value) and np.isnan(r.lo) and not r.clear and board_cell(r) == "–"
+    assert np.isnan(r.value) and np.isnan(r.lo) and not r.clear and _board_cell(r) == "–"
 
 
 # --- what always stands there ----------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_the_papers_numbers_are_the_printed_ones_and_say_so(board1, board2):
     one = board1[(board1.source == "paper") & (board1.method == "PTACL")].pivot(index="phenotype", columns="score", values="value")
     pd.testing.assert_frame_equal(one.loc[list(PHENOTYPES), list(PAPER_TABLE1.columns)], PAPER_TABLE1.loc["PTACL"], check_names=False)
     for b, score, rows in ((board1, None, 3 * 10), (board1, "P@5", 2), (board1, "P@1", 3), (board2, "R2", 16)):   # no random P@5 is printed
-        labels = board_grid(b, score).index.get_level_values("row")
+        labels = _board_grid(b, score).index.get_level_values("row")
         assert sum(label.startswith("the paper's") for label in labels) == rows
     assert not board2[board2.source != "measured"][["lo", "hi", "difference", "patients"]].notna().any(axis=None)
 
@@ -194,14 +194,14 @@ def test_bold_never_spans_zero(d, below, above):
     b = summarise(frame, {OURS: np.array([[d]]), GLOBAL: np.array([[0.]])},
                   {OURS: np.linspace(d - below, d + above, 101)[None, None], GLOBAL: np.zeros((1, 1, 101))}, GLOBAL)
     r = b.iloc[0]
-    assert ("<b>" in board_cell(r, "difference")) == (not r.difference_lo <= 0 <= r.difference_hi)
-    assert "<b>" not in board_cell(r) and r.lo <= r.hi
+    assert ("<b>" in _board_cell(r, "difference")) == (not r.difference_lo <= 0 <= r.difference_hi)
+    assert "<b>" not in _board_cell(r) and r.lo <= r.hi
 
 
 def test_values_hold_no_bold_and_differences_are_bold_where_clear(board1, board2):
     for b, score in ((board1, "P@5"), (board2, "R2")):
-        assert not board_grid(b, score).map(lambda c: "<b>" in c).any(axis=None)
-        bold = board_grid(b, score, "difference").map(lambda c: "<b>" in c).sum().sum()
+        assert not _board_grid(b, score).map(lambda c: "<b>" in c).any(axis=None)
+        bold = _board_grid(b, score, "difference").map(lambda c: "<b>" in c).sum().sum()
         assert bold == b[(b.score == score)].clear.sum()
     assert row(board1, ("ECG", "PTACL", "cosine"), "LVEDV", "P@15").difference > 0
 
@@ -222,17 +222,17 @@ def test_html_latex_and_csv_say_the_same(board2, tmp_path):
 
 
 def test_notes_say_what_the_reader_must_know(board2):
-    text = " ".join(board_notes(board2, ABOUT, "difference"))
+    text = " ".join(_board_notes(board2, ABOUT, "difference"))
     assert all(str(v) in text for v in ABOUT.values()) and "ECG, Global, LP" in text and "excludes zero" in text and "another training" in text
-    assert "27,951" in " ".join(board_notes(board2, ABOUT))
-    assert "One seed each" in " ".join(board_notes(board2[board2.seeds == 1], ABOUT, "difference"))
+    assert "27,951" in " ".join(_board_notes(board2, ABOUT))
+    assert "One seed each" in " ".join(_board_notes(board2[board2.seeds == 1], ABOUT, "difference"))
     for lacking in ABOUT:
         with pytest.raises(PtaclError, match=lacking): show_board(board2, "t", {k: v for k, v in ABOUT.items() if k != lacking}, "R2")
         with pytest.raises(PtaclError, match=lacking): latex_board(board2, "t", ABOUT | {lacking: " "}, "R2")
 
 
 def test_a_board_goes_into_a_result_and_comes_back(board2):
-    again = pd.DataFrame.from_dict(as_json(board2), orient="index")
+    again = pd.DataFrame.from_dict(_as_json(board2), orient="index")
     np.testing.assert_allclose(again.value.astype(float), board2.value)
 
 
@@ -250,5 +250,5 @@ def test_refused(study, board2):
     with pytest.raises(PtaclError, match="targets differ"): table2(y[:cut], y[cut:][["LVEF", "LVEDV"]], *args[2:])
     with pytest.raises(PtaclError, match="has no embeddings"): table1(y[cut:], c[cut:], study["embeddings"], combine="MAE")
     with pytest.raises(PtaclError, match="predictions"): regression_board(y[cut:], {OURS: [np.zeros((3, 2))]})
-    with pytest.raises(PtaclError, match="holds no value of P@1"): board_grid(board2, "P@1")
-    with pytest.raises(PtaclError, match="holds no difference"): board_grid(ceiling_rows(pd.DataFrame({"ecg": [.5]}, ["LVM"])), "R2", "difference")
+    with pytest.raises(PtaclError, match="holds no value of P@1"): _board_grid(board2, "P@1")
+    with pytest.raises(PtaclError, match="holds no difference"): _board_grid(_ceiling_rows(pd.DataFrame({"ecg": [.5]}, ["LVM"])), "R2", "difference")

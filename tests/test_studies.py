@@ -67,7 +67,7 @@ def test_within_one_leaves_out_patients_without_a_map():
 def test_a_difference_is_paired():
     "Two scores that move together differ clearly although their intervals overlap."
     common = np.random.default_rng(0).normal(size=1001)
-    table = scores.compare({("a",): {"R2": common}, ("b",): {"R2": common + 0.1}}, ["method"], lambda key: ("a",))
+    table = scores.comparison_table({("a",): {"R2": common}, ("b",): {"R2": common + 0.1}}, ["method"], lambda key: ("a",))
     a, b = table.iloc[0], table.iloc[1]
     assert b.lo < a.hi and b.clear and b.difference == pytest.approx(0.1)
     assert np.isnan(a.difference) and not a.clear
@@ -77,7 +77,7 @@ def test_a_difference_is_paired():
 def test_a_sentence_says_clearly_only_where_the_interval_excludes_zero(shift, seed):
     rng = np.random.default_rng(seed)
     measured = {("a",): {"R2": rng.normal(size=201)}, ("b",): {"R2": rng.normal(size=201) + 3 * shift}}
-    table = scores.compare(measured, ["method"], lambda key: ("a",))
+    table = scores.comparison_table(measured, ["method"], lambda key: ("a",))
     row, (sentence,) = table.iloc[1], scores.difference_sentences(table, ["method"])
     assert ("is clearly" in sentence) == (row.difference_lo > 0 or row.difference_hi < 0)
     if row.clear: assert ("higher" in sentence) == (row.difference > 0)
@@ -89,7 +89,7 @@ def test_a_table_says_cohort_preset_seed_and_budget():
     said = tasks.provenance(made_up_task(), replace(workshop, sigma=0.1), [3])
     assert "60 for training and 40 for testing" in said["cohort"] and said["preset"] == "workshop, sigma 0.1"
     assert said["seed"] == "3" and "5 epochs" in said["budget"]
-    html = scores.show_comparison(scores.compare({("a",): {"R2": np.arange(3.)}}, ["m"]), ["m"], "t", said).as_raw_html()
+    html = scores.show_comparison(scores.comparison_table({("a",): {"R2": np.arange(3.)}}, ["m"]), ["m"], "t", said).as_raw_html()
     assert all(text in html for text in said.values())
 
 

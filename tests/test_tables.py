@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import PHENOTYPES
-from ptacl.data.tables import COVARIATES, FIELDS, STYLES, at_visit, column_name, column_values, load_columns
-from ptacl.data.tables import phenotype_table, read_table, save_table, ukb_column, visits, write_table
+from ptacl.data.tables import COVARIATES, _FIELDS, _STYLES, _at_visit, _column_name, _column_values, _load_columns
+from ptacl.data.tables import phenotype_table, read_table, save_table, _ukb_column, visits, write_table
 from ptacl.simulate.patients import simulate
 
 IDS = [str(10**6 + 7 * k) for k in range(1, 7)]  # look like participants
@@ -38,7 +38,7 @@ def assert_same(read, virtual):
 
 # styles and formats
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", _STYLES)
 @pytest.mark.parametrize("name", FILES)
 def test_there_and_back(virtual, tmp_path, style, name):
     write_table(virtual.phenotypes, virtual.covariates, tmp_path / name, style)
@@ -92,7 +92,7 @@ def test_only_our_columns_are_loaded(virtual, tmp_path):
     table = phenotype_table(virtual.phenotypes, virtual.covariates).join(many)
     for name in ("t.csv", "t.parquet"):
         save_table(table.rename_axis("eid"), tmp_path / name)
-        assert load_columns(tmp_path / name).shape == (6, 16)
+        assert _load_columns(tmp_path / name).shape == (6, 16)
         assert_same(read_table(tmp_path / name), virtual)
 
 
@@ -100,22 +100,22 @@ def test_only_our_columns_are_loaded(virtual, tmp_path):
 
 @given(st.integers(1, 10**5), st.integers(0, 9), st.integers(0, 99))
 def test_column_styles(field, instance, array):
-    assert {ukb_column(c) for c in (f"{field}-{instance}.{array}", f"f.{field}.{instance}.{array}", f"p{field}_i{instance}_a{array}",
+    assert {_ukb_column(c) for c in (f"{field}-{instance}.{array}", f"f.{field}.{instance}.{array}", f"p{field}_i{instance}_a{array}",
                                     f" participant.p{field}_i{instance}_a{array} ")} == {(field, instance, array)}
 
 
 @given(st.text(max_size=20))
 def test_any_other_name_is_no_column(name):
-    key = ukb_column(name)
+    key = _ukb_column(name)
     assert key is None or (len(key) == 3 and any(c.isdigit() for c in name))
 
 
 def test_fields():
-    assert [FIELDS[n] for n in PHENOTYPES] == [(24100 + k, 2) for k in range(10)]
-    assert [ukb_column(c) for c in ("24100", "24100-2", "f.24100", "24100-2.0.1", "P24100", "", "٣-2.0")] == [None] * 7
-    assert {column_name(n, s, 3) for n in ("LVEF", "sex") for s in STYLES} == {
+    assert [_FIELDS[n] for n in PHENOTYPES] == [(24100 + k, 2) for k in range(10)]
+    assert [_ukb_column(c) for c in ("24100", "24100-2", "f.24100", "24100-2.0.1", "P24100", "", "٣-2.0")] == [None] * 7
+    assert {_column_name(n, s, 3) for n in ("LVEF", "sex") for s in _STYLES} == {
         "24103-3.0", "f.24103.3.0", "p24103_i3", "31-0.0", "f.31.0.0", "p31"}
-    assert [at_visit(n, 3) for n in ("age", "sex")] == [(21003, 3), (31, 0)]
+    assert [_at_visit(n, 3) for n in ("age", "sex")] == [(21003, 3), (31, 0)]
 
 
 # cells
@@ -139,7 +139,7 @@ def test_missing_covariates(virtual, tmp_path):
 
 def test_one_of_two_readings_is_enough():
     table = pd.DataFrame({"4080-2.0": [120, None, None], "4080-2.1": [130, 140, None]})
-    np.testing.assert_array_equal(column_values(table, "sbp"), [125, 140, np.nan])
+    np.testing.assert_array_equal(_column_values(table, "sbp"), [125, 140, np.nan])
 
 
 # visits
@@ -224,8 +224,8 @@ def test_mutated_cells(virtual):
     for _ in range(100):
         table = phenotype_table(virtual.phenotypes, virtual.covariates).reset_index().astype(object)
         for _ in range(3): table.iat[r.randrange(6), r.randrange(1, 16)] = r.choice(odd)
-        for name in FIELDS:
-            try: values = column_values(table, name)
+        for name in _FIELDS:
+            try: values = _column_values(table, name)
             except PtaclError: continue
             assert len(values) == 6
 

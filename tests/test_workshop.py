@@ -14,7 +14,7 @@ import nbformat
 import pytest
 
 from ptacl.course import judging, signal_checks, training_checks
-from ptacl.course.workshop import build, check, exercises, minutes, mistakes, sessions, students, try_answers
+from ptacl.course.workshop import build, check, exercises, minutes, mistakes, sessions, students, _try_answers
 
 TAGS = {"setup", "exercise", "check", "wrong", "guide", "slide", "also", "stretch"}
 SESSIONS = sessions()
@@ -54,7 +54,7 @@ def test_a_session_has_all_its_parts(file):
 
 @pytest.mark.parametrize("file", SESSIONS, ids=lambda f: f.stem)
 def test_every_wrong_answer_is_caught_by_its_own_hint(file):
-    tried = try_answers(read(file))
+    tried = _try_answers(read(file))
     assert (tried.Mistake != "").sum() >= 6
     assert (tried.problem == "").all(), tried[tried.problem != ""].to_dict("records")
 
@@ -84,7 +84,7 @@ def test_students_get_neither_solutions_nor_hints_of_them(course):
 def test_a_student_who_has_written_nothing_is_told_so(course):
     for file in SESSIONS:
         nb = read(course / "student" / file.name)
-        said = try_answers(nb)
+        said = _try_answers(nb)
         assert said.said.str.contains("not written yet").all(), said
 
 

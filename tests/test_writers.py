@@ -23,7 +23,7 @@ from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS
 from ptacl.data.tables import read_table
 from ptacl.simulate.patients import simulate
-from ptacl.simulate.cine_writers import THICKNESS, acdc_folder, dicom_series, multiframe_dicom, nifti_bytes, ukb_zip
+from ptacl.simulate.cine_writers import _THICKNESS, acdc_folder, dicom_series, multiframe_dicom, nifti_bytes, ukb_zip
 from ptacl.simulate.ecg_writers import WFDB_LAYOUTS, cardiology_xml, dicom_ecg, muse_xml, write_wfdb
 from ptacl.simulate.writers import COHORT_FORMATS, in_batches, write_patients
 
@@ -195,7 +195,7 @@ def test_series_in_other_programs(stack):
 
 def test_thickness_is_not_the_distance(stack):
     ds = opened(dicom_series(stack, 0.02)[0].content)
-    assert ds.SliceThickness == THICKNESS == 8 and ds.SpacingBetweenSlices == 10
+    assert ds.SliceThickness == _THICKNESS == 8 and ds.SpacingBetweenSlices == 10
 
 
 def test_multiframe_in_other_programs(stack):

@@ -7,11 +7,13 @@ __all__ = ['app', 'named']
 
 # %% ../../nbs/99_cli.ipynb #bb6f7720
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import requires, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 import typer
@@ -71,7 +73,33 @@ def _fail_unforeseen(error: Exception) -> NoReturn:
     typer.secho(f"ptacl: unforeseen {type(error).__name__}, a fault of the kit: {kept}", fg="red", err=True)
     raise typer.Exit(1)
 
+# %% ../../nbs/99_cli.ipynb #64ce44b1
+def _extra_of(package: str) -> str: # "" where none brings it
+    "The optional part of the kit that brings a package."
+    for requirement in requires("ptacl") or ():
+        found = re.match(r"([\w.-]+).*;.*extra == .(app|course|cluster|export)\b", requirement)
+        if found and found[1].replace("-", "_").lower() == package.replace("-", "_").lower():
+            return found[2]
+    return ""
 
+
+def _need(*packages: str) -> None:
+    "Raises `ModuleNotFoundError` where a package that runs in a process of its own is not installed."
+    for package in packages:
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+
+def _fail_not_installed(error: ModuleNotFoundError) -> NoReturn:
+    "Name the optional part of the kit that brings a missing package."
+    package = (error.name or "").split(".")[0]
+    extra = _extra_of(package)
+    if not extra:
+        _fail_unforeseen(error)
+    _fail(PtaclError(f"this command needs {package}, which is not installed",
+                     f"Install it: pip install 'ptacl[{extra}]'"))
+
+# %% ../../nbs/99_cli.ipynb #acdd67cc
 @contextmanager
 def _one_sentence() -> Iterator[None]:
     "What goes wrong in the block ends the command with one sentence."
@@ -81,6 +109,8 @@ def _one_sentence() -> Iterator[None]:
         raise
     except PtaclError as e:
         _fail(e)
+    except ModuleNotFoundError as e:
+        _fail_not_installed(e)
     except Exception as e:
         _fail_unforeseen(e)
 
@@ -249,9 +279,9 @@ def _run_command(
 ):
     """Run an experiment notebook; its report goes to reports/EXPERIMENT, or to the parameter output_dir.
     -p NAME VALUE sets a parameter."""
-    from ptacl.studies.experiments import run_experiment
-    from ptacl.studies.sweeps import sweep as run_sweep
     with _one_sentence():
+        from ptacl.studies.experiments import run_experiment
+        from ptacl.studies.sweeps import sweep as run_sweep
         parameters = named(context.args)
         if processes != 1:
             parameters["processes"] = str(processes)
@@ -268,8 +298,8 @@ def _report_command(
     folder: Annotated[Path, typer.Argument(help="folder of runs, at any depth")] = Path("reports"),
 ):
     "Gather finished and failed runs into one page, one CSV file and LaTeX tables."
-    from ptacl.studies.report import write_report
     with _one_sentence():
+        from ptacl.studies.report import write_report
         gathered = write_report(folder)
     _show_report(gathered)
 
@@ -287,8 +317,9 @@ def _explore_command(
     browser: Annotated[bool, typer.Option(help="open one")] = True,
 ):
     "Look at alignment maps in a browser."
-    from ptacl.app.explorer import serve
     with _one_sentence():
+        from ptacl.app.explorer import serve
+        _need("voila")
         status = serve(cohort, model or (), patients, port, browser)
     raise typer.Exit(status)
 
@@ -390,8 +421,8 @@ def _workshop_build_command(
     out: Annotated[Path, typer.Argument(help="folder for it; must not exist, or be empty")],
 ):
     "Student and teacher versions, slides that need no internet, and the teacher's guide."
-    from ptacl.course.workshop import build
     with _one_sentence():
+        from ptacl.course.workshop import build
         build(out)
     typer.echo(f"student and teacher versions, slides and guide.html in {out}")
 
@@ -403,8 +434,8 @@ def _workshop_check_command(
 ):
     """Run all sessions with their solutions, and try the typical wrong answers. Status 1 where something is
     amiss."""
-    from ptacl.course.workshop import check
     with _one_sentence():
+        from ptacl.course.workshop import check
         problems = check(session or (), run, typer.echo)
     typer.echo("\n".join(problems) or "all is well")
     raise typer.Exit(int(bool(problems)))
@@ -417,8 +448,9 @@ def _workshop_start_command(
         help="for the copy; where it exists, a numbered one beside it")] = Path("ptacl-workshop"),
 ):
     "JupyterLab on a fresh copy of the student version."
-    from ptacl.course.workshop import start_session
     with _one_sentence():
+        from ptacl.course.workshop import start_session
+        _need("jupyterlab")
         status = start_session(folder, context.args)
     raise typer.Exit(status)
 

@@ -25,15 +25,15 @@ from ..core.errors import PtaclError
 from ..core.files import written_whole
 from ..core.privacy import is_virtual, mask_ids
 from .cohort import Cohort
-from .prepare import Task, prepare, stamp
+from .prepare import Visit, prepare, stamp
 from .pseudonyms import KEY, make_once, pseudonym, read_key, staging_of
 from .sources import Source, find_patients, find_table, table_values
 from .store import QUARANTINE, SHARES, name_of, shard_parts
 
 # %% ../../nbs/43_ingest.ipynb #aa66fc54
-def _part_name(task: Task) -> str:
+def _part_name(visit: Visit) -> str:
     "File of a patient who is done, for the moment."
-    return f"{task.name}.{task.stamp}.npz"
+    return f"{visit.name}.{visit.stamp}.npz"
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
@@ -46,15 +46,15 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 def _work(
-    task: Task,
+    visit: Visit,
     staging: Path,
     frames: int, # of a cine
 ) -> str:        # what the patient was quarantined for; "" if all went well
     "Prepare one patient and put the result into the staging folder."
     with _one_thread():
-        row, ecg, cine = prepare(task, frames)
+        row, ecg, cine = prepare(visit, frames)
     recordings = {} if ecg is None else {"ecg": ecg, "cine": cine}
-    with written_whole(staging/_part_name(task)) as new, open(new, "wb") as f:
+    with written_whole(staging/_part_name(visit)) as new, open(new, "wb") as f:
         np.savez(f, row=np.array(json.dumps(row)), **recordings)
     return "" if ecg is not None else row["what"]
 
@@ -92,9 +92,9 @@ def _on_cluster(
 
 _DIED = (joblib.externals.loky.process_executor.TerminatedWorkerError, OSError)
 
-def _run_tasks(tasks: list, staging: Path, frames: int, workers: int, cluster, bar: tqdm) -> None:
-    "Work through the tasks with a progress bar. Raises `PtaclError` when a worker dies."
-    calls = (joblib.delayed(_work)(task, staging, frames) for task in tasks)
+def _prepare_visits(visits: list, staging: Path, frames: int, workers: int, cluster, bar: tqdm) -> None:
+    "Read the visits with a progress bar. Raises `PtaclError` when a worker dies."
+    calls = (joblib.delayed(_work)(visit, staging, frames) for visit in visits)
     bad = 0
     try:
         for what in _on_cluster(calls, cluster) if cluster else _on_cores(calls, workers):
@@ -195,7 +195,7 @@ def _check_key(cohort: Cohort, mark: str) -> None:
 @dataclass(repr=False)
 class _Plan:
     "Who is there, under which pseudonym, and who leaves."
-    tasks: list    # of Task, by their names
+    visits: list   # of Visit, by their names
     key_mark: str  # of the key; "" where all are virtual
     folder: str    # mark of the folder
     withdrawn: set # pseudonyms of participants who are not to be taken,
@@ -207,11 +207,11 @@ class _Plan:
         belongs_here = participant in self.with_files or folder == self.folder
         return participant in self.withdrawn or (belongs_here and participant not in self.listed)
 
-def _task_of(source: Source, values: dict | None, secret: bytes, folder: str) -> Task:
+def _visit_of(source: Source, values: dict | None, secret: bytes, folder: str) -> Visit:
     "One visit under its pseudonym."
     person = pseudonym(source.id, secret)
     name = visit_name(person, source.visit)
-    return Task(name, person, source, values, stamp(source, values, secret), folder)
+    return Visit(name, person, source, values, stamp(source, values, secret), folder)
 
 # %% ../../nbs/43_ingest.ipynb #ddeea95f
 def _plan(folder, table, key, out, withdrawn=()) -> _Plan: # the arguments of `ingest`
@@ -219,28 +219,28 @@ def _plan(folder, table, key, out, withdrawn=()) -> _Plan: # the arguments of `i
     sources = find_patients(folder)
     withdrawn = _read_withdrawn(withdrawn)
     ids = {source.id for source in sources}
-    visits = {(source.id, source.visit) for source in sources}
-    values, listed = table_values(table or find_table(folder), visits)
+    wanted = {(source.id, source.visit) for source in sources}
+    values, listed = table_values(table or find_table(folder), wanted)
     secret = b"" if all(map(is_virtual, ids | withdrawn)) else read_key(key, out)
     mark = blake2b(str(Path(folder).resolve()).encode(), key=secret, digest_size=8).hexdigest()
-    tasks = [
-        _task_of(source, values.get((source.id, source.visit)), secret, mark)
+    visits = [
+        _visit_of(source, values.get((source.id, source.visit)), secret, mark)
         for source in sources if source.id not in withdrawn
     ]
     people = [{pseudonym(i, secret) for i in group} for group in (withdrawn, ids, listed)]
-    return _Plan(sorted(tasks, key=lambda task: task.name), _key_mark(secret), mark, *people)
+    return _Plan(sorted(visits, key=lambda visit: visit.name), _key_mark(secret), mark, *people)
 
 # %% ../../nbs/43_ingest.ipynb #bb2046d6
-def _to_be_read(cohort: Cohort, tasks: list) -> list: # of Task
+def _to_be_read(cohort: Cohort, visits: list) -> list: # of Visit
     "Those who are new, have changed, or whose change was interrupted."
     mixed = set(cohort.changing)
     known = zip(cohort.ids, cohort.provenance)
     stamps = {name: facts.get("stamp") for name, facts in known if name not in mixed}
     tried = {row.patient: (row.stamp, row.kit) for row in cohort.quarantine.itertuples()}
-    changed = [task for task in tasks if stamps.get(task.name) != task.stamp]
-    def worth_a_try(task):
-        return task.name in mixed or tried.get(task.name) != (task.stamp, __version__)
-    return [task for task in changed if worth_a_try(task)]
+    changed = [visit for visit in visits if stamps.get(visit.name) != visit.stamp]
+    def worth_a_try(visit):
+        return visit.name in mixed or tried.get(visit.name) != (visit.stamp, __version__)
+    return [visit for visit in changed if worth_a_try(visit)]
 
 def _leaving(
     cohort: Cohort,
@@ -312,25 +312,25 @@ def _staged(staging: Path) -> list: # of paths
     "What lies in the staging folder besides the lock."
     return [file for file in staging.iterdir() if file.name != _LOCK]
 
-def _still_to_do(tasks: list, staging: Path) -> list: # of Task
+def _still_to_do(visits: list, staging: Path) -> list: # of Visit
     """Who is not done yet.
     Parts of those who have changed since, halves, and parts of runs before the last are dropped."""
-    wanted = {_part_name(task) for task in tasks}
+    wanted = {_part_name(visit) for visit in visits}
     for file in _staged(staging):
         if file.name not in wanted or _read_part(file, arrays=False) is None:
             file.unlink()
-    return [task for task in tasks if not (staging/_part_name(task)).exists()]
+    return [visit for visit in visits if not (staging/_part_name(visit)).exists()]
 
 # %% ../../nbs/43_ingest.ipynb #429c7f71
-def _results(tasks: list, staging: Path) -> tuple: # {pseudonym: part with recordings}, rows of the quarantine
-    "What came of the tasks."
+def _results(visits: list, staging: Path) -> tuple: # {pseudonym: part with recordings}, quarantined rows
+    "What came of the visits."
     files = {}
     bad = []
-    for task in tasks:
-        part = staging/_part_name(task)
+    for visit in visits:
+        part = staging/_part_name(visit)
         row = _read_part(part, arrays=False)[0]
         if "id" in row:
-            files[task.name] = part
+            files[visit.name] = part
         else:
             bad.append(row)
     return files, bad
@@ -338,11 +338,11 @@ def _results(tasks: list, staging: Path) -> tuple: # {pseudonym: part with recor
 def _renewed(
     quarantine: pd.DataFrame,
     plan: _Plan,
-    tried: list,   # of Task
+    tried: list,   # of Visit
     bad: list,     # rows of those who failed
 ) -> pd.DataFrame:
     "The quarantine after a run: those who were not tried and are still there, and those who failed now."
-    untried = {task.name for task in plan.tasks} - {task.name for task in tried}
+    untried = {visit.name for visit in plan.visits} - {visit.name for visit in tried}
     old = quarantine[[patient in untried for patient in quarantine.patient]]
     new = pd.DataFrame(bad, columns=list(QUARANTINE))
     return pd.concat([old, new]).sort_values("patient", ignore_index=True)
@@ -351,7 +351,7 @@ def _renewed(
 def _finish(
     cohort: Cohort,
     plan: _Plan,
-    tried: list,   # of Task
+    tried: list,   # of Visit
     staging: Path,
     splits: tuple, # shares, seed
 ) -> Ingested:
@@ -390,12 +390,12 @@ def ingest(
     with _locked(staging):
         cohort = _open_or_create(out, staging, frames)
         _check_key(cohort, plan.key_mark)
-        tasks = _to_be_read(cohort, plan.tasks)
-        left = _still_to_do(tasks, staging)
-        with tqdm(total=len(tasks), initial=len(tasks) - len(left), desc="ingest", unit="patient",
+        visits = _to_be_read(cohort, plan.visits)
+        left = _still_to_do(visits, staging)
+        with tqdm(total=len(visits), initial=len(visits) - len(left), desc="ingest", unit="patient",
                   smoothing=0.05, mininterval=0.5) as bar:
-            _run_tasks(left, staging, frames, workers, cluster, bar)
-        done = _finish(cohort, plan, tasks, staging, (shares, seed))
+            _prepare_visits(left, staging, frames, workers, cluster, bar)
+        done = _finish(cohort, plan, visits, staging, (shares, seed))
     if plan.key_mark:
         done.key = mask_ids(name_of(key)) if key else KEY
     return done

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'MV', 'SHARD', 'SPLITS', 'BEATS', 'TEXTS', 'NUMERIC', 'QUARANTINE', 'SHARES', 'to_counts', 'lead_stats',
-           'factors', 'read_record', 'table_spec', 'table_rows', 'digest', 'open_store', 'name_of', 'create_records',
-           'small_array', 'shard_parts', 'cohort_attributes', 'Store', 'assign_splits', 'people_of']
+           'factors', 'table_spec', 'table_rows', 'digest', 'open_store', 'name_of', 'create_records', 'shard_parts',
+           'cohort_attributes', 'Store', 'assign_splits', 'people_of']
 
 # %% ../../nbs/38_store.ipynb #40a01fe5
 import google_crc32c
@@ -91,7 +91,7 @@ def _seek_record(
     return _number(entry[8:]) - 4 # without its checksum
 
 # %% ../../nbs/38_store.ipynb #33399ce6
-def read_record(
+def _read_record(
     file: Path,      # shard
     slot: int,       # which of its records
     out: np.ndarray, # where it goes: contiguous, of the record's size
@@ -182,7 +182,7 @@ def create_records(group, name: str, shape: tuple, dtype: str, **attributes) -> 
     group.create_array(name, shape=(0, *shape), dtype=dtype, chunks=(1, *shape), shards=(SHARD, *shape),
                        compressors=Crc32cCodec(), attributes=attributes, fill_value=0)
 
-def small_array(group, name: str, data: np.ndarray, dtype, **attributes) -> None:
+def _small_array(group, name: str, data: np.ndarray, dtype, **attributes) -> None:
     "An array that is read as a whole."
     data = np.ascontiguousarray(data) # Zarr 3.1 writes texts in the order of memory
     chunks = tuple(max(1, length) for length in data.shape)
@@ -296,9 +296,9 @@ def commit(self: Store,
     generation = self.attributes["generation"] + 1
     group = self._group.create_group(f"table/{generation}", overwrite=True)
     for name, (_, dtype, about) in table_spec(self.attributes["covariates"]).items():
-        small_array(group, name, table[name].astype(str if name in TEXTS else dtype), dtype, **about)
+        _small_array(group, name, table[name].astype(str if name in TEXTS else dtype), dtype, **about)
     quarantine = self.quarantine if quarantine is None else quarantine
-    small_array(group, "quarantine", quarantine[list(QUARANTINE)].to_numpy(str), str, columns=QUARANTINE)
+    _small_array(group, "quarantine", quarantine[list(QUARANTINE)].to_numpy(str), str, columns=QUARANTINE)
     changing = sorted(set(self.changing) & set(table["id"]) - self._fresh)
     own = {"patients": len(table["id"]), "generation": generation, "kit": __version__, "changing": changing}
     self._say(self.attributes | own | attributes)
@@ -361,7 +361,7 @@ def _read(self: Store, name: str, i: int, out: np.ndarray) -> None: # name: ecg 
     part = f"{name}/c/{i // SHARD}" + "/0" * (self._records[name].ndim - 1)
     try:
         if self._local:
-            read_record(self._local/part, i % SHARD, out)
+            _read_record(self._local/part, i % SHARD, out)
         else:
             out[...] = self._records[name][i]
     except (ValueError, OSError) as e:

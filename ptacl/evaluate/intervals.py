@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEXT', 'SENTENCE', 'HTML_REPORT', 'HTML_DIFFERENCE', 'HTML_BOARD', 'LATEX_BOARD', 'bootstrap_weights',
-           'weight_blocks', 'percentile_interval', 'difference_draws', 'value_columns', 'difference_columns',
-           'CellStyle', 'interval_cell', 'interval_cells']
+           'weight_blocks', 'percentile_interval', 'value_columns', 'difference_columns', 'CellStyle', 'interval_cell',
+           'interval_cells']
 
 # %% ../../nbs/49_intervals.ipynb #1c5a90b3
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def _with_trainings(
     standard_error = draws.std(0, ddof=1) / S ** .5
     return draws.mean(0) + standard_error * rng.standard_t(S - 1, draws.shape[-1])
 
-def difference_draws(
+def _difference_draws(
     draws: np.ndarray,  # (S, cells, n_boot) scores of S trainings on draws of patients
     minus: np.ndarray,  # (R, cells, n_boot) of the reference, on the same draws
     seed: int = 0,      # of the draws of t
@@ -91,7 +91,7 @@ def difference_columns(
     minus_draws: np.ndarray,   # (R, cells, n_boot), on the same draws of the patients
 ) -> dict:                     # difference, difference_lo, difference_hi, clear, each (cells,)
     "Paired difference to a reference, its 95 % interval, and whether that excludes zero."
-    lo, hi = percentile_interval(difference_draws(draws, minus_draws))
+    lo, hi = percentile_interval(_difference_draws(draws, minus_draws))
     difference = points.mean(0) - minus_points.mean(0)
     return {"difference": difference, "difference_lo": lo, "difference_hi": hi, "clear": (lo > 0) | (hi < 0)}
 

@@ -20,13 +20,13 @@ from ..core.distributed import BatchNorm, distributed
 from ..nets.joint import View
 from ..nets.losses import global_contrastive_loss, masked_mean
 from ..nets.mae import patchify, unpatchify
-from ..core.presets import Preset
+from ..core.presets import FS, Preset
 
 # %% ../../nbs/82_cmae.ipynb #45a75906
 def median_beat(
     ecg: Tensor,           # (B, 12, N)
     r_peaks: Tensor,       # (B, R) s, NaN-padded
-    fs: int = 500,         # Hz
+    fs: int = FS,          # Hz
     length: int = 600,     # samples
     before: float = 0.4,   # s of the window ahead of the R-peak
 ) -> tuple[Tensor, Tensor]: # (B, 12, length), 0 where there is no whole beat; valid (B,)

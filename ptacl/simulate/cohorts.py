@@ -29,7 +29,7 @@ from ..signal.beats import detect_r_peaks
 from ..signal.cmr import minmax, preprocess as preprocess_cine
 from ..signal.ecg import preprocess_ecg
 from .patients import VirtualPatients
-from .writers import need_both_signals, slices_of
+from .writers import need_both_signals, refuse_target, slices_of
 
 # %% ../../nbs/44_virtual_cohorts.ipynb #4ece63ed
 @dataclass(frozen=True)
@@ -164,15 +164,6 @@ def _fill_virtual(
         cohort.commit(cohort.table_arrays, pd.DataFrame(lost))
 
 # %% ../../nbs/44_virtual_cohorts.ipynb #a912bee6
-def _refuse_target(path: Path, overwrite: bool):
-    "Raises `PtaclError` where something lies at the path that is not to be replaced."
-    if path.is_file():
-        raise PtaclError(f"{path.name} is a file: give a folder")
-    if path.exists() and any(path.iterdir()):
-        if not overwrite:
-            raise PtaclError(f"{path.name} exists already: give another folder, or overwrite=True")
-        cohort_attributes(path) # refuses to replace anything but a cohort
-
 def write_virtual(
     patients: VirtualPatients | Iterable, # or batches, for more than fit in memory; 64 each are quickest
     path: str | Path,        # folder of the cohort; written beside it, then renamed
@@ -185,7 +176,9 @@ def write_virtual(
 ) -> Cohort:
     "Virtual patients as a cohort. Raises `PtaclError` where they lack a modality or the path is taken."
     path = Path(path).absolute()
-    _refuse_target(path, overwrite)
+    refuse_target(path, overwrite)
+    if path.exists() and any(path.iterdir()):
+        cohort_attributes(path) # refuses to replace anything but a cohort
     path.parent.mkdir(parents=True, exist_ok=True)
     batches = iter([patients] if isinstance(patients, VirtualPatients) else patients)
     hidden = f".{path.name}."

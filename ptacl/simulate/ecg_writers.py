@@ -17,7 +17,7 @@ from pydicom import uid as dicom_uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from ..core.errors import PtaclError
-from ..core.presets import LEADS
+from ..core.presets import FS, LEADS
 from ..core.privacy import virtual_name
 from ..data.ecg_files import SCP_LEADS
 
@@ -74,7 +74,7 @@ def _beat_times(r_peaks: np.ndarray, fs: float) -> str: # (R,) s
 def cardiology_xml(
     signal: np.ndarray,  # (12, N) mV
     r_peaks: np.ndarray, # (R,) s
-    fs: float = 500,
+    fs: float = FS,  # Hz
 ) -> bytes:
     "A CardiologyXML with strip, median beat and beat times; nothing in it tells of a person or a day."
     median = _strip_data(_device_beat(signal, r_peaks, fs), fs)
@@ -142,7 +142,7 @@ def _muse_waveform(
 def muse_xml(
     signal: np.ndarray,      # (12, N) mV
     r_peaks: np.ndarray,     # (R,) s
-    fs: int = 500,
+    fs: int = FS,  # Hz
     microvolts: float = 4.88, # of one count
     leads: tuple = _STORED_LEADS,
 ) -> bytes:
@@ -168,7 +168,7 @@ def write_wfdb(
     folder: str | Path,
     name: str,             # of the record
     signal: np.ndarray,    # (12, N) mV
-    fs: float = 500,
+    fs: float = FS,  # Hz
     layout: str = "ptb-xl", # or "mimic", "ptb"
 ) -> Path:                 # the header
     "A WFDB record of 16-bit samples, `{name}.hea` and `{name}.dat`. Raises `PtaclError`."
@@ -279,7 +279,7 @@ def _fiducial_point(sample: int, group: int) -> Dataset: # counted from 1
 def dicom_ecg(
     signal: np.ndarray,   # (12, N) mV
     r_peaks: np.ndarray,  # (R,) s
-    fs: float = 500,
+    fs: float = FS,  # Hz
     name: str = virtual_name(1),
     sensitivity: float = 5.0, # µV
     correction: float = 0.5,

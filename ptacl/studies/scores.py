@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCORE_TITLES', 'outputs', 'supervised_predictions', 'r2_draws', 'p5_draws', 'within_draws', 'model_scores',
-           'row_name', 'compare', 'show_comparison', 'difference_sentences', 'board_sentences']
+           'row_name', 'comparison_table', 'show_comparison', 'difference_sentences', 'board_sentences']
 
 # %% ../../nbs/88_scores.ipynb #6dc0c5c7
 import numpy as np
@@ -108,7 +108,7 @@ def _value_and_draws(d: np.ndarray) -> tuple:  # (1 + n_boot,) -> (1, 1), (1, 1,
 _COMPARED = ("score", "value", "lo", "hi",
              "difference", "difference_lo", "difference_hi", "clear", "reference")
 
-def compare(
+def comparison_table(
     measured: dict,                     # key (tuple of what names a row) -> score -> (1 + n_boot,)
     names: Iterable[str],               # of the parts of a key
     reference: Callable | None = None,  # key -> key of what it is compared with, or None
@@ -141,7 +141,7 @@ def _row_names(table: pd.DataFrame, names: Iterable[str]) -> list:
     "`row_name` of each row."
     return [row_name(names, key) for key in zip(*(table[name] for name in names))]
 
-def _comparison_cell(row) -> str:  # of `compare`, as a named tuple
+def _comparison_cell(row) -> str:  # of `comparison_table`, as a named tuple
     "A value, and below it the difference, each with its interval."
     if not np.isfinite(row.value):
         return "–"
@@ -153,7 +153,7 @@ def _comparison_cell(row) -> str:  # of `compare`, as a named tuple
     return text + "<br>" + difference
 
 def show_comparison(
-    table: pd.DataFrame,   # from `compare`
+    table: pd.DataFrame,   # from `comparison_table`
     names: Iterable[str],  # columns that name a row
     title: str,
     provenance: dict,      # cohort, preset, seed, budget
@@ -174,7 +174,7 @@ def show_comparison(
 
 # %% ../../nbs/88_scores.ipynb #b3c0098e
 def difference_sentences(
-    table: pd.DataFrame,   # from `compare`
+    table: pd.DataFrame,   # from `comparison_table`
     names: Iterable[str],  # columns that name a row
 ) -> list:
     "A sentence for each difference."
