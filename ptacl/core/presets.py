@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FS', 'SAMPLES', 'SPACING', 'SIZE', 'LEADS', 'PHENOTYPES', 'SCOPES', 'LEAD_GROUPS', 'MIN_SD', 'paper_regression',
-           'paper_retrieval', 'workshop', 'PRESETS', 'Preset', 'get_preset']
+           'paper_retrieval', 'workshop', 'laptop', 'PRESETS', 'Preset', 'get_preset']
 
 # %% ../../nbs/01_presets.ipynb #d5e97f7a
 from collections.abc import Iterator
@@ -200,12 +200,13 @@ workshop = Preset(
     projection="mlp", cmr_pool="cycle",
     sigma=0.0, circular=True, tau_global=0.1, tau_local=0.1, centred=True, any_start=True, augment=0.3,
     batch_size=64, lr_mae=2e-3, lr_joint=2e-3, lr_tune=2e-3, epochs_mae=3, epochs_joint=4)
+laptop = replace(workshop, name="laptop", epochs_mae=4, epochs_joint=12)
 
 # %% ../../nbs/01_presets.ipynb #be961818
-PRESETS = {p.name: p for p in (paper_regression, paper_retrieval, workshop)}
+PRESETS = {p.name: p for p in (paper_regression, paper_retrieval, workshop, laptop)}
 
 def get_preset(
-    name: str,  # paper_regression, paper_retrieval or workshop
+    name: str,  # paper_regression, paper_retrieval, workshop or laptop
     **changes,  # settings that differ
 ) -> Preset:
     """The preset of that name, with some of its settings changed.

@@ -159,6 +159,7 @@ def run_phase(
     seed: int = 0,
     folder=None,            # of the run; None keeps nothing
     processes: int = 1,
+    watch: Callable | None = None,  # as in `fit`
 ) -> nn.Module:             # in evaluation mode
     "Build a model from the seed and train it, or go on where `folder`/`name` stopped."
     torch.manual_seed(seed)
@@ -167,7 +168,7 @@ def run_phase(
     if step:
         resume = folder is not None
         fit_in_processes(
-            processes, model, step, data, preset, epochs, lr, own, seed=seed, resume=resume, name=name
+            processes, model, step, data, preset, epochs, lr, own, seed=seed, resume=resume, name=name, watch=watch
         )
     elif folder:
         save_pretrained(model.eval(), own / "model")
@@ -191,6 +192,7 @@ def train_method(
     seed: int = 0,
     folder=None,          # of the run, shared by all methods; None keeps nothing
     processes: int = 1,   # as in `fit_in_processes`; more than one need a folder
+    watch: Callable | None = None,  # as in `fit`: asks held-out patients after every epoch
 ) -> nn.Module:           # in evaluation mode; with features, embeddings and ecg_features of a batch
     """Pre-train and train one method.
     Raises `PtaclError` on an unknown name and on data that lack what the method needs."""
@@ -201,12 +203,13 @@ def train_method(
     for part in method.start:
         build, step, budget = PRETRAININGS[part]
         epochs, lr = budget(preset)
+        build = partial(build, preset)
         pretrained.append(
-            run_phase(part, partial(build, preset), step, data, preset, epochs, lr, seed, folder, processes)
-        )
+            run_phase(part, build, step, data, preset, epochs, lr, seed, folder, processes, watch))
     p = replace(preset, **method.changes)
     build = partial(method.build, p, *pretrained)
-    return run_phase(name, build, method.step, data, p, p.epochs_joint, p.lr_joint, seed, folder, processes)
+    budget = p.epochs_joint, p.lr_joint
+    return run_phase(name, build, method.step, data, p, *budget, seed, folder, processes, watch)
 
 # %% ../../nbs/85_methods.ipynb #edd00971
 _RIVALS: dict[str, Builder] = {"MMCL": MMCL, "CMAE": CMAE, "DualPhase": DualPhase}  # kind -> builder

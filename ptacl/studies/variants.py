@@ -128,6 +128,7 @@ def save_result(
     stages: dict,        # stage -> seconds
     findings: list,      # of sentences
     rows: pd.DataFrame,  # boards or comparisons
+    learning: dict | None = None,  # training -> loss, chance …, as of `learning_of`
 ) -> dict:
     "Write `result.json` and print what was found."
     result = {
@@ -142,6 +143,8 @@ def save_result(
         "findings": findings,
         "rows": rows.to_dict("records"),
     }
+    if learning is not None:
+        result["learning"] = learning
     write_result(folder, check_result(result))
     print("\n".join(findings))
     print("\n".join(f"{k:24s} {v:7.1f} s" for k, v in stages.items()))
