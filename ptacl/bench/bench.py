@@ -13,7 +13,7 @@ import sys
 import time
 import torch
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from joblib import cpu_count
 from pathlib import Path
@@ -23,7 +23,7 @@ from .training import STEPS, time_infonce, time_peers, time_steps
 from ..core.devices import choose_device
 from ..core.errors import PtaclError
 from ..core.files import versions, write_result
-from ..core.presets import PRESETS
+from ..core.presets import PRESETS, Preset
 from ..train.optimiser import can_compile, keep_memory
 
 # %% ../../nbs/98_bench.ipynb #da6b7961
@@ -62,13 +62,20 @@ def _steps_of(name: str, size: Size, batch: dict, device: str) -> list[dict]: # 
     compiling = size.compiling and name == size.presets[0] and can_compile(device)
     return time_steps(PRESETS[name], batch, size.repeats, device, size.square, kinds, compiling)
 
+def _for_peers(preset: Preset) -> Preset:
+    "The plain models are built as the paper's: a preset with a stem has a small one of that kind in its place."
+    if preset.stem == "linear":
+        return preset
+    sizes = {"width": 128, "heads": 4, "ecg_layers": 2, "cmr_layers": 2, "decoder_width": 128, "frozen_layers": 1}
+    return replace(PRESETS["paper_regression"], name="paper_small", **sizes)
+
 def _bench_sections(size: Size, device: str) -> dict[str, Callable]: # name -> () -> rows
     "The parts of a run, in their order."
     batch = size.batch or (_GPU_BATCH if device == "cuda" else _CPU_BATCH)
     preset, fewer = PRESETS[size.presets[0]], max(3, size.repeats // 2)
     sections = {f"steps, {name}": partial(_steps_of, name, size, batch, device) for name in size.presets}
     for kind in STEPS:
-        sections[f"against plain, {kind}"] = partial(time_peers, kind, preset, batch[kind], fewer, device)
+        sections[f"against plain, {kind}"] = partial(time_peers, kind, _for_peers(preset), batch[kind], fewer, device)
     return sections | {
         "InfoNCE": partial(time_infonce, size.losses, size.repeats, device),
         "segmentation": partial(time_segmentation, size.segments, size.repeats, device),

@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from collections.abc import Callable
 from contextlib import suppress
-from ..core.presets import Preset
+from torch import Tensor, nn
+from ..core.presets import LEADS, Preset
+from ..nets.encoders import CMREncoder, ECGEncoder
 from ..train.optimiser import precision
 
 # %% ../../nbs/95_measure.ipynb #f4073d95
@@ -146,7 +148,8 @@ def _block_shapes(width: int, mlp_ratio: int) -> list: # (in, out)
 def _blocks(kind: str, p: Preset) -> list: # (tokens, width) of each block
     "What a model's tokens go through: visible ones an autoencoder's encoder, all of them its decoder."
     blocks = []
-    ecg = ("mae_ecg", 12 * p.ecg_times, p.ecg_layers, p.ecg_mask)
+    rows = 1 if p.stem == "conv" else len(LEADS)
+    ecg = ("mae_ecg", rows * p.ecg_times, p.ecg_layers, p.ecg_mask)
     cmr = ("mae_cmr", p.T * p.cmr_places, p.cmr_layers, p.cmr_mask)
     for mae, tokens, layers, hidden in (ecg, cmr):
         if kind == "joint":
@@ -156,10 +159,29 @@ def _blocks(kind: str, p: Preset) -> list: # (tokens, width) of each block
             blocks += layers * [(visible, p.width)] + p.decoder_layers * [(tokens, p.decoder_width)]
     return blocks
 
-def _own_shapes(kind: str, preset: Preset, size: int) -> list: # (tokens, in, out) of each block's matrices
-    "What the blocks of a model multiply, for a batch of `size`."
-    return [(size * tokens, i, o) for tokens, width in _blocks(kind, preset)
-            for i, o in _block_shapes(width, preset.mlp_ratio)]
+def _stem_shapes(kind: str, p: Preset) -> list: # (places, in, out) of each layer, for one patient
+    "What the layers of a stem multiply, a convolution as the matrix product that it is."
+    shapes = []
+    def note(layer: nn.Module, inputs: tuple, output: Tensor):
+        out = layer.weight.shape[0]
+        shapes.append((output.numel() // out, layer.weight[0].numel(), out))
+    inputs = {"ecg": (ECGEncoder, (12, p.ecg_crop)), "cmr": (CMREncoder, (p.frames, p.size, p.size))}
+    for modality, (encoder, shape) in inputs.items():
+        if kind in ("joint", f"mae_{modality}"):
+            stem = encoder(p)
+            for layer in stem.patch.modules():
+                if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
+                    layer.register_forward_hook(note)
+            with torch.no_grad():
+                stem.eval()(torch.zeros(1, *shape))
+    return shapes
+
+def _own_shapes(kind: str, preset: Preset, size: int) -> list: # (tokens, in, out) of each matrix
+    "What the layers of a model multiply, for a batch of `size`."
+    stem = _stem_shapes(kind, preset) if preset.stem == "conv" else []
+    blocks = [(tokens, i, o) for tokens, width in _blocks(kind, preset)
+              for i, o in _block_shapes(width, preset.mlp_ratio)]
+    return [(size * places, i, o) for places, i, o in stem + blocks]
 
 # %% ../../nbs/95_measure.ipynb #8e234338
 def _products(

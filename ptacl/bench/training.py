@@ -28,7 +28,7 @@ from ..nets.encoders import CMREncoder, ECGEncoder
 from ..nets.joint import start_joint
 from ..nets.losses import global_contrastive_loss
 from ..nets.mae import MAE
-from ..signal.augment import CMRAugment, augment_ecg
+from ..signal.augment import augment_ecg, cmr_augment
 from ..train.loop import BadSteps, Parts, run_epoch
 from ..train.optimiser import can_compile, compile_blocks, keep_memory, make_optimizer
 from ..train.steps import joint_step, mae_cmr_step, mae_ecg_step
@@ -61,7 +61,7 @@ def _autocast(device: str, dtype: torch.dtype) -> torch.autocast:
 
 def _augmented(kind: str, batch: dict, preset: Preset) -> dict:
     "What the encoders take. In an autoencoder of films, light and noise wait for what is visible."
-    augment = CMRAugment(preset)
+    augment = cmr_augment(preset)
     if kind == "mae_cmr":
         return batch | {"cine": augment.blur(augment.move(batch["cine"]))}
     view = dict(batch)
