@@ -257,7 +257,7 @@ def test_verify_finds_a_flipped_byte_in_any_file(copy):
         (copy / f).write_bytes(bad); tried += 1
         if sound(copy): missed.append(str(f))
         (copy / f).write_bytes(raw)
-    assert not missed and tried == 4 + 10 and sound(copy)
+    assert not missed and tried == 4 + 11 and sound(copy)
 
 
 def test_a_damaged_record_is_never_given(copy):
