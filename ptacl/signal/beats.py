@@ -152,7 +152,7 @@ def _together(x: Tensor, moving: Tensor, step: float) -> tuple:  # (n, 12, L) tw
     units = (x / height.clamp(min=1e-9)[..., None]).clamp(max=1.5)
     least = votes.sum(1, keepdim=True) / 3  # a few leads alone do not decide
     one = (units * now).sum(1) / torch.maximum(now.sum(1), least).clamp(min=1e-6)
-    one = _smoothed(one, 0.02 / step)
+    one = _smoothed(one, 0.03 / step)
     level = _windows(one[:, None], step)[:, 0].median(1, keepdim=True).values
     return one / level.clamp(min=1e-6), units, now
 
@@ -181,7 +181,7 @@ def _at(x: Tensor, places: Tensor) -> Tensor:  # (n, L), (n, ...) -> (n, ...), 0
 
 def _sharp_beats(sharp: Tensor, step: float) -> Tensor:  # (n, L) -> (n, K) places
     "Beats that are sharp in most leads, without what stands in the shadow of a much sharper one."
-    at = _tops(sharp, 0.6, round(0.15 / step))
+    at = _tops(sharp, 0.7, round(0.15 / step))
     height = _at(sharp, at)
     later = (at[:, :, None] - at[:, None]) * step
     lower = height[:, :, None] < 0.6 * height[:, None]
