@@ -6,12 +6,15 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from makers import muse
 from pydicom.data import get_testdata_file
 
-from ptacl.signal.beats import beat_weights, detect_r_peaks, _pad_r_peaks, r_peaks_of, segment_beats
+from ptacl.signal.beats import beat_weights, detect_r_peaks, find_beats, judge_beats, _pad_r_peaks, r_peaks_of, rhythm_of
+from ptacl.signal.beats import segment_beats, sure_r_peaks
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS
 from ptacl.data.ecg_files import read_ecg
+from ptacl.data.prepare import prepare_ecg
 from ptacl.simulate.patients import simulate
 
 WIDTH = 0.1  # seconds of a token
@@ -242,3 +245,120 @@ def test_a_large_cohort_is_read_as_its_records_one_by_one(monkeypatch):
             torch.testing.assert_close(r_peaks_of(ecg, 500, lead, workers=1), few, equal_nan=True, atol=0, rtol=0)
             with pytest.raises(PtaclError, match="shape"): r_peaks_of(ecg[:, :3], 500, lead)
             with pytest.raises(PtaclError, match="choose from"): r_peaks_of(ecg, 500, "X")
+
+
+# --- twelve leads together -------------------------------------------------------------------------------------------------
+
+def missed_and_false(found, truth, tolerance=0.05):
+    found, truth = np.asarray(found), np.asarray(truth)
+    far = np.abs(found[:, None] - truth) > tolerance
+    return int(far.all(0).sum()), int(far.all(1).sum())
+
+
+def paced_record(fs=500):
+    "Ventricular pacing: a spike of 1 mV for 4 ms, 100 ms before the middle of a broad QRS that is downward in II."
+    r, t, rng = np.arange(0.9, 10, 60 / 61), np.arange(10 * fs) / fs, np.random.default_rng(0)
+    size = dict(I=.6, II=-.9, V1=-.5, V2=-.9, V3=-1.4, V4=-1.4, V5=-.9, V6=-.5)
+    lead = {}
+    for name, a in size.items():
+        lead[name] = rng.normal(0, 0.005, len(t))
+        for k in r:
+            lead[name] += a * np.exp(-0.5 * ((t - k) / 0.022) ** 2) + 0.3 * np.exp(-0.5 * ((t - k - 0.28) / 0.05) ** 2)
+            lead[name][int((k - 0.1) * fs):][:max(1, round(0.004 * fs))] += 1
+    I, II = lead["I"], lead["II"]
+    lead |= {"III": II - I, "aVR": -(I + II) / 2, "aVL": I - II / 2, "aVF": II - I / 2}
+    return np.stack([lead[name] for name in LEADS]), r
+
+
+def test_t_waves_of_fibrillation_are_no_beats():
+    patients = simulate(9, 2, cine=False, rhythm="af")
+    truth = patients.r_peaks[8][patients.r_peaks[8].isfinite()].numpy()
+    found = detect_r_peaks(patients.ecg[8].numpy(), 500)
+    assert patients.phenotypes.index[8] == "sim-00009" and len(found) == len(truth) == 8
+    assert missed_and_false(found, truth) == (0, 0) and np.diff(found).min() > 1
+
+
+@pytest.mark.parametrize("fs", [250, 500, 1000])
+def test_spikes_of_a_pacemaker_are_no_beats(fs):
+    ecg, truth = paced_record(fs)
+    assert missed_and_false(detect_r_peaks(ecg, fs), truth) == (0, 0)
+    assert abs(int(find_beats(ecg[None], fs).paced) - len(truth)) <= 1
+
+
+def test_a_lead_that_comes_off_decides_nothing(real):
+    rng, truth = np.random.default_rng(0), detect_r_peaks(real.signal, real.fs)
+    for lead in range(12):
+        ecg = real.signal.copy()
+        ecg[lead, 3000:] = rng.normal(0, 0.003, 7000)
+        near(detect_r_peaks(ecg, real.fs), truth, 0.03)
+
+
+def eleven_of_twelve(ecg):
+    whole = detect_r_peaks(ecg.signal, ecg.fs)
+    for lead in range(12):
+        some = ecg.signal.copy()
+        some[lead] = 0
+        near(detect_r_peaks(some, ecg.fs), whole, 0.01)
+
+
+def test_any_eleven_leads_say_the_same(real): eleven_of_twelve(real)
+
+
+@pytest.mark.parametrize("name", ["A0001", "A0002", "A0003", "A0004", "A0005"])
+def test_any_eleven_leads_say_the_same_of_wfdb_records(shared_real, name):
+    file = shared_real / "ecg_wfdb" / f"{name}.hea"
+    if not file.exists(): pytest.skip("no real WFDB records in ../shared/real")
+    eleven_of_twelve(read_ecg(file))
+
+
+def test_clean_sinus_rhythm_is_where_lead_ii_says():
+    patients = simulate(20, 5, cine=False).ecg.numpy()
+    late = []
+    for ecg in patients:
+        one, all_leads = detect_r_peaks(ecg, 500, "II"), detect_r_peaks(ecg, 500)
+        late += [(all_leads - r)[np.abs(all_leads - r).argmin()] for r in one if np.abs(all_leads - r).min() < 0.1]
+    assert np.median(np.abs(late)) < 0.004 and np.quantile(np.abs(late), 0.9) < 0.008  # two samples, four
+
+
+def test_a_record_is_the_same_alone_and_among_others():
+    ecg = simulate(20, 3, cine=False, rhythm="pvc").ecg
+    together = find_beats(ecg, 500)
+    for i in (0, 7, 19):
+        alone = find_beats(ecg[i:i + 1], 500).r_peaks[0]
+        torch.testing.assert_close(alone, together.r_peaks[i, :len(alone)], equal_nan=True, atol=1.1e-4, rtol=0)
+    assert find_beats(ecg[:0], 500).r_peaks.shape[0] == 0
+
+
+def test_verdicts_say_what_is_wrong():
+    ecg = simulate(6, 4, cine=False).ecg
+    ecg[1, :, 1500:] = 0                     # everything comes off
+    ecg[2] = torch.randn(12, 5000, generator=torch.Generator().manual_seed(0)) * 0.1
+    ecg[3] = nan
+    ecg[4, LEADS.index("II")] *= 0.05
+    found = find_beats(ecg, 500)
+    verdicts = judge_beats(found, 10)
+    assert [v.split(":")[0] for v in verdicts] == ["good", "doubtful", "doubtful", "doubtful", "good", "good"]
+    assert "without a beat" in verdicts[1] and rhythm_of(found.r_peaks)[0] == "regular" and rhythm_of(found.r_peaks)[3] == "unknown"
+    sure = sure_r_peaks(found.r_peaks, found.agreement, verdicts)
+    assert sure[1:4].isnan().all() and torch.equal(sure[0][sure[0].isfinite()], found.r_peaks[0][found.r_peaks[0].isfinite()])
+
+
+def test_no_beat_begins_or_ends_at_a_doubtful_peak():
+    r = torch.tensor([[0.5, 1.5, 2.5, 3.5, 4.5]])
+    sure = sure_r_peaks(r, torch.tensor([[1, 1, 0.2, 1, 1]]))
+    assert beat_weights(sure, torch.zeros(1), WIDTH, 50, 13)[1].tolist() == [2]
+    assert beat_weights(r, torch.zeros(1), WIDTH, 50, 13)[1].tolist() == [4]
+
+
+@pytest.mark.parametrize("moved, verdict", [(0, "good"), (0.45, "doubtful: the file marks 9 beats, 9 were found, F1 0.00")])
+def test_marks_of_the_file_are_compared_with_what_was_found(tmp_path, moved, verdict):
+    ecg, truth = paced_record()
+    marks = "".join(f"<QRS><Type>0</Type><Time>{1000 * (r + moved):.0f}</Time></QRS>" for r in truth)
+    file = tmp_path / "paced.xml"
+    file.write_bytes(muse(ecg).replace(b"</PatientDemographics>", f"</PatientDemographics><QRSTimesTypes>{marks}</QRSTimesTypes>".encode()))
+    read = read_ecg(file)
+    np.testing.assert_allclose(read.r_peaks, truth + moved, atol=1e-3)
+    assert read.meta["r_peaks_from"] == "QRSTimesTypes"
+    _, r_peaks, _, facts = prepare_ecg(file)
+    assert missed_and_false(r_peaks, truth) == (0, 0)
+    assert facts["beats"]["beat_quality"].startswith(verdict[:30]) and facts["marks"]["agree"] == (0 if moved else 1)

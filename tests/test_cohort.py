@@ -257,7 +257,7 @@ def test_verify_finds_a_flipped_byte_in_any_file(copy):
         (copy / f).write_bytes(bad); tried += 1
         if sound(copy): missed.append(str(f))
         (copy / f).write_bytes(raw)
-    assert not missed and tried == 4 + 10 and sound(copy)
+    assert not missed and tried == 4 + 11 and sound(copy)
 
 
 def test_a_damaged_record_is_never_given(copy):
@@ -462,3 +462,29 @@ def test_memory_of_training_does_not_grow_with_the_cohort(tmp_path):
         process = multiprocessing.get_context("fork").Process(target=measure_training, args=(tmp_path / str(n), queue))
         process.start(); peaks.append(queue.get(timeout=300)); process.join()
     assert peaks[1] - peaks[0] < 60  # MB; the recordings are 450 MB more
+
+
+# R-peaks that are doubtful
+
+def test_training_sees_no_beat_at_a_doubtful_peak(made, tmp_path):
+    _, ecg, cine, rows = made
+    known = {"r_peaks": [0.5, 1.5, 2.5, 3.5], "agreement": [1, 1, 0.2, 1], "rhythm": "regular", "beat_quality": "good"}
+    doubt = known | {"agreement": [1, 1, 1, 1], "beat_quality": "doubtful: 4.0 s without a beat"}
+    cohort = Cohort.create(tmp_path / "new", F)
+    cohort.extend([(ecg[:3], cine[:3], [rows[0] | known, rows[1] | doubt, rows[2] | {"r_peaks": known["r_peaks"]}])])
+    cohort = Cohort.open(cohort.path)
+    nan = float("nan")
+    for got in (cohort.batch([0, 1, 2]), cohort.load([0, 1, 2])):
+        np.testing.assert_allclose(got["r_peaks"][:, :5], [[0.5, 1.5, nan, 3.5, nan], [nan] * 5, [0.5, 1.5, 2.5, 3.5, nan]])
+    assert cohort.table.beats.tolist() == [4, 4, 4]           # what was found is kept
+    assert cohort.table.beat_quality.tolist() == ["good", "doubtful: 4.0 s without a beat", ""]
+    np.testing.assert_allclose(cohort.agreement[0, :4], [1, 1, 0.2, 1])
+
+
+def test_a_store_from_before_the_verdicts_opens(copy):
+    generation = Cohort.open(copy).attributes["generation"]
+    for name in module.LATER: shutil.rmtree(copy / "table" / str(generation) / name)
+    cohort = Cohort.open(copy)
+    assert not len(cohort.verify()) and set(cohort.table.rhythm) == {""} and np.isnan(cohort.agreement).all()
+    Cohort.open(copy, write=True).extend([])                  # and is as new after the next change
+    assert Cohort.open(copy).table.rhythm.tolist() == [""] * N

@@ -25,10 +25,11 @@ from ..core.devices import check_device
 from ..core.errors import PtaclError
 from ..core.presets import FS, LEADS, PHENOTYPES, SAMPLES, SIZE, SPACING
 from .recordings import Cine, ECG
-from .store import FORMAT, MV, NUMERIC, SHARD, SHARES, SPLITS, Store, TEXTS
+from .store import FORMAT, LATER, MV, NUMERIC, SHARD, SHARES, SPLITS, Store, TEXTS
 from .store import assign_splits, cohort_attributes, create_records, digest, factors, lead_stats
 from .store import name_of, open_store, people_of, table_rows, table_spec
 from .tables import COVARIATES
+from ..signal.beats import sure_r_peaks
 
 # %% ../../nbs/39_cohort.ipynb #97148f5e
 _ABOUT_CINE = "middle slice, cropped around the heart, min-max; frame f at phase f/F, frame 0 = end-diastole"
@@ -195,6 +196,17 @@ def r_peaks(self: Cohort) -> np.ndarray: # (n, 40) float32 s
     return self._table["r_peaks"]
 
 @patch(as_prop=True)
+def agreement(self: Cohort) -> np.ndarray: # (n, 40) float32
+    "Share of the leads that show each of `r_peaks`; NaN where that is not known."
+    return self._table["agreement"]
+
+@patch
+def trusted_r_peaks(self: Cohort, rows: np.ndarray) -> Tensor: # (k,) row numbers -> (k, 40) s
+    "R-peaks as training gets them: NaN in the place of doubtful ones, and everywhere in a doubtful record."
+    r_peaks, agreement = torch.from_numpy(self.r_peaks[rows]), torch.from_numpy(self.agreement[rows])
+    return sure_r_peaks(r_peaks, agreement, self._table["beat_quality"][rows])
+
+@patch(as_prop=True)
 def provenance(self: Cohort) -> list: # of dict
     "Formats and facts of the files of each patient, their checksum, the version of the kit."
     return [json.loads(facts or "{}") for facts in self._table["provenance"]]
@@ -297,8 +309,9 @@ def batch(self: Cohort,
     ecg = np.empty((len(rows), 12, SAMPLES), np.float32)
     films = np.empty((len(rows), self.frames, SIZE, SIZE), np.uint8) if cine else None
     self.read_into(rows, ecg, films, normalize)
-    arrays = {"ecg": ecg, "r_peaks": self.r_peaks[rows], "cine": films, "index": rows}
-    return {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
+    arrays = {"ecg": ecg, "cine": films, "index": rows}
+    batch = {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
+    return batch | {"r_peaks": self.trusted_r_peaks(rows)}
 
 # %% ../../nbs/39_cohort.ipynb #c26430bf
 @dataclass(repr=False)
@@ -372,7 +385,7 @@ def load(self: Cohort,
     with ThreadPoolExecutor(workers) as pool, tqdm(total=n, desc="loading", unit="patient", delay=5) as bar:
         for done in pool.map(lambda part: self._fill(rows[part], ecg[part], cine[part], normalize), parts):
             bar.update(done)
-    r_peaks = torch.from_numpy(self.r_peaks[rows]).to(device)
+    r_peaks = self.trusted_r_peaks(rows).to(device)
     names = self.ids[rows].tolist()
     return {"ecg": ecg, "r_peaks": r_peaks, "cine": cine, "names": names, "normalize": normalize}
 
@@ -436,9 +449,12 @@ def _damaged_description(self: Cohort) -> list: # of (where, patient, problem)
     if self.changing:
         many = len(self.changing)
         found.append(("store", "", f"a change of {many} patients was interrupted: run ingest again"))
+    group = self._group.get(f"table/{self.attributes['generation']}", {})
     for name in table_spec(self.attributes["covariates"]) if len(self) else []:
+        if name in LATER and name not in group:
+            continue
         try:
-            self._group[f"table/{self.attributes['generation']}/{name}"][:]
+            group[name][:]
         except Exception as e:
             found.append((f"table: {name}", "", f"cannot be read ({type(e).__name__})"))
     return found

@@ -216,6 +216,16 @@ def _muse_lead(data) -> tuple: # a LeadData element -> lead as the file calls it
     counts = _muse_samples(data)
     return data.findtext("LeadID"), counts * (_number_in(data, "LeadAmplitudeUnitsPerBit") * unit)
 
+# %% ../../nbs/31_ecg_files.ipynb #5b0cb001
+def _muse_marks(root) -> np.ndarray | None: # root element -> (n,) s
+    "R-peaks that the cart has marked; None where it has not, or not in a way that can be read."
+    try:
+        ms = [float(time.text) for time in root.findall("QRSTimesTypes/QRS/Time")]
+    except (TypeError, ValueError):
+        return None
+    marks = np.sort(ms) / 1000
+    return marks if len(marks) and np.isfinite(marks).all() and marks[0] >= 0 else None
+
 # %% ../../nbs/31_ecg_files.ipynb #086c8545
 def _rhythm_waveform(root): # root element -> Waveform element
     "The rhythm strip with most leads. Raises `PtaclError` where there is none."
@@ -234,7 +244,9 @@ def _read_muse_xml(root) -> ECG: # root element
         raise PtaclError("its leads begin at different times: not one 12-lead recording")
     step = max((_number_in(lead, "LeadAmplitudeUnitsPerBit") for lead in leads), default=0)
     fs = _number_in(strip, "SampleBase") * 10.0 ** int(strip.findtext("SampleExponent") or 0)
-    return make_ecg(map(_muse_lead, leads), fs, format="MUSE XML", resolution_uv=step)
+    marks = _muse_marks(root)
+    return make_ecg(map(_muse_lead, leads), fs, marks, format="MUSE XML", resolution_uv=step,
+                    r_peaks_from=None if marks is None else "QRSTimesTypes")
 
 # %% ../../nbs/31_ecg_files.ipynb #d094c938
 # by the last number of SCP-ECG and MDC lead codes
@@ -376,7 +388,9 @@ def _read_dicom_ecg(path) -> ECG:
     scales = {lead: _channel_scale(c) for lead, c, _ in channels if lead}
     pairs = [(lead, x * scales[lead][0] + scales[lead][1]) for lead, _, x in channels if lead]
     step = 1000 * max(factor for factor, _ in scales.values())
-    return make_ecg(pairs, fs, _fiducials(ds, i, fs), format="DICOM", resolution_uv=step)
+    marks = _fiducials(ds, i, fs)
+    return make_ecg(pairs, fs, marks, format="DICOM", resolution_uv=step,
+                    r_peaks_from=None if marks is None else "fiducial points")
 
 # %% ../../nbs/31_ecg_files.ipynb #79c09296
 _WFDB_SUFFIXES = (".hea", ".dat", ".mat")
@@ -431,6 +445,34 @@ def _read_wfdb(path) -> ECG:
     pairs = [(lead, _to_millivolt(unit) * x) for lead, unit, _, x in channels]
     step = 1000 * max(_to_millivolt(unit) / abs(gain) for _, unit, gain, _ in channels)
     return make_ecg(pairs, float(record.fs), format="WFDB", resolution_uv=float(step))
+
+# %% ../../nbs/31_ecg_files.ipynb #5b0cb003
+_BEATS = frozenset("NLRBAaJSVrFejnE/fQ?") # WFDB's codes of beats, among those of rhythms and noise
+
+def _wfdb_marks(path: Path, fs: float) -> np.ndarray | None: # of a record -> (n,) s
+    "R-peaks of the annotations beside a record; None where there are none that can be read."
+    path = path.with_suffix("") if path.suffix.lower() in _WFDB_SUFFIXES else path
+    file = path.with_name(f"{path.name}.atr")
+    if not file.is_file() or file.stat().st_size > 2**20:
+        return None
+    try:
+        annotations = wfdb.rdann(str(path), "atr")
+    except Exception: # the signals are as good without
+        return None
+    beats = [symbol in _BEATS for symbol in annotations.symbol]
+    marks = np.asarray(annotations.sample)[beats] / fs
+    return marks if len(marks) else None
+
+def _with_annotations(read): # function of a path -> ECG
+    "The same reader, with the beats that are marked beside the record."
+    def marked(path) -> ECG:
+        ecg = read(path)
+        ecg.r_peaks = _wfdb_marks(Path(path), ecg.fs)
+        ecg.meta["r_peaks_from"] = None if ecg.r_peaks is None else "annotations (.atr)"
+        return ecg
+    return marked
+
+_read_wfdb = _with_annotations(_read_wfdb)
 
 # %% ../../nbs/31_ecg_files.ipynb #5633ec43
 _XML_READERS = {"CardiologyXML": _read_cardiology_xml, "RestingECG": _read_muse_xml} # by root element

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from ..core.errors import PtaclError
 from ..core.presets import FS
-from ..signal.beats import r_peaks_of
+from ..signal.beats import find_beats, judge_beats, sure_r_peaks
 from ..signal.cmr import minmax
 from ..signal.ecg import preprocess_ecg
 
@@ -86,4 +86,7 @@ def pairs_of_virtual(patients) -> Pairs: # VirtualPatients
     signals = [preprocess_ecg(part.cpu().numpy(), FS) for part in patients.ecg.split(64)]
     ecg = torch.cat([torch.from_numpy(signal) for signal in signals])
     cine = torch.cat([as_bytes(minmax(part)).cpu() for part in patients.cine.split(64)])
-    return Pairs(ecg, r_peaks_of(ecg, FS), cine, names=list(patients.phenotypes.index))
+    beats = find_beats(patients.ecg.cpu(), FS)
+    verdicts = judge_beats(beats, ecg.shape[-1] / FS)
+    r_peaks = sure_r_peaks(beats.r_peaks, beats.agreement, verdicts)
+    return Pairs(ecg, r_peaks, cine, names=list(patients.phenotypes.index))

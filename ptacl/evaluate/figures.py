@@ -88,8 +88,8 @@ def whole_beats(
     seconds: float,       # its length
 ) -> list:                # of [first R-peak, second R-peak]
     "The beats that lie wholly within the crop: those that the model averages."
-    r = r_peaks[np.isfinite(r_peaks)]
-    return [[float(a), float(b)] for a, b in zip(r[:-1], r[1:]) if a >= start and b <= start + seconds]
+    ends = zip(r_peaks[:-1], r_peaks[1:])  # NaN compares as False: nothing is whole beside a doubtful peak
+    return [[float(a), float(b)] for a, b in ends if a >= start and b <= start + seconds]
 
 def _shading(beats: list, T: int, lo: float, hi: float) -> str:  # SVG path
     "Every second segment of each beat, from lo to hi."

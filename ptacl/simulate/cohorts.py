@@ -22,10 +22,10 @@ from .. import __version__
 from ..core.errors import PtaclError
 from ..core.presets import FS, PHENOTYPES, SAMPLES, SIZE, SPACING
 from ..data.cohort import Cohort
-from ..data.prepare import verdict_on
+from ..data.prepare import beats_of, verdict_on
 from ..data.store import QUARANTINE, SHARES, cohort_attributes, shard_parts, to_counts
 from ..data.tables import COVARIATES
-from ..signal.beats import detect_r_peaks
+from ..signal.beats import find_beats
 from ..signal.cmr import minmax, preprocess as preprocess_cine
 from ..signal.ecg import preprocess_ecg
 from .patients import VirtualPatients
@@ -37,7 +37,6 @@ class _Prepared:
     "One virtual patient as the cohort keeps it."
     counts: np.ndarray  # (12, 5000) int16
     film: np.ndarray    # (F, 84, 84) uint8
-    r_peaks: np.ndarray # (R,) s, detected
     verdict: str        # on the quality of the ECG
 
 # %% ../../nbs/44_virtual_cohorts.ipynb #352b3e6c
@@ -58,7 +57,7 @@ def _prepare(
     else:
         film = preprocess_cine(film, spacing, SIZE, labels=labels)
     grey = np.rint(film * 255).astype(np.uint8)
-    return _Prepared(to_counts(clean), grey, detect_r_peaks(clean, FS), verdict_on(signal, FS))
+    return _Prepared(to_counts(clean), grey, verdict_on(signal, FS))
 
 # %% ../../nbs/44_virtual_cohorts.ipynb #d64e9e4d
 def _truth_of(patients: VirtualPatients, k: int) -> dict:
@@ -74,9 +73,10 @@ def _truth_of(patients: VirtualPatients, k: int) -> dict:
     return truth
 
 # %% ../../nbs/44_virtual_cohorts.ipynb #37f9ca4a
-def _row(patients: VirtualPatients, k: int, prepared: _Prepared) -> dict: # as in `table_rows`
+def _row(patients: VirtualPatients, k: int, prepared: _Prepared, beats: tuple) -> dict: # as in `table_rows`
     "What the cohort's table holds of patient k."
     name, mm = patients.phenotypes.index[k], patients.spacing
+    r_peaks, about = beats # of `beats_of`
     provenance = {
         "ecg": {"format": "virtual"},
         "cine": {"format": "virtual"},
@@ -90,10 +90,10 @@ def _row(patients: VirtualPatients, k: int, prepared: _Prepared) -> dict: # as i
         "sex": patients.covariates.sex.iloc[k],
         "phenotypes": patients.phenotypes[list(PHENOTYPES)].iloc[k].to_numpy(),
         "covariates": patients.covariates.drop(columns="sex").iloc[k].to_numpy(float),
-        "r_peaks": prepared.r_peaks,
+        "r_peaks": r_peaks,
         "quality": prepared.verdict,
         "provenance": json.dumps(provenance, default=str),
-    }
+    } | about
 
 def _quarantined(patients: VirtualPatients, k: int, error: PtaclError) -> dict: # a row of the quarantine
     "Why patient k is not in the cohort."
@@ -126,7 +126,8 @@ def virtual_rows(
     films = np.empty((len(kept), patients.cine.shape[1], SIZE, SIZE), np.uint8)
     for i, x in enumerate(kept.values()):
         films[i] = x.film
-    return counts, films, [_row(patients, k, x) for k, x in kept.items()]
+    beats = beats_of(find_beats(patients.ecg[part].cpu(), FS))
+    return counts, films, [_row(patients, k, x, beats[k - numbers[0]]) for k, x in kept.items()]
 
 # %% ../../nbs/44_virtual_cohorts.ipynb #6bbd5026
 UNITS = { # what only virtual patients have
