@@ -22,7 +22,7 @@ from pydicom.waveforms import multiplex_array
 from ..core.errors import PtaclError
 from ..core.presets import LEADS
 from .recordings import ECG, MAX_ECG_BYTES, MAX_HEADER_READS, MAX_NESTED_BYTES, MAX_XML_MARKS
-from .recordings import check_duration, first_bytes, read_bytes, reading
+from .recordings import check_duration, first_bytes, is_dicom, read_bytes, reading
 
 # %% ../../nbs/31_ecg_files.ipynb #6cb2dcac
 _LEAD = re.compile(r"(?:lead[\s_]*)?(I{1,3}|aV[RLF]|V[1-6])(?:\s*\(.*\))?", re.IGNORECASE)
@@ -329,7 +329,7 @@ def open_dicom(
         raise PtaclError("is deflated as a whole: unpack it first (with dcmconv +te of DCMTK)")
     items = sum(data.count(start) for start in _ITEMS)
     file = _Counted(data, left - 20 * items) # an item costs as much as 20 reads
-    ds = pydicom.dcmread(file, specific_tags=tags)
+    ds = pydicom.dcmread(file, specific_tags=tags, force=data[128:132] != b"DICM") # without preamble
     ds.buffer = None # else the file would stay in memory as long as its elements
     return ds, file.left
 
@@ -447,7 +447,7 @@ def _ecg_reader(path: Path): # -> function of the path
     if path.suffix.lower() in _WFDB_SUFFIXES or (not path.exists() and Path(f"{path}.hea").exists()):
         return _read_wfdb
     start = first_bytes(path)
-    if start[128:] == b"DICM":
+    if is_dicom(start):
         return _read_dicom_ecg
     utf16 = start[:2] in (b"\xff\xfe", b"\xfe\xff")
     if utf16 or re.match(rb"(\xef\xbb\xbf)?\s*<", start):
