@@ -17,10 +17,11 @@ from pydicom.pixels import apply_rescale, pixel_array
 from pydicom.tag import Tag
 from ..core.errors import PtaclError
 from .ecg_files import LONG_HEADERS, nested_bytes, open_dicom
-from .nifti import check_size, check_spacing, cine_phase, plausible_interval
+from .nifti import check_moments, check_size, check_spacing, cine_phase, plausible_interval
 from .nifti import read_acdc, read_labels, read_nifti, read_ukbb_folder
 from .recordings import Cine, MAX_FILES, MAX_HEADER_READS, MAX_NESTED_BYTES, MAX_PIXEL_BYTES
 from .recordings import first_bytes, is_dicom, is_manifest, members, reading
+from ..signal.cmr import cardiac_centre, middle_slice
 
 # %% ../../nbs/33_dicom.ipynb #eb7afde5
 def _manifest_series(text: str) -> dict: # file name -> series
@@ -529,6 +530,41 @@ def _read_images(path: Path) -> Cine:
     }
     return Cine(_unpack(rows, images, shape), spacing, cine_phase(F), None, meta)
 
+# %% ../../nbs/33_dicom.ipynb #d5b5ce2d
+def _blood_curve(film: np.ndarray, mm: np.ndarray) -> np.ndarray | None: # (F, H, W), (2,) -> (F,)
+    "How much of the heart's surround is bright in each frame; None where nothing moves."
+    step = max(1, max(film.shape[1:]) // 40)
+    film, mm = film[:, ::step, ::step], mm * step
+    try:
+        centre = cardiac_centre(film, None, mm)
+    except PtaclError:
+        return None
+    y, x = np.indices(film.shape[1:])
+    near = film[:, np.hypot((y - centre[0]) * mm[0], (x - centre[1]) * mm[1]) < 50]
+    dark, bright = np.percentile(near, (10, 90))
+    return (near > (dark + bright) / 2).mean(1)
+
+def _slow(curve: np.ndarray) -> np.ndarray: # (F,)
+    "The mean and the first three harmonics of a curve over the beat."
+    harmonics = np.fft.rfft(curve)
+    harmonics[4:] = 0
+    return np.fft.irfft(harmonics, len(curve))
+
+def _beginning(cine: Cine) -> tuple: # of warnings
+    "What is to be said of a film that does not begin at end-diastole."
+    F = len(cine.frames)
+    if F < 8:
+        return ()
+    curve = _blood_curve(middle_slice(cine.frames), np.array(cine.spacing[1:], float))
+    if curve is None:
+        return ()
+    slow = _slow(curve)
+    low, high = slow.min(), slow.max()
+    if high - low < 0.1 * high or slow[0] > (low + high) / 2:
+        return ()
+    return (f"frame 0 shows less blood than half of the frames' range, and frame {slow.argmax()} of {F} the most: "
+            "the film seems not to begin at end-diastole (the R-peak)",)
+
 # %% ../../nbs/33_dicom.ipynb #2716acb4
 def _folder_reader(path: Path): # -> function of the path
     "Which reader a folder is for. Raises `PtaclError` where it is for none."
@@ -556,11 +592,16 @@ def _cine_reader(path: Path): # -> function of the path
 def read_cine(
     path,        # NIfTI, DICOM file, zip of DICOM images, or folder (DICOM images, ACDC, or sa.nii.gz)
     labels=None, # its segmentation, a NIfTI in the order 1 LV blood, 2 myocardium, 3 RV blood
+    still: bool = False, # whether a stack at one moment will do
 ) -> Cine:
-    "One cine from a file or a folder. Raises `PtaclError` on what cannot be read for certain."
+    """One cine from a file or a folder. What is to be known about its order in time stands in
+    `meta["warnings"]`. Raises `PtaclError` on what cannot be read for certain."""
     path = Path(path)
     with reading(path, "a cine"):
         cine = _cine_reader(path)(path)
+        if not still:
+            check_moments(cine.frames.shape)
+        cine.meta["warnings"] += _beginning(cine)
     if labels is not None:
         cine.labels = read_labels(labels, cine.frames.shape)
     return cine
