@@ -436,18 +436,31 @@ def less(raw, *gone):
 
 
 def test_who_withdraws_is_removed(raw, take, tmp_path):
-    "By a row that is no more, whether the files are there or not; nothing of them stays on disk."
+    "By the list, whether the files are there or not; nothing of them stays on disk."
     done = take(raw); key = read_key(tmp_path / "keys" / "k.key", "x"); gone = [pseudonym(IDS[k], key) for k in (0, 5)]
     cohort = Cohort.open(done.path)
     records = [(cohort[i].ecg.signal / MV).round().astype(np.int16).tobytes() for i, n in enumerate(cohort.table.index) if n in gone]
     splits = cohort.table.split
     less(raw, 0, 5); [f.unlink() for f in source(raw, 5).ecg]; shutil.rmtree(source(raw, 5).cine[0].parent)
-    done = take(raw); assert (done.patients, done.new, done.removed) == (N - 2, 0, 2) and "; 2 removed" in repr(done)
+    done = take(raw, withdrawn=[IDS[0], IDS[5]]); assert (done.patients, done.new, done.removed) == (N - 2, 0, 2) and "; 2 removed" in repr(done)
     cohort = Cohort.open(done.path); assert len(cohort.verify()) == 0 and cohort.table.split.equals(splits[cohort.table.index])
-    assert done.quarantine.patient.tolist() == gone[:1]  # whose files are still there
+    assert not len(done.quarantine) and done.unlisted == 0
     inside = b"".join(files(done.path).values())
     assert not any(r in inside for r in records) and not any(gone[1].encode(code) in inside for code in ("utf-8", "utf-32-le"))
     done = take(raw); assert (done.patients, done.removed) == (N - 2, 0) and "removed" not in repr(done)
+    assert done.quarantine.patient.tolist() == gone[:1]  # whose files are still there, without a row
+
+
+def test_a_lost_row_is_no_withdrawal(raw, take):
+    "A table that is cut short removes nobody, whether the files are there or not, and says so."
+    take(raw)
+    whole = (raw / "phenotypes.csv").read_bytes()
+    less(raw, 0, 5); [f.unlink() for f in source(raw, 5).ecg]; shutil.rmtree(source(raw, 5).cine[0].parent)
+    done = take(raw); assert (done.patients, done.removed, done.unlisted) == (N, 0, 2) and "2 of the cohort have no row in the table and stay" in repr(done)
+    assert done.quarantine.reason.tolist() == ["no row in the table"] and "list of withdrawn" in done.quarantine.remedy[0]
+    assert len(Cohort.open(done.path).verify()) == 0
+    (raw / "phenotypes.csv").write_bytes(whole)
+    done = take(raw); assert (done.patients, done.removed, done.unlisted, len(done.quarantine)) == (N, 0, 0, 0)
 
 
 def test_files_that_are_gone_remove_nobody(raw, take):
@@ -462,7 +475,7 @@ def test_another_folder_removes_nobody(raw, take, tmp_path):
         for k in set(range(N)) - set(mine): [f.unlink() for f in source(here, k).ecg]; shutil.rmtree(here / "cmr" / IDS[k])
     assert take(raw).patients == 4 and (take(other).patients, take(other).removed) == (N, 0) and take(raw).removed == 0
     less(other, 6); [f.unlink() for f in source(other, 6).ecg]; shutil.rmtree(other / "cmr" / IDS[6])
-    assert take(raw).removed == 0 and (take(other).removed, take(other).patients) == (1, N - 1)
+    assert take(raw).removed == 0 and (take(other).removed, take(other).unlisted, take(other).patients) == (0, 1, N)
 
 
 def test_withdrawn_by_list(raw, take, tmp_path):

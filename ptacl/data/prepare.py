@@ -136,7 +136,7 @@ def _check_row(task: Task) -> None:
     visit = task.source.visit
     if visit == 2:
         raise PtaclError("no row in the table",
-                         "Remove the files if consent was withdrawn, otherwise complete the table")
+                         "Complete the table; who has withdrawn belongs in the list of withdrawn participants")
     raise PtaclError(f"no columns of visit {visit} in the table", "Export its fields for this visit, too")
 
 # %% ../../nbs/42_prepare.ipynb #9af2cb2e
