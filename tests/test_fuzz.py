@@ -341,7 +341,7 @@ def test_xml_bombs(tmp_path):
         file.write_bytes(bomb)
         assert "more than 200,000 tags" in refusal(read_ecg, file)
     file.write_bytes(b"<a>" * 199_999)  # as deep as it may be
-    assert "ParseError" in refusal(read_ecg, file)
+    assert "cut short" in refusal(read_ecg, file)
     with open(file, "wb") as f: f.write(b"<a>"); f.truncate(2**34)  # 16 GB, of which nothing lies on the disk
     assert "larger than 16 MB" in refusal(read_ecg, file)
 

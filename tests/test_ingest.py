@@ -314,7 +314,8 @@ def test_killed_while_changing(folder, whole, tmp_path, what):
     key, first = whole[1], tmp_path / "first"
     other, withdrawn = (replaced(folder, tmp_path / "raw"), ()) if what == "replace" else (folder, (IDS[1], IDS[4]))
     start(folder, first, key).join(); before = content(Cohort.open(first))
-    shutil.copytree(first, tmp_path / "new"); start(other, tmp_path / "new", key, None, withdrawn).join(); after = content(Cohort.open(tmp_path / "new"))
+    shutil.copytree(first, tmp_path / "new"); start(other, tmp_path / "new", key, None, withdrawn).join()
+    after = content(Cohort.open(tmp_path / "new"))
     assert before != after and len(after) == (N if what == "replace" else N - 2)
     seen = set()
     for write in (1, 2, 4, 6, 30):
@@ -453,7 +454,8 @@ def test_a_lost_row_is_no_withdrawal(raw, take):
     take(raw)
     whole = (raw / "phenotypes.csv").read_bytes()
     less(raw, 0, 5); [f.unlink() for f in source(raw, 5).ecg]; shutil.rmtree(source(raw, 5).cine[0].parent)
-    done = take(raw); assert (done.patients, done.removed, done.unlisted) == (N, 0, 2) and "2 of the cohort have no row in the table and stay" in repr(done)
+    done = take(raw); assert (done.patients, done.removed, done.unlisted) == (N, 0, 2)
+    assert "2 of the cohort have no row in the table and stay" in repr(done)
     assert done.quarantine.reason.tolist() == ["no row in the table"] and "list of withdrawn" in done.quarantine.remedy[0]
     assert len(Cohort.open(done.path).verify()) == 0
     (raw / "phenotypes.csv").write_bytes(whole)

@@ -53,7 +53,7 @@ def check_moments(shape: tuple) -> None: # (F, Z, H, W)
 def _check_time_last(frames: np.ndarray) -> None: # (F, Z, H, W)
     "Raises `PtaclError` where slices and moments look exchanged."
     F, Z, H, W = frames.shape
-    if F < 2 or Z < 8:
+    if F < 2 or Z < 8 or Z <= F:
         return
     few = frames[..., ::max(1, H // 48), ::max(1, W // 48)]
     between_frames = np.abs(np.diff(few, axis=0)).mean()
