@@ -49,8 +49,8 @@ SamplesPerPixel PhotometricInterpretation Rows Columns BitsAllocated BitsStored 
 PixelData RescaleSlope RescaleIntercept ModalityLUTSequence
 """.split()
 
-def _group_of(ds, k: int, group: str, keyword: str): # -> item of a functional group with that element, or None
-    "The functional group of one frame, from 0: its own, or the shared one."
+def _group_of(ds, k: int, group: str, keyword: str): # -> item of a functional group, or None
+    "The functional group of frame k with that element: its own, or the shared one."
     own = (ds.get("PerFrameFunctionalGroupsSequence") or [])[k:k + 1]
     shared = (ds.get("SharedFunctionalGroupsSequence") or [])[:1]
     for item in (*own, *shared):
@@ -350,8 +350,9 @@ def _check_no_two_at_once(table: pd.DataFrame) -> None:
         known = table[np.isfinite(table[source])]
         twice = known.duplicated(["slice", source], keep=False)
         if twice.any() and (known.groupby("slice")[source].nunique() > 1).any():
-            raise PtaclError(f"slice {known['slice'][twice].iloc[0]} has several images with the same {source}: "
-                             "two films in one, and which is meant cannot be told", "Keep one series of each slice.")
+            reason = f"slice {known['slice'][twice].iloc[0]} has several images with the same {source}: "
+            reason += "two films in one, and which is meant cannot be told"
+            raise PtaclError(reason, "Keep one series of each slice.")
 
 # %% ../../nbs/33_dicom.ipynb #8e46cfc7
 _BY_NUMBER = ("its headers tell no time of the frames: they are in the order of {}, "
@@ -562,8 +563,8 @@ def _beginning(cine: Cine) -> tuple: # of warnings
     low, high = slow.min(), slow.max()
     if high - low < 0.1 * high or slow[0] > (low + high) / 2:
         return ()
-    return (f"frame 0 shows less blood than half of the frames' range, and frame {slow.argmax()} of {F} the most: "
-            "the film seems not to begin at end-diastole (the R-peak)",)
+    return (f"frame 0 shows less blood than half of the frames' range, and frame {slow.argmax()} of {F} "
+            "the most: the film seems not to begin at end-diastole (the R-peak)",)
 
 # %% ../../nbs/33_dicom.ipynb #2716acb4
 def _folder_reader(path: Path): # -> function of the path

@@ -10,14 +10,21 @@ __all__ = ['EINTHOVEN', 'SCP_LEADS', 'LONG_HEADERS', 'lead_name', 'twelve_leads'
 import base64
 import defusedxml.ElementTree as ElementTree
 import io
+import json
 import numpy as np
+import pandas as pd
 import pydicom
 import re
+import scipy.io
 import shutil
 import tempfile
 import wfdb
+import zipfile
+import zlib
 from collections.abc import Iterable
 from defusedxml.common import DefusedXmlException
+from functools import partial
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from pydicom.filereader import read_sequence
 from pydicom.tag import Tag
@@ -27,7 +34,8 @@ from xml.etree.ElementTree import ParseError
 from xml.parsers.expat import ErrorString
 from ..core.errors import PtaclError
 from ..core.presets import LEADS
-from .recordings import ECG, MAX_ECG_BYTES, MAX_HEADER_READS, MAX_NESTED_BYTES, MAX_XML_MARKS
+from .recordings import ECG, MAX_ECG_BYTES, MAX_HEADER_READS, MAX_NESTED_BYTES, MAX_PIXEL_BYTES
+from .recordings import MAX_XML_MARKS
 from .recordings import check_duration, first_bytes, is_dicom, read_bytes, reading
 
 # %% ../../nbs/31_ecg_files.ipynb #6cb2dcac
@@ -205,6 +213,7 @@ def _xml_fault(error: ParseError) -> PtaclError:
     return PtaclError(f"its XML is wrong in line {line}, column {column + 1} ({ErrorString(error.code)})",
                       "Correct that line, or export the recording anew.")
 
+# %% ../../nbs/31_ecg_files.ipynb #f3bd6054
 def _parse_xml(path): # -> root element
     "The root of an XML file. Raises `PtaclError` where it is no such file or has too many tags."
     data = read_bytes(path)
@@ -213,7 +222,7 @@ def _parse_xml(path): # -> root element
     try:
         return ElementTree.fromstring(data)
     except DefusedXmlException as e:
-        raise PtaclError(f"its XML declares entities of its own ({type(e).__name__}), which are never followed",
+        raise PtaclError(f"its XML declares entities ({type(e).__name__}), which are never followed",
                          "Save it without the declarations in its DOCTYPE.") from None
     except ParseError as e:
         fault = e
@@ -441,8 +450,10 @@ def _read_dicom_ecg(path) -> ECG:
 
 # %% ../../nbs/31_ecg_files.ipynb #79c09296
 _WFDB_SUFFIXES = (".hea", ".dat", ".mat")
-_SAMPLE_BYTES = {"8": 1, "16": 2, "24": 3, "32": 4, "61": 2, "80": 1, "160": 2, "212": 1.5, "310": 4 / 3, "311": 4 / 3}
-_FORMAT = re.compile(r"(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?") # format, samples in a frame, skew, bytes before
+_SAMPLE_BYTES = {"8": 1, "16": 2, "24": 3, "32": 4, "61": 2, "80": 1, "160": 2, "212": 1.5,
+                 "310": 4 / 3, "311": 4 / 3} # by format
+# format, samples in a frame, skew, bytes before the first sample
+_FORMAT = re.compile(r"(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?")
 
 def _header_lines(path: Path) -> list: # of lists of words
     "The lines of a .hea file, without comments. Raises `PtaclError` where there is no header."
@@ -506,11 +517,13 @@ def _length_by_size(signals: list, files: dict) -> int: # samples of a lead; 0 w
     frame = sum(_SAMPLE_BYTES[f[1]] * int(f[2] or 1) for f in formats) # bytes
     return int((files[first].stat().st_size - int(formats[0][4] or 0)) // max(frame, 1))
 
+# %% ../../nbs/31_ecg_files.ipynb #f59997e0
 def _check_size(signals: list, files: dict, length: int) -> None:
     "Raises `PtaclError` where the first signal file is shorter than its header promises."
     room = _length_by_size(signals, files)
     if 0 < room < length:
-        raise PtaclError(f"its header promises {length} samples of each signal, and {files[signals[0][0]].name} "
+        name = files[signals[0][0]].name
+        raise PtaclError(f"its header promises {length} samples of each signal, and {name} "
                          f"has room for {room}: it is cut short", "Fetch it again.")
 
 def _check_signals(signals: list, count: int) -> None: # lines of signals, in words
@@ -527,13 +540,14 @@ def _check_signals(signals: list, count: int) -> None: # lines of signals, in wo
             raise PtaclError(f"signal {k} has {form[2]} samples in a frame: no resting ECG")
     uncalibrated = _uncalibrated(signals)
     if uncalibrated:
-        raise PtaclError(f"signal {uncalibrated[0]} has no gain in the header: it is not calibrated, and has no unit")
+        raise PtaclError(f"signal {uncalibrated[0]} has no gain in the header: "
+                         "it is not calibrated, and has no unit")
 
 # %% ../../nbs/31_ecg_files.ipynb #4d4819c7
 _PLAIN_NAME = re.compile(r"[-\w]+", re.ASCII)
 _PLAIN_FILE = re.compile(r"[-\w]+\.?\w*", re.ASCII)
 
-def _copied(header: Path, first: list, signals: list, files: dict, folder: str) -> Path: # header in the folder
+def _copied(header: Path, first: list, signals: list, files: dict, folder: str) -> Path: # the new header
     "A record under names that the library takes, without date and comments."
     names = {file: f"s{k}.dat" for k, file in enumerate(files)}
     lines = [["record", *first[1:]], *([names[words[0]], *words[1:]] for words in signals)]
@@ -549,7 +563,7 @@ def _is_plain(header: Path, first: list, files: dict) -> bool: # first: the firs
         _PLAIN_FILE.fullmatch(name) and path == header.parent/name for name, path in files.items())
 
 def _open_segment(header: Path, promised: int = 0) -> tuple: # wfdb.Record with its signals, Hz
-    "A record that is not split. Raises `PtaclError` on claims that no resting ECG makes, and on those it breaks."
+    "A record that is not split. Raises `PtaclError` on claims that no resting ECG makes, or that it breaks."
     first, *signals = _header_lines(header)
     segments, count, rate, length = _record_line(first)
     if segments:
@@ -568,8 +582,12 @@ def _open_segment(header: Path, promised: int = 0) -> tuple: # wfdb.Record with 
         return wfdb.rdrecord(str(file.with_suffix("")), smooth_frames=False), fs
 
 # %% ../../nbs/31_ecg_files.ipynb #39100a5c
-def _channels_of(record, fs: float) -> tuple: # wfdb.Record; list of (lead as the file calls it, mV, µV of a count), Hz
-    "The leads of a record. With one number of samples in all frames each sample counts; else the means of frames."
+def _channels_of(
+    record,   # wfdb.Record
+    fs: float, # frames in a second
+) -> tuple:   # list of (lead as the file calls it, mV, µV of a count), Hz
+    """The leads of a record, sample by sample; as means of frames where leads differ in samples of a frame.
+    Raises `PtaclError` where none of its signals is a lead."""
     chosen = [k for k, name in enumerate(record.sig_name) if lead_name(name)]
     if not chosen:
         names = ", ".join(re.sub(r"[^\w .+-]", "", str(name))[:12] for name in record.sig_name[:15])
@@ -625,34 +643,365 @@ def _read_wfdb(path) -> ECG:
     pairs = [(lead, x) for lead, x, _ in channels]
     return make_ecg(pairs, float(fs), format="WFDB", resolution_uv=float(max(step for *_, step in channels)))
 
+# %% ../../nbs/31_ecg_files.ipynb #5a013b94
+def _local(element) -> str:
+    "The name of an XML element without its namespace."
+    return str(element.tag).rpartition("}")[2]
+
+def _inside(element, *names: str) -> list: # of elements
+    "The elements at the end of a path of names, in any namespace."
+    found = [element]
+    for name in names:
+        found = [child for parent in found for child in parent if _local(child) == name]
+    return found
+
+def _quantity(sequence, name: str) -> float: # child of its value -> mV
+    "An origin or a scale with its unit. Raises `PtaclError` where it is none."
+    found = _inside(sequence, "value", name)
+    try:
+        value = float(found[0].get("value"))
+    except (IndexError, TypeError, ValueError):
+        raise PtaclError(f"a lead has no {name} with a number: its voltages have no unit") from None
+    return value * to_millivolt(found[0].get("unit"))
+
+# %% ../../nbs/31_ecg_files.ipynb #361dc2bb
+def _aecg_rate(sequences: list) -> float: # Hz
+    "The sampling rate of a set of sequences. Raises `PtaclError` where none tells the time."
+    for sequence in sequences:
+        steps = _inside(sequence, "value", "increment")
+        if steps:
+            unit = {"s": 1.0, "ms": 1e-3, "us": 1e-6}.get(str(steps[0].get("unit")))
+            step = float(steps[0].get("value") or 0)
+            if unit is None or not step > 0:
+                raise PtaclError("the increment of its time is no number of s or ms")
+            return 1 / (step * unit)
+    raise PtaclError("no sequence of it tells the time")
+
+def _aecg_set(sequences: list) -> tuple: # list of (lead as the file calls it, mV, µV of a count), Hz
+    "The leads of one set of sequences."
+    leads = []
+    for sequence in sequences:
+        code = (_inside(sequence, "code") or [{}])[0].get("code")
+        digits = _inside(sequence, "value", "digits")
+        if lead_name(code) and digits:
+            scale, origin = _quantity(sequence, "scale"), _quantity(sequence, "origin")
+            counts = np.array((digits[0].text or "").split(), float)
+            leads.append((code, counts * scale + origin, 1000 * abs(scale)))
+    return leads, _aecg_rate(sequences) if leads else 0
+
+# %% ../../nbs/31_ecg_files.ipynb #f9cdb4f8
+def _read_aecg(root) -> ECG: # root element
+    "The longest series with most leads of an HL7 aECG."
+    sets = _inside(root, "component", "series", "component", "sequenceSet")
+    found = [_aecg_set(_inside(one, "component", "sequence")) for one in sets]
+    found = [(leads, fs) for leads, fs in found if leads]
+    if not found:
+        raise PtaclError("no series with a lead in it")
+    leads, fs = max(found, key=lambda one: (len(one[0]), len(one[0][0][1])))
+    pairs = [(lead, x) for lead, x, _ in leads]
+    return make_ecg(pairs, fs, format="HL7 aECG", resolution_uv=max(step for *_, step in leads))
+
+# %% ../../nbs/31_ecg_files.ipynb #99b73c68
+_TOLD = ("fs", "unit", "leads") # what an array does not say of itself
+_NAMES = {
+    "fs": ("fs", "sampling_rate", "sample_rate", "sampling_frequency", "samplingfrequency", "frequency"),
+    "unit": ("unit", "units"),
+    "leads": ("leads", "lead_names", "leads_order", "sig_name", "channels", "channel_names"),
+}
+
+def _told_beside(path: Path, given: dict) -> dict: # of `_TOLD` and "record"
+    "What the caller tells, and for the rest a JSON beside the file. Raises `PtaclError` where that is none."
+    beside = path.with_suffix(".json")
+    told = {}
+    if beside.is_file():
+        try:
+            told = json.loads(read_bytes(beside, 2**16))
+        except ValueError:
+            told = None
+        if not isinstance(told, dict):
+            raise PtaclError(f"{beside.name} beside it is no JSON with names and values")
+    return told | {key: value for key, value in given.items() if value is not None}
+
+def _found_inside(values: dict, told: dict) -> dict: # values: what a file holds besides the array
+    "What a file itself tells, under the names that occur, before what was told beside it."
+    lower = {str(key).lower(): value for key, value in values.items()}
+    found = {}
+    for key, names in _NAMES.items():
+        value = next((lower[name] for name in names if name in lower), None)
+        value = value.decode() if isinstance(value, bytes) else value
+        if value is not None and np.size(value):
+            flat = np.asarray(value).ravel().tolist()
+            flat = [x.decode() if isinstance(x, bytes) else x for x in flat]
+            found[key] = flat if key == "leads" else flat[0]
+    return told | found
+
+# %% ../../nbs/31_ecg_files.ipynb #f65f32a3
+def _one_record(array, leads: list | None, record: int | None) -> np.ndarray: # (leads, N) float
+    "One recording of an array. Raises `PtaclError` where which one, or which axis is the leads', cannot be told."
+    shape = array.shape
+    size = "×".join(map(str, shape))
+    if array.dtype.kind not in "iuf" or len(shape) not in (2, 3):
+        raise PtaclError(f"an array of {size} {array.dtype}, expected numbers of (12, N) or (n, 12, N)")
+    if len(shape) == 3:
+        if record is None and shape[0] != 1:
+            remedy = f"Say which one is meant: record=0 to {shape[0] - 1}."
+            raise PtaclError(f"holds {shape[0]} recordings", remedy)
+        record = int(record or 0)
+        if not 0 <= record < shape[0]:
+            raise PtaclError(f"no recording {record}: it holds {shape[0]}, counted from 0")
+    count = len(leads) if leads else len(LEADS)
+    sizes = shape[-2:]
+    if sizes.count(count) != 1:
+        raise PtaclError(f"an array of {size}: which axis holds the {count} leads cannot be told")
+    check_duration(max(sizes), 1000, count) # before anything is read
+    x = np.asarray(array[record] if len(shape) == 3 else array[:], float)
+    return x if sizes[0] == count else x.T
+
+# %% ../../nbs/31_ecg_files.ipynb #c4927643
+def _obeys_einthoven(x: np.ndarray) -> bool: # (12, N)
+    "Whether the first six rows are I, II, III, aVR, aVL, aVF."
+    limb = x[:6, np.isfinite(x[:6]).all(0)]
+    limb = limb - limb.mean(1, keepdims=True) if limb.size else limb
+    size = np.sqrt((limb**2).mean()) if limb.size else 0
+    return bool(size > 0 and np.sqrt(((limb - EINTHOVEN @ limb[:2])**2).mean()) < 0.05 * size)
+
+def _array_ecg(array, told: dict, form: str) -> ECG: # told: of `_TOLD` and "record"
+    "An ECG from an array and what is known of it. Raises `PtaclError` on what is not known."
+    leads = list(told["leads"]) if told.get("leads") is not None else None
+    x = _one_record(array, leads, told.get("record"))
+    for key, what in (("fs", "sampling rate"), ("unit", "unit of voltage")):
+        if told.get(key) is None:
+            raise PtaclError(f"does not say its {what}", f"Give {key}=, or a JSON beside it: "
+                             '{"fs": 500, "unit": "mV"} with the right values.')
+    if leads is None and not _obeys_einthoven(x):
+        raise PtaclError("does not name its leads, and they are not in the usual order: III is not II − I, "
+                         "or aVR not −(I + II)/2", "Give leads=, twelve names in their order.")
+    mv = to_millivolt(told["unit"])
+    known = {"leads_by": "name" if leads else "Einthoven's law"}
+    return make_ecg(zip(leads or LEADS, x * mv), float(told["fs"]), format=form, **known)
+
+# %% ../../nbs/31_ecg_files.ipynb #ea69b5ae
+def _the_array(arrays: dict): # name -> array -> the one that can be an ECG
+    "Raises `PtaclError` where none or several have an axis of twelve."
+    def fits(a): return len(a.shape) in (2, 3) and len(LEADS) in a.shape[-2:] and a.dtype.kind in "iuf"
+    fitting = {name: a for name, a in arrays.items() if fits(a)}
+    if len(fitting) != 1:
+        raise PtaclError(f"{len(fitting)} arrays of it have an axis of twelve leads, expected one")
+    return next(iter(fitting.values()))
+
+def _read_numpy(path: Path, given: dict) -> ECG:
+    "An array of NumPy, alone (.npy) or with what is known of it (.npz)."
+    told = _told_beside(path, given)
+    if first_bytes(path)[:2] != b"PK":
+        return _array_ecg(np.load(path, mmap_mode="r", allow_pickle=False), told, "NumPy")
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > MAX_PIXEL_BYTES:
+            reason = f"unpacks to more than {MAX_PIXEL_BYTES >> 20} MB"
+            raise PtaclError(reason, "Save the array alone (.npy).")
+    with np.load(path, allow_pickle=False) as arrays:
+        known = {name: arrays[name] for name in arrays.files}
+    return _array_ecg(_the_array(known), _found_inside(known, told), "NumPy")
+
+# %% ../../nbs/31_ecg_files.ipynb #57b22523
+def _check_packed(data: bytes) -> None: # a MATLAB 5 file
+    "Raises `PtaclError` where its compressed elements unpack to too much."
+    left = MAX_PIXEL_BYTES
+    at = 128
+    while at + 8 <= len(data):
+        kind, size = np.frombuffer(data[at:at + 8], "<u4").tolist()
+        if kind == 15: # compressed
+            left -= len(zlib.decompressobj().decompress(data[at + 8:at + 8 + size], max(left, 1) + 1))
+        at += 8 + size
+    if left < 0:
+        raise PtaclError(f"unpacks to more than {MAX_PIXEL_BYTES >> 20} MB: not one recording")
+
+def _read_matlab(path: Path, given: dict) -> ECG:
+    "An array of a MATLAB 5 file, or the struct `ECG` of CPSC 2018."
+    told = _told_beside(path, given)
+    data = read_bytes(path)
+    _check_packed(data)
+    values = scipy.io.loadmat(io.BytesIO(data), squeeze_me=False, struct_as_record=True)
+    struct = values.get("ECG")
+    if struct is not None and struct.dtype.names and {"data", "sex", "age"} <= set(struct.dtype.names):
+        return _array_ecg(struct["data"].flat[0], {"fs": 500, "unit": "mV"} | told, "MATLAB (CPSC 2018)")
+    arrays = {name: a for name, a in values.items() if isinstance(a, np.ndarray) and not a.dtype.names}
+    return _array_ecg(_the_array(arrays), _found_inside(arrays, told), "MATLAB")
+
+# %% ../../nbs/31_ecg_files.ipynb #bf37334e
+_HEAD = re.compile(r"\s*(.*?)\s*(?:[\[(]([^\])]*)[\])])?\s*") # a name and its unit in brackets
+_TIME = {"t", "time", "seconds", "s", "ms", "milliseconds"}
+
+def _time_rate(times: np.ndarray, unit: str | None) -> float: # Hz
+    "The rate of a column of times, in s or ms. Raises `PtaclError` where steps differ."
+    steps = np.diff(times)
+    step = float(np.median(steps)) if len(steps) else 0
+    if not step > 0 or np.abs(steps - step).max() > 0.1 * step:
+        raise PtaclError("its column of time has uneven steps: samples are missing, or out of order")
+    per_second = {"s": [1.0], "sec": [1.0], "ms": [1000.0]}.get(str(unit).lower(), [1.0, 1000.0])
+    rates = [n / step for n in per_second if 50 <= n / step <= 20_000]
+    if len(rates) != 1:
+        raise PtaclError("the steps of its column of time are those of no ECG, neither in s nor in ms")
+    return float(rates[0])
+
+def _text_table(path: Path) -> tuple: # names or None, (rows, columns) of text
+    "A text of columns, with its head where it has one. Raises `PtaclError` where its lines differ in columns."
+    data = read_bytes(path)
+    text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "replace")
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise PtaclError("the file is empty")
+    separator = max("\t;,|", key=lines[0].count)
+    separator = separator if separator in lines[0] else None # white space
+    rows = [line.split(separator) for line in lines]
+    odd = next((k for k, row in enumerate(rows, 1) if len(row) != len(rows[0])), None)
+    if odd:
+        raise PtaclError(f"line {odd} has {len(rows[odd - 1])} columns, and the first {len(rows[0])}")
+    cells = np.char.strip(np.array(rows, dtype=str), ' "\t')
+    cells = cells if separator == "," else np.char.replace(cells, ",", ".")
+    named = any(re.search("[a-df-z]", cell.lower().replace("nan", "").replace("inf", "")) for cell in rows[0])
+    return (list(np.char.strip(np.array(rows[0]), ' "')), cells[1:]) if named else (None, cells)
+
+# %% ../../nbs/31_ecg_files.ipynb #0e1a4095
+def _numbers(cells: np.ndarray, first_line: int) -> np.ndarray: # text -> float
+    "Raises `PtaclError` with the line of a cell that is no number; an empty one is missing."
+    numbers = pd.DataFrame(cells).apply(pd.to_numeric, errors="coerce").to_numpy(float)
+    odd = np.isnan(numbers) & ~np.isin(np.char.lower(cells), ("", "nan", "na"))
+    if odd.any():
+        row, column = np.argwhere(odd)[0]
+        raise PtaclError(f"line {row + first_line}, column {column + 1}: no number")
+    return numbers
+
+def _read_csv(path: Path, given: dict) -> ECG:
+    "A text with a column for each lead."
+    told = _told_beside(path, given)
+    names, cells = _text_table(path)
+    numbers = _numbers(cells, 1 if names is None else 2)
+    if names is None:
+        return _array_ecg(numbers, told, "CSV")
+    heads = [_HEAD.fullmatch(name).groups() for name in names]
+    times = [k for k, (name, _) in enumerate(heads) if name.lower() in _TIME]
+    if times and told.get("fs") is None:
+        name, unit = heads[times[0]]
+        told["fs"] = _time_rate(numbers[:, times[0]], unit or (name if name in ("s", "ms") else None))
+    leads = [k for k, (name, _) in enumerate(heads) if lead_name(name)]
+    units = [heads[k][1] or told.get("unit") for k in leads]
+    if not leads or None in units or told.get("fs") is None:
+        lacking = "lead" if not leads else "unit of voltage" if None in units else "sampling rate"
+        raise PtaclError(f"its columns tell no {lacking}",
+                         'Name them as in "I (mV)", with a column "time (s)", or give fs= and unit=.')
+    pairs = [(heads[k][0], numbers[:, k] * to_millivolt(unit)) for k, unit in zip(leads, units)]
+    return make_ecg(pairs, float(told["fs"]), format="CSV", leads_by="name")
+
+# %% ../../nbs/31_ecg_files.ipynb #e32245ce
+def _library(name: str): # -> module
+    "A library that only some formats need. Raises `PtaclError` where it is not installed."
+    try:
+        return import_module(name)
+    except ImportError:
+        remedy = "pip install 'ptacl[formats]'"
+        raise PtaclError(f"this format is read by {name}, which is not installed", remedy) from None
+
+def _read_hdf5(path: Path, given: dict) -> ECG:
+    "The one array of an HDF5 file that can be an ECG, or many."
+    h5py = _library("h5py")
+    told = _told_beside(path, given)
+    with h5py.File(path, "r") as file:
+        items = {}
+        file.visititems(items.__setitem__)
+        sets = {name: item for name, item in items.items() if isinstance(item, h5py.Dataset)}
+        array = _the_array(sets)
+        block = np.prod(array.chunks or (0,), dtype=object) * array.dtype.itemsize
+        if array.external or array.is_virtual or block > MAX_PIXEL_BYTES:
+            raise PtaclError("its samples lie in another file, or in blocks that are too large")
+        small = {name: a[()] for name, a in sets.items() if a.size <= 64 and a is not array}
+        known = small | dict(file.attrs) | dict(array.attrs)
+        return _array_ecg(array, _found_inside(known, told), "HDF5")
+
+def _read_edf(path: Path, given: dict) -> ECG:
+    "The leads among the channels of an EDF or BDF."
+    pyedflib = _library("pyedflib")
+    read_bytes(path) # its size
+    with pyedflib.EdfReader(str(path)) as file:
+        chosen = [k for k in range(file.signals_in_file) if lead_name(file.getLabel(k))]
+        rates = {file.getSampleFrequency(k) for k in chosen}
+        if len(rates) != 1:
+            raise PtaclError("no lead of a 12-lead ECG, or leads of different sampling rates")
+        units = [to_millivolt(file.getPhysicalDimension(k)) for k in chosen]
+        pairs = [(file.getLabel(k), mv * file.readSignal(k)) for k, mv in zip(chosen, units)]
+        return make_ecg(pairs, float(rates.pop()), format="EDF", leads_by="name")
+
 # %% ../../nbs/31_ecg_files.ipynb #5633ec43
-_XML_READERS = {"CardiologyXML": _read_cardiology_xml, "RestingECG": _read_muse_xml} # by root element
+_XML_READERS = { # by root element, without namespace
+    "CardiologyXML": _read_cardiology_xml,
+    "RestingECG": _read_muse_xml,
+    "AnnotatedECG": _read_aecg,
+}
+_OTHERS = {"restingecgdata": "a Philips Sierra XML", "ECG": "a Mortara ELI XML"}
+_EXPORT = "Export it as HL7 aECG, DICOM, CSV or WFDB."
 
 def _read_xml(path) -> ECG:
     "An ECG in one of the XML formats, told by its root element."
     root = _parse_xml(path)
-    if root.tag not in _XML_READERS:
+    if _local(root) in _OTHERS:
+        raise PtaclError(f"is {_OTHERS[_local(root)]}, which is not read here", _EXPORT)
+    if _local(root) not in _XML_READERS:
         raise PtaclError(f"an XML, but none of {' or '.join(_XML_READERS)}")
-    return _XML_READERS[root.tag](root)
+    return _XML_READERS[_local(root)](root)
 
-def _ecg_reader(path: Path): # -> function of the path
+_ARRAYS = { # how a file begins -> its reader
+    b"\x93NUMPY": _read_numpy,
+    b"\x89HDF\r\n\x1a\n": _read_hdf5,
+    b"MATLAB 5.0 MAT-file": _read_matlab,
+    b"0       ": _read_edf,
+    b"\xffBIOSEMI": _read_edf,
+}
+
+# %% ../../nbs/31_ecg_files.ipynb #04c6965f
+def _is_wfdb(path: Path, start: bytes) -> bool:
+    "Whether a path is a WFDB record: by its header, or by a name that no other format has."
+    suffix = path.suffix.lower()
+    other = suffix == ".mat" and start.startswith((b"MATLAB", b"\x89HDF")) and not wfdb_header(path).exists()
+    return (suffix in _WFDB_SUFFIXES and not other) or (not path.exists() and Path(f"{path}.hea").exists())
+
+def _array_reader(path: Path, start: bytes): # -> function of path and what is given, or None
+    "The reader of an array or a table."
+    if path.suffix.lower() in (".csv", ".tsv", ".tab", ".txt"):
+        return _read_csv
+    if path.suffix.lower() == ".npz" and start[:2] == b"PK":
+        return _read_numpy
+    if start.startswith(b"MATLAB 7.3"):
+        return _read_hdf5
+    return next((reader for mark, reader in _ARRAYS.items() if start.startswith(mark)), None)
+
+def _ecg_reader(path: Path, given: dict): # -> function of the path
     "Which reader a path is for. Raises `PtaclError` where it is for none."
-    if path.suffix.lower() in _WFDB_SUFFIXES or (not path.exists() and Path(f"{path}.hea").exists()):
+    start = first_bytes(path) if path.is_file() and path.stat().st_size else b""
+    if _is_wfdb(path, start):
         return _read_wfdb
     start = first_bytes(path)
     if is_dicom(start):
         return _read_dicom_ecg
+    array = _array_reader(path, start)
+    if array:
+        return partial(array, given=given)
     utf16 = start[:2] in (b"\xff\xfe", b"\xfe\xff")
     if utf16 or re.match(rb"(\xef\xbb\xbf)?\s*<", start):
         return _read_xml
-    raise PtaclError("no format of an ECG that is known here: "
-                     "CardiologyXML, MUSE XML, DICOM or WFDB (give its .hea)")
+    if start[16:22] == b"SCPECG":
+        raise PtaclError("is SCP-ECG, which is not read here", _EXPORT)
+    raise PtaclError("no format of an ECG that is known here: CardiologyXML, MUSE XML, HL7 aECG, DICOM, "
+                     "WFDB (give its .hea), NumPy, HDF5, MATLAB, CSV or EDF")
 
+# %% ../../nbs/31_ecg_files.ipynb #5e5194d3
 def read_ecg(
-    path, # .xml (CardiologyXML, MUSE), .dcm, or a WFDB header, signal file or record
+    path, # XML, DICOM, a WFDB header, signal file or record, NumPy, HDF5, MATLAB, CSV, EDF
+    fs: float | None = None,   # Hz, where the file does not say
+    unit: str | None = None,   # of voltage, where the file does not say
+    leads: tuple | None = None, # names in their order, where the file does not say
+    record: int | None = None, # which of an array of many, from 0
 ) -> ECG:
     """One ECG from a file, leads in our order and in mV.
     Raises `PtaclError` on what cannot be read for certain."""
     path = Path(path)
     with reading(path, "an ECG"):
-        return _ecg_reader(path)(path)
+        return _ecg_reader(path, {"fs": fs, "unit": unit, "leads": leads, "record": record})(path)

@@ -88,7 +88,7 @@ def _nifti_spacing(header, path) -> tuple: # (dz, dy, dx) mm
     return check_spacing(dz, dy, dx)
 
 # %% ../../nbs/32_nifti.ipynb #42fca3ce
-_FIVE_AXES = "Save it with four: drop axes of size 1, and give the time, in steps through one heartbeat, as the fourth."
+_FIVE_AXES = "Save it with four: drop axes of size 1, and give the time of one heartbeat as the fourth."
 
 def _open_voxels(path) -> tuple: # nibabel header, nibabel array proxy, (F, Z, H, W)
     """A NIfTI before any of its voxels is read.

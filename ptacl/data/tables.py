@@ -82,7 +82,8 @@ def column_values(
     except (TypeError, ValueError):
         odd = table[columns].apply(pd.to_numeric, errors="coerce").isna() & table[columns].notna()
         rows = ", ".join(map(str, np.flatnonzero(odd.any(axis=1))[:5] + 2)) # as a spreadsheet counts them
-        raise PtaclError(f"{where} holds something that is no number" + f" in row {rows}" * bool(rows)) from None
+        reason = f"{where} holds something that is no number" + f" in row {rows}" * bool(rows)
+        raise PtaclError(reason) from None
     if np.isinf(values).any(axis=None):
         raise PtaclError(f"{where} holds an infinity")
     return values.mean(axis=1)
