@@ -456,7 +456,7 @@ def test_a_lost_row_is_no_withdrawal(raw, take):
     less(raw, 0, 5); [f.unlink() for f in source(raw, 5).ecg]; shutil.rmtree(source(raw, 5).cine[0].parent)
     done = take(raw); assert (done.patients, done.removed, done.unlisted) == (N, 0, 2)
     assert "2 of the cohort have no row in the table and stay" in repr(done)
-    assert done.quarantine.reason.tolist() == ["no row in the table"] and "list of withdrawn" in done.quarantine.remedy[0]
+    assert done.quarantine.reason.tolist() == ["no row in the table"] and "list of those who did" in done.quarantine.remedy[0]
     assert len(Cohort.open(done.path).verify()) == 0
     (raw / "phenotypes.csv").write_bytes(whole)
     done = take(raw); assert (done.patients, done.removed, done.unlisted, len(done.quarantine)) == (N, 0, 0, 0)

@@ -491,7 +491,7 @@ def _uncalibrated(signals: list) -> list: # lines of signals, in words -> of the
 def _beside(folder: Path, name: str) -> Path:
     "A file that a header names. Raises `PtaclError` where it is missing, or outside the header's folder."
     inside = PurePosixPath(name)
-    if inside.is_absolute() or ".." in inside.parts or "\\" in name:
+    if inside.is_absolute() or ".." in inside.parts or "\\" in name or ":" in name:
         raise PtaclError("its header names a signal file outside its own folder",
                          "Put it beside the header, and name it without a folder.")
     near = [path for path in (folder/inside, folder/inside.name) if path.is_file()]
@@ -574,6 +574,8 @@ def _open_segment(header: Path, promised: int = 0) -> tuple: # wfdb.Record with 
     fs = _rate_of(rate)
     check_duration(known or 1, fs, count)
     _check_size(signals, files, length)
+    if any(int(_FORMAT.match(words[1])[3] or 0) > fs for words in signals):
+        raise PtaclError("a signal is delayed by more than a second: no resting ECG")
     if promised and known != promised:
         raise PtaclError(f"a segment of it has {known} samples, and its header says {promised}")
     first = [first[0], str(count), rate, *([str(known)] if known else [])]
@@ -737,7 +739,7 @@ def _found_inside(values: dict, told: dict) -> dict: # values: what a file holds
 
 # %% ../../nbs/31_ecg_files.ipynb #f65f32a3
 def _one_record(array, leads: list | None, record: int | None) -> np.ndarray: # (leads, N) float
-    "One recording of an array. Raises `PtaclError` where which one, or which axis is the leads', cannot be told."
+    "One recording of an array. Raises `PtaclError` where that, or the axis of the leads, cannot be told."
     shape = array.shape
     size = "×".join(map(str, shape))
     if array.dtype.kind not in "iuf" or len(shape) not in (2, 3):
@@ -803,23 +805,47 @@ def _read_numpy(path: Path, given: dict) -> ECG:
     return _array_ecg(_the_array(known), _found_inside(known, told), "NumPy")
 
 # %% ../../nbs/31_ecg_files.ipynb #57b22523
-def _check_packed(data: bytes) -> None: # a MATLAB 5 file
-    "Raises `PtaclError` where its compressed elements unpack to too much."
-    left = MAX_PIXEL_BYTES
-    at = 128
+_MATRIX, _COMPRESSED, _INTEGERS = 14, 15, 5 # kinds of elements of a MATLAB file
+_TOO_MUCH = f"unpacks to more than {MAX_PIXEL_BYTES >> 20} MB: not one recording"
+
+def _check_matrix(body: bytes) -> None: # a matrix element without its tag
+    "Raises `PtaclError` where its axes claim too much."
+    kind, size = np.frombuffer(body[16:24].ljust(8, b"\0"), "<u4").tolist() # behind the flags
+    axes = np.frombuffer(body[24:24 + size // 4 * 4], "<i4").tolist() if kind == _INTEGERS else []
+    if np.prod(axes, dtype=object) > MAX_PIXEL_BYTES // 8:
+        raise PtaclError(_TOO_MUCH)
+
+def _check_elements(data: bytes, left: int = MAX_PIXEL_BYTES, depth: int = 0) -> int: # left: bytes
+    "What is left of the bytes it may unpack to. Raises `PtaclError` where an element claims too much."
+    at = 0
     while at + 8 <= len(data):
         kind, size = np.frombuffer(data[at:at + 8], "<u4").tolist()
-        if kind == 15: # compressed
-            left -= len(zlib.decompressobj().decompress(data[at + 8:at + 8 + size], max(left, 1) + 1))
-        at += 8 + size
-    if left < 0:
-        raise PtaclError(f"unpacks to more than {MAX_PIXEL_BYTES >> 20} MB: not one recording")
+        if kind >> 16: # a small one, all in eight bytes
+            at += 8
+            continue
+        if size > len(data) - at - 8 or depth > 8:
+            raise PtaclError("an element of it is longer than the file: it is cut short", "Fetch it again.")
+        body = data[at + 8:at + 8 + size]
+        if kind == _COMPRESSED:
+            body = zlib.decompressobj().decompress(body, left + 1)
+            left -= len(body)
+            if left < 0:
+                raise PtaclError(_TOO_MUCH)
+        if kind == _MATRIX:
+            _check_matrix(body)
+        if kind in (_MATRIX, _COMPRESSED):
+            left = _check_elements(body, left, depth + 1)
+        at += 8 + (size if kind == _COMPRESSED else -(-size // 8) * 8)
+    return left
 
+# %% ../../nbs/31_ecg_files.ipynb #d895729f
 def _read_matlab(path: Path, given: dict) -> ECG:
     "An array of a MATLAB 5 file, or the struct `ECG` of CPSC 2018."
     told = _told_beside(path, given)
     data = read_bytes(path)
-    _check_packed(data)
+    if data[126:128] != b"IM":
+        raise PtaclError("its numbers have their first byte first: save it anew with a MATLAB of today")
+    _check_elements(data[128:])
     values = scipy.io.loadmat(io.BytesIO(data), squeeze_me=False, struct_as_record=True)
     struct = values.get("ECG")
     if struct is not None and struct.dtype.names and {"data", "sex", "age"} <= set(struct.dtype.names):
@@ -844,7 +870,7 @@ def _time_rate(times: np.ndarray, unit: str | None) -> float: # Hz
     return float(rates[0])
 
 def _text_table(path: Path) -> tuple: # names or None, (rows, columns) of text
-    "A text of columns, with its head where it has one. Raises `PtaclError` where its lines differ in columns."
+    "A text of columns, with its head if it has one. Raises `PtaclError` where lines differ in columns."
     data = read_bytes(path)
     text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "replace")
     lines = [line for line in text.splitlines() if line.strip()]
