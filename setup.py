@@ -20,7 +20,8 @@ class WithSessions(build_py):
 parser = ConfigParser(delimiters=["="])
 parser.read("settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("app", "course", "cluster", "export")}
+names = ("app", "course", "cluster", "export", "formats")
+extras = {name: cfg[f"{name}_requirements"].split() for name in names}
 # tests use all of them
 extras["dev"] = [*cfg["dev_requirements"].split(), *(r for wanted in extras.values() for r in wanted)]
 

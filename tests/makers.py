@@ -8,6 +8,7 @@ import zipfile
 
 import nibabel as nib
 import numpy as np
+import scipy.io
 import wfdb
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
@@ -102,6 +103,44 @@ def record(folder, names, signal, units="mV", name="rec", fs=500):
     wfdb.wrsamp(name, fs=fs, units=[units] * len(names), sig_name=list(names), p_signal=np.asarray(signal).T,
                 fmt=["16"] * len(names), write_dir=str(folder))
     return folder / f"{name}.hea"
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def npz(**arrays):
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def mat(**values):
+    buffer = io.BytesIO()
+    scipy.io.savemat(buffer, values, do_compression=True)
+    return buffer.getvalue()
+
+
+def csv(x, names=LEADS, unit=" (mV)", time="time (s)", separator=",", decimal=".", step=0.002):
+    rows = [[f"{k * step:.6g}"] * bool(time) + [f"{v:.5f}" for v in column] for k, column in enumerate(x.T)]
+    head = [[time] * bool(time) + [f"{name}{unit}" for name in names]] if names else []
+    text = "\n".join(separator.join(row) for row in rows).replace(".", decimal)
+    return ("\n".join(separator.join(row) for row in head) + "\n" * bool(head) + text + "\n").encode()
+
+
+def aecg(x, unit="uV", step=("0.002", "s"), scale=5.0, names="MDC_ECG_LEAD_{}", kind="series", origin=0):
+    def sequence(code, value): return f'<component><sequence><code code="{code}"/><value>{value}</value></sequence></component>'
+    def lead(name, v):
+        digits = " ".join(map(str, np.rint(v * 1000 / 5).astype(int)))
+        scales = f'<origin value="{origin}" unit="{unit}"/><scale value="{scale}" unit="{unit}"/>'
+        return sequence(names.format(name.upper()), f"{scales}<digits>{digits}</digits>")
+    time = sequence("TIME_ABSOLUTE", f'<head value="20260101"/><increment value="{step[0]}" unit="{step[1]}"/>')
+    leads = "".join(lead(name, v) for name, v in zip(LEADS, x))
+    return (f'<?xml version="1.0"?><AnnotatedECG xmlns="urn:hl7-org:v3"><id root="{ID}"/><component><series><{kind}><sequenceSet>{time}{leads}'
+            f"</sequenceSet></{kind}></series></component></AnnotatedECG>").replace("<series><series>", "<series><component>").replace(
+            "</series></series>", "</component></series>").encode()
 
 
 # cines

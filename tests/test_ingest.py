@@ -204,7 +204,7 @@ def test_a_fault_of_the_kit_costs_one_patient(raw, take, monkeypatch, tmp_path):
 
 # killed
 
-def run(raw, out, key, stop_at=None):
+def run(raw, out, key, stop_at=None, withdrawn=()):
     "An ingest in a process of its own; with `stop_at` it kills itself at that write into the store."
     if stop_at is not None:
         real, count = zarr.storage.LocalStore.set, [0]
@@ -214,7 +214,7 @@ def run(raw, out, key, stop_at=None):
             return await real(self, *args, **more)
         zarr.storage.LocalStore.set = set_
     torch.set_num_threads(1)
-    ingest(raw, out, frames=6, workers=1, key=key)
+    ingest(raw, out, frames=6, workers=1, key=key, withdrawn=withdrawn)
 
 
 def start(*args):
@@ -295,12 +295,12 @@ def replaced(folder, to):
     return to
 
 
-def kill_at_change(folder, out, key, write, before, after):
+def kill_at_change(folder, out, key, write, before, after, withdrawn=()):
     "Kill a second run at a write; what can be read then is old or new, and a third run makes it new."
-    process = start(folder, out, key, write); process.join()
+    process = start(folder, out, key, write, withdrawn); process.join()
     try: refused = False; assert Cohort.open(out).table.index.size in (len(before), len(after)) and len(Cohort.open(out).verify()) == 0
     except PtaclError as e: refused = True; assert "was interrupted" in str(e) and "store" in set(Cohort.open(out, write=True).verify()["where"])
-    again = start(folder, out, key); again.join()
+    again = start(folder, out, key, None, withdrawn); again.join()
     assert again.exitcode == 0 and not Path(f"{out}.ingest").exists()
     cohort = Cohort.open(out); assert len(cohort.verify()) == 0 and content(cohort) == after
     return process.exitcode == -signal.SIGKILL, refused
@@ -312,17 +312,15 @@ def content(cohort): return {p.id: (p.cine.frames.tobytes(), p.ecg.signal.tobyte
 @pytest.mark.parametrize("what", ["replace", "remove"])
 def test_killed_while_changing(folder, whole, tmp_path, what):
     key, first = whole[1], tmp_path / "first"
-    if what == "replace": other = replaced(folder, tmp_path / "raw")
-    else:
-        other = Path(shutil.copytree(folder, tmp_path / "raw")); table = pd.read_csv(other / "phenotypes.csv", dtype=str)
-        table.drop(index=[1, 4]).to_csv(other / "phenotypes.csv", index=False)
+    other, withdrawn = (replaced(folder, tmp_path / "raw"), ()) if what == "replace" else (folder, (IDS[1], IDS[4]))
     start(folder, first, key).join(); before = content(Cohort.open(first))
-    shutil.copytree(first, tmp_path / "new"); start(other, tmp_path / "new", key).join(); after = content(Cohort.open(tmp_path / "new"))
+    shutil.copytree(first, tmp_path / "new"); start(other, tmp_path / "new", key, None, withdrawn).join()
+    after = content(Cohort.open(tmp_path / "new"))
     assert before != after and len(after) == (N if what == "replace" else N - 2)
     seen = set()
     for write in (1, 2, 4, 6, 30):
         shutil.copytree(first, tmp_path / str(write))
-        seen.add(kill_at_change(other, tmp_path / str(write), key, write, before, after))
+        seen.add(kill_at_change(other, tmp_path / str(write), key, write, before, after, withdrawn))
     assert (True, True) in seen
 
 
@@ -436,18 +434,32 @@ def less(raw, *gone):
 
 
 def test_who_withdraws_is_removed(raw, take, tmp_path):
-    "By a row that is no more, whether the files are there or not; nothing of them stays on disk."
+    "By the list, whether the files are there or not; nothing of them stays on disk."
     done = take(raw); key = read_key(tmp_path / "keys" / "k.key", "x"); gone = [pseudonym(IDS[k], key) for k in (0, 5)]
     cohort = Cohort.open(done.path)
     records = [(cohort[i].ecg.signal / MV).round().astype(np.int16).tobytes() for i, n in enumerate(cohort.table.index) if n in gone]
     splits = cohort.table.split
     less(raw, 0, 5); [f.unlink() for f in source(raw, 5).ecg]; shutil.rmtree(source(raw, 5).cine[0].parent)
-    done = take(raw); assert (done.patients, done.new, done.removed) == (N - 2, 0, 2) and "; 2 removed" in repr(done)
+    done = take(raw, withdrawn=[IDS[0], IDS[5]]); assert (done.patients, done.new, done.removed) == (N - 2, 0, 2) and "; 2 removed" in repr(done)
     cohort = Cohort.open(done.path); assert len(cohort.verify()) == 0 and cohort.table.split.equals(splits[cohort.table.index])
-    assert done.quarantine.patient.tolist() == gone[:1]  # whose files are still there
+    assert not len(done.quarantine) and done.unlisted == 0
     inside = b"".join(files(done.path).values())
     assert not any(r in inside for r in records) and not any(gone[1].encode(code) in inside for code in ("utf-8", "utf-32-le"))
     done = take(raw); assert (done.patients, done.removed) == (N - 2, 0) and "removed" not in repr(done)
+    assert done.quarantine.patient.tolist() == gone[:1]  # whose files are still there, without a row
+
+
+def test_a_lost_row_is_no_withdrawal(raw, take):
+    "A table that is cut short removes nobody, whether the files are there or not, and says so."
+    take(raw)
+    whole = (raw / "phenotypes.csv").read_bytes()
+    less(raw, 0, 5); [f.unlink() for f in source(raw, 5).ecg]; shutil.rmtree(source(raw, 5).cine[0].parent)
+    done = take(raw); assert (done.patients, done.removed, done.unlisted) == (N, 0, 2)
+    assert "2 of the cohort have no row in the table and stay" in repr(done)
+    assert done.quarantine.reason.tolist() == ["no row in the table"] and "list of those who did" in done.quarantine.remedy[0]
+    assert len(Cohort.open(done.path).verify()) == 0
+    (raw / "phenotypes.csv").write_bytes(whole)
+    done = take(raw); assert (done.patients, done.removed, done.unlisted, len(done.quarantine)) == (N, 0, 0, 0)
 
 
 def test_files_that_are_gone_remove_nobody(raw, take):
@@ -462,7 +474,7 @@ def test_another_folder_removes_nobody(raw, take, tmp_path):
         for k in set(range(N)) - set(mine): [f.unlink() for f in source(here, k).ecg]; shutil.rmtree(here / "cmr" / IDS[k])
     assert take(raw).patients == 4 and (take(other).patients, take(other).removed) == (N, 0) and take(raw).removed == 0
     less(other, 6); [f.unlink() for f in source(other, 6).ecg]; shutil.rmtree(other / "cmr" / IDS[6])
-    assert take(raw).removed == 0 and (take(other).removed, take(other).patients) == (1, N - 1)
+    assert take(raw).removed == 0 and (take(other).removed, take(other).unlisted, take(other).patients) == (0, 1, N)
 
 
 def test_withdrawn_by_list(raw, take, tmp_path):

@@ -99,7 +99,7 @@ def test_real_dicom_of_other_makers(name, lsb):
 @need_cmr
 def test_real_cine_and_labels(moment, volume):
     folder = REAL / "cmr_sax"
-    cine = read_cine(folder / f"sa_{moment}.nii.gz", labels=folder / f"label_sa_{moment}.nii.gz")
+    cine = read_cine(folder / f"sa_{moment}.nii.gz", labels=folder / f"label_sa_{moment}.nii.gz", still=True)
     assert cine.frames.shape == cine.labels.shape == (1, 9, 256, 216) and cine.phase is None
     assert cine.spacing == pytest.approx((10, 175 / 128, 175 / 128))
     assert (cine.labels == 1).sum() * np.prod(cine.spacing) / 1000 == pytest.approx(volume, abs=1)  # ml of LV blood
@@ -147,7 +147,7 @@ def test_empty_fields(tmp_path):
     (lambda x: strip(x).replace(b"<StripData>", b"<Other>").replace(b"</StripData>", b"</Other>"), "no StripData"),
     (lambda x: strip(x).replace(b'"Hz">500<', b'"Hz">0<'), "sampling rate"),
     (lambda x: strip(x, text=lambda x: ",".join(["1.5"] * len(x))), "not a whole number"),
-    (lambda x: strip(x)[:-4000], "ParseError"),
+    (lambda x: strip(x)[:-4000], "breaks off in line .* cut short"),
     (lambda x: b"", "empty"),
     (lambda x: b"hello", "no format"),
 ])
@@ -253,9 +253,9 @@ def test_wfdb_broken(tmp_path):
     header = record(tmp_path, LEADS, voltages())
     data = header.with_suffix(".dat")
     data.write_bytes(data.read_bytes()[:1000])
-    with pytest.raises(PtaclError): read_ecg(header)
+    with pytest.raises(PtaclError, match="promises 600 samples of each signal, and rec.dat has room for 41"): read_ecg(header)
     data.unlink()
-    with pytest.raises(PtaclError, match="no such file"): read_ecg(header)
+    with pytest.raises(PtaclError, match="the signal file rec.dat that its header names is missing"): read_ecg(header)
     with pytest.raises(PtaclError, match="unknown unit"): read_ecg(record(tmp_path, LEADS, voltages(), "degC"))
 
 
@@ -273,7 +273,7 @@ def nifti_file(tmp_path, data, zooms, units=("mm", "sec"), name="sa.nii.gz"):
 @given(st.tuples(*[st.integers(1, 6)] * 4), st.integers(0, 9))
 def test_axes(tmp_path_factory, shape, seed):
     data = np.random.default_rng(seed).integers(0, 255, shape, dtype=np.uint8)
-    cine = read_cine(nifti_file(tmp_path_factory.mktemp("axes"), data, (1.5, 1.25, 8, 0.03)))
+    cine = read_cine(nifti_file(tmp_path_factory.mktemp("axes"), data, (1.5, 1.25, 8, 0.03)), still=True)
     x, y, z, t = (seed % n for n in shape)
     assert cine.frames.shape == shape[::-1] and cine.frames[t, z, y, x] == data[x, y, z, t]
     assert cine.spacing == (8, 1.25, 1.5)
@@ -294,7 +294,7 @@ def test_units_and_scale(tmp_path):
 
 @pytest.mark.parametrize("data, zooms, why", [
     (np.zeros((4, 4), np.uint8), (1, 1), "2 axes"),
-    (np.zeros((4, 4, 2, 2, 2), np.uint8), (1,) * 5, "5 axes"),
+    (np.zeros((4, 4, 2, 2, 2), np.uint8), (1,) * 5, r"5 axes \(4×4×2×2×2\), expected \(x, y, z, t\). Save it with four"),
     (np.zeros((4, 4, 2, 2), np.uint8), (50, 50, 10, 1), "none of a cardiac cine"),
     (np.zeros((4, 4, 2, 2), np.uint8), (0, 1, 10, 1), "pixdim 0"),
     (np.full((4, 4, 2, 2), np.nan, np.float32), (1, 1, 10, 1), "finite"),

@@ -1,6 +1,7 @@
 "The studies: patients, paired scores, sentences, reports of many runs, sweeps, and the experiment notebooks at the smallest size."
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from ptacl.studies import scores, tasks, variants
 from ptacl.app.cli import app
 from ptacl.core.errors import PtaclError
 from ptacl.core.files import write_result
-from ptacl.studies.experiments import failure_kept, parameters_of, run_experiment
+from ptacl.studies.experiments import _execute, failure_kept, parameters_of, run_experiment
 from ptacl.simulate.cohorts import write_virtual
 from ptacl.core.presets import PHENOTYPES, workshop
 from ptacl.studies.report import read_runs, report_page, result_rows, write_report
@@ -252,3 +253,16 @@ def test_a_phenotype_that_nobody_has_is_left_out(tmp_path):
     with pytest.warns(UserWarning, match="cohort: LVM left out"): task = tasks.make_task(str(tmp_path / "cohort"))
     assert "LVM" not in task.train_y and list(task.test_y) == list(task.train_y) and len(task.train_y.columns) == 9
     assert task.train.extra["targets"].isnan().all(0).tolist() == [p == "LVM" for p in cohort.phenotypes]
+
+
+def test_a_foreign_kernel_is_never_started(tmp_path, monkeypatch):
+    "Another Python's kernel may be installed under the same name, as on shared machines."
+    folder = tmp_path / "jupyter" / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    (folder / "kernel.json").write_text(json.dumps({"argv": ["/bin/false", "{connection_file}"], "display_name": "x", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    cells = [nbformat.v4.new_code_cell("import sys; print(sys.executable)")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), tmp_path / "x.ipynb")
+    _execute(tmp_path / "x.ipynb", tmp_path / "y.ipynb", {})
+    assert nbformat.read(tmp_path / "y.ipynb", 4).cells[0].outputs[0].text.strip() == sys.executable

@@ -204,6 +204,73 @@ def test_no_such_style(virtual):
     with pytest.raises(PtaclError, match="choose one of showcase, r, platform"): phenotype_table(virtual.phenotypes, virtual.covariates, "ours")
 
 
+# texts of other programs
+
+def as_text(virtual, separator, decimal=".", quoted=False):
+    table = phenotype_table(virtual.phenotypes, virtual.covariates).round(3)
+    table.insert(2, "note", ["a", "b c", "", "d", "e", "f"])
+    return table.to_csv(sep=separator, decimal=decimal, quoting=1 if quoted else 0, lineterminator="\n")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("name", ["t.csv", "t.tab", "t.txt", "t.csv.gz"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("quoted", [False, True])
+def test_separators_encodings_and_quotation_marks(virtual, tmp_path, separator, name, encoding, quoted):
+    data = as_text(virtual, separator, quoted=quoted).replace("\n", "\r\n").encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    ids, phenotypes, covariates = read_table(tmp_path / name)
+    assert ids == IDS and list(covariates.sex) == list(virtual.covariates.sex)
+    np.testing.assert_allclose(phenotypes, virtual.phenotypes, atol=6e-4)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_decimal_commas(virtual, tmp_path, separator):
+    text = as_text(virtual, separator, ",", quoted=separator == ",")
+    (tmp_path / "t.csv").write_text(text)
+    ids, phenotypes, _ = read_table(tmp_path / "t.csv")
+    np.testing.assert_allclose(phenotypes, virtual.phenotypes, atol=6e-4)
+    value = f"{virtual.phenotypes.LVEDV.iloc[3]:.3f}".rstrip("0")
+    mixed = text.replace(value.replace(".", ","), value)
+    assert mixed != text
+    (tmp_path / "t.csv").write_text(mixed)
+    with pytest.raises(PtaclError, match=r"decimal comma \(row 2\) and a decimal point \(row 5\)"): read_table(tmp_path / "t.csv")
+
+
+def test_free_text_that_begins_with_a_quotation_mark(virtual, tmp_path):
+    for k, note in ((2, '"5 mg daily'), (4, '"10 mg at night'), (5, '"')):
+        lines = as_text(virtual, "\t").splitlines()
+        cells = lines[k + 1].split("\t")
+        cells[3] = note
+        lines[k + 1] = "\t".join(cells)
+        (tmp_path / "t.tab").write_text("\n".join(lines) + "\n")
+        ids, phenotypes, _ = read_table(tmp_path / "t.tab")
+        assert ids == IDS
+        np.testing.assert_allclose(phenotypes, virtual.phenotypes, atol=6e-4)
+        (tmp_path / "t.csv").write_text("\n".join(lines).replace("\t", ","))
+        with pytest.raises(PtaclError, match=f"line {k + 2} has a quotation mark that is not closed"): read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("separator, damage, why", [
+    (",", lambda line: line + ",1", "line 4 has 18 columns, and the first line 17"),
+    ("\t", lambda line: line.rpartition("\t")[0], "line 4 has 16 columns, and the first line 17 .separated by tabs"),
+    (";", lambda line: '"' + line.replace(";", ';"', 3), r"line 4 has \d+ columns|line 4 has a quotation mark"),
+])
+def test_a_line_that_does_not_fit_is_named(virtual, tmp_path, separator, damage, why):
+    lines = as_text(virtual, separator).splitlines()
+    lines[3] = damage(lines[3])
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    with pytest.raises(PtaclError, match=why) as e: read_table(tmp_path / "t.csv")
+    assert not any(i in str(e.value) for i in IDS)
+
+
+def test_a_cell_that_is_no_number_is_named_by_its_row(virtual, tmp_path):
+    table = phenotype_table(virtual.phenotypes, virtual.covariates).astype(object)
+    table.iloc[3, 2] = "high"
+    table.to_csv(tmp_path / "t.csv")
+    with pytest.raises(PtaclError, match="no number in row 5"): read_table(tmp_path / "t.csv")
+
+
 @settings(max_examples=150)
 @given(st.randoms(use_true_random=False), st.sampled_from(["t.csv", "t.csv.gz", "t.parquet"]))
 def test_mutated_bytes_end_in_a_table_or_a_refusal(virtual, tmp_path, r, name):

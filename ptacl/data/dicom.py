@@ -17,10 +17,11 @@ from pydicom.pixels import apply_rescale, pixel_array
 from pydicom.tag import Tag
 from ..core.errors import PtaclError
 from .ecg_files import LONG_HEADERS, nested_bytes, open_dicom
-from .nifti import check_size, check_spacing, cine_phase, plausible_interval
+from .nifti import check_moments, check_size, check_spacing, cine_phase, plausible_interval
 from .nifti import read_acdc, read_labels, read_nifti, read_ukbb_folder
 from .recordings import Cine, MAX_FILES, MAX_HEADER_READS, MAX_NESTED_BYTES, MAX_PIXEL_BYTES
-from .recordings import first_bytes, is_manifest, members, reading
+from .recordings import first_bytes, is_dicom, is_manifest, members, reading
+from ..signal.cmr import cardiac_centre, middle_slice
 
 # %% ../../nbs/33_dicom.ipynb #eb7afde5
 def _manifest_series(text: str) -> dict: # file name -> series
@@ -39,12 +40,23 @@ def _manifest_series(text: str) -> dict: # file name -> series
 
 # %% ../../nbs/33_dicom.ipynb #2fe39589
 _IMAGE_TAGS = """
-SeriesDescription SeriesInstanceUID SOPInstanceUID InstanceNumber TriggerTime FrameTime CardiacNumberOfImages
+SeriesDescription SeriesInstanceUID SOPInstanceUID InstanceNumber TriggerTime FrameTime FrameTimeVector
+TemporalPositionIdentifier NominalPercentageOfCardiacPhase AcquisitionTime ContentTime CardiacNumberOfImages
+ImageType ComplexImageComponent EchoTime InversionTime FlipAngle DiffusionBValue
 ImagePositionPatient ImageOrientationPatient SliceLocation PixelSpacing SliceThickness SpacingBetweenSlices
-NumberOfFrames SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence SamplesPerPixel
-PhotometricInterpretation Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation PixelData
-RescaleSlope RescaleIntercept ModalityLUTSequence
+NumberOfFrames SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence DimensionIndexSequence
+SamplesPerPixel PhotometricInterpretation Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation
+PixelData RescaleSlope RescaleIntercept ModalityLUTSequence
 """.split()
+
+def _group_of(ds, k: int, group: str, keyword: str): # -> item of a functional group, or None
+    "The functional group of frame k with that element: its own, or the shared one."
+    own = (ds.get("PerFrameFunctionalGroupsSequence") or [])[k:k + 1]
+    shared = (ds.get("SharedFunctionalGroupsSequence") or [])[:1]
+    for item in (*own, *shared):
+        if item.get(group) and item[group][0].get(keyword) is not None:
+            return item[group][0]
+    return None
 
 def _functional(
     ds,           # DICOM dataset
@@ -53,12 +65,8 @@ def _functional(
     keyword: str, # element
 ):
     "An element for one frame: from its own functional group, from the shared one, or from the file."
-    own = (ds.get("PerFrameFunctionalGroupsSequence") or [])[k:k + 1]
-    shared = (ds.get("SharedFunctionalGroupsSequence") or [])[:1]
-    for item in (*own, *shared):
-        if item.get(group) and item[group][0].get(keyword) is not None:
-            return item[group][0][keyword].value
-    return ds.get(keyword)
+    item = _group_of(ds, k, group, keyword)
+    return ds.get(keyword) if item is None else item[keyword].value
 
 def _as_number(value) -> float:
     "The number in a DICOM element, NaN where it is missing, empty or not finite."
@@ -66,6 +74,77 @@ def _as_number(value) -> float:
         return float("nan")
     value = float(value)
     return value if np.isfinite(value) else float("nan")
+
+# %% ../../nbs/33_dicom.ipynb #520511bc
+_TIMES = ("TriggerTime", "FrameTime", "TemporalPosition", "DimensionIndexValues",
+          "NominalPercentageOfCardiacPhase") # what tells the moment within the beat, the best first
+_CLOCKS = ("AcquisitionTime", "ContentTime")  # where none of these does
+_IN_MS = ("TriggerTime", "FrameTime", "AcquisitionTime")
+_DIMENSIONS_OF_TIME = {Tag(keyword) for keyword in (
+    "TemporalPositionIndex", "TemporalPositionTimeOffset", "NominalCardiacTriggerDelayTime",
+    "NominalPercentageOfCardiacPhase", "FrameAcquisitionDateTime")}
+_TIME_OF_DAY = re.compile(r"(?:\d{8})?(\d\d):?(\d\d):?(\d\d(?:\.\d*)?)(?:[+-]\d{4})?")
+
+def _clock(text) -> float:
+    "A DICOM time, or date and time, as ms since midnight; NaN where it is none."
+    match = _TIME_OF_DAY.fullmatch(str(text or "").strip())
+    if not match:
+        return float("nan")
+    hours, minutes, seconds = map(float, match.groups())
+    return 1000 * (3600 * hours + 60 * minutes + seconds)
+
+def _index_of_time(ds, k: int) -> float:
+    "The index of a frame along the dimension that an enhanced file calls time; NaN where it has none."
+    pointers = [item.get("DimensionIndexPointer") for item in ds.get("DimensionIndexSequence") or []]
+    place = next((i for i, pointer in enumerate(pointers) if pointer in _DIMENSIONS_OF_TIME), None)
+    values = _functional(ds, k, "FrameContentSequence", "DimensionIndexValues")
+    if place is None or values is None:
+        return float("nan")
+    values = np.atleast_1d(values)
+    return _as_number(values[place]) if place < len(values) else float("nan")
+
+# %% ../../nbs/33_dicom.ipynb #b843c8c8
+def _moments(ds, k: int) -> dict: # of `_TIMES` and `_CLOCKS`
+    "All that a DICOM image says about the moment of frame k; NaN for what it does not say."
+    get = partial(_functional, ds, k)
+    beat, content = "CardiacSynchronizationSequence", "FrameContentSequence"
+    delay = get(beat, "NominalCardiacTriggerDelayTime")
+    index = get(content, "TemporalPositionIndex")
+    return {
+        "TriggerTime": _as_number(ds.get("TriggerTime") if delay is None else delay),
+        "FrameTime": float("nan"),
+        "TemporalPosition": _as_number(ds.get("TemporalPositionIdentifier") if index is None else index),
+        "DimensionIndexValues": _index_of_time(ds, k),
+        "NominalPercentageOfCardiacPhase": _as_number(get(beat, "NominalPercentageOfCardiacPhase")),
+        "AcquisitionTime": _clock(get(content, "FrameAcquisitionDateTime") or ds.get("AcquisitionTime")),
+        "ContentTime": _clock(ds.get("ContentTime")),
+    }
+
+# %% ../../nbs/33_dicom.ipynb #fb04b952
+_COMPONENTS = {
+    "M": "magnitude", "MAG": "magnitude", "MAGNITUDE": "magnitude",
+    "P": "phase", "PHASE": "phase", "VELOCITY": "phase",
+    "R": "real", "REAL": "real",
+    "I": "imaginary", "IMAGINARY": "imaginary",
+}
+
+def _component(ds, k: int) -> str: # a value of `_COMPONENTS`, "" where the file does not say
+    "Which part of the complex signal a frame shows."
+    kind = "MRImageFrameTypeSequence"
+    types = _functional(ds, k, kind, "FrameType") or ds.get("ImageType") or ()
+    types = [types] if isinstance(types, str) else list(types)
+    words = [str(word).upper() for word in (_functional(ds, k, kind, "ComplexImageComponent"), *types[2:])]
+    starts = [re.split(r"[_ ]", word.strip())[0] for word in words]
+    return next((_COMPONENTS[start] for start in starts if start in _COMPONENTS), "")
+
+def _without_phase(table: pd.DataFrame) -> tuple: # its rows, {component: images left out}
+    "The images that show anatomy. Raises `PtaclError` where there are only phase, real or imaginary ones."
+    other = table["component"].isin(["phase", "real", "imaginary"])
+    counts = table["component"][other].value_counts().to_dict()
+    if other.all():
+        raise PtaclError(f"only {' and '.join(counts)} images, none that shows the heart's blood as bright",
+                         "Give the magnitude images (ImageType M).")
+    return table[~other], counts
 
 # %% ../../nbs/33_dicom.ipynb #9885d59b
 def _slice_place(
@@ -86,11 +165,10 @@ def _frame_row(ds, k: int) -> dict:
     position = get("PlanePositionSequence", "ImagePositionPatient")
     orientation = get("PlaneOrientationSequence", "ImageOrientationPatient")
     at, normal = _slice_place(position, orientation, ds.get("SliceLocation"))
-    delay = get("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime")
     dy, dx = get("PixelMeasuresSequence", "PixelSpacing") or (0, 0)
-    return {
+    return _moments(ds, k) | {
         "frame": k,
-        "time": _as_number(ds.get("TriggerTime") if delay is None else delay),
+        "component": _component(ds, k),
         "at": at,
         "normal": normal,
         "dy": _as_number(dy),
@@ -100,6 +178,8 @@ def _frame_row(ds, k: int) -> dict:
     }
 
 # %% ../../nbs/33_dicom.ipynb #203d0b74
+_CONTRASTS = ("EchoTime", "InversionTime", "FlipAngle", "DiffusionBValue") # one of each in a film
+
 def _image_row(ds, file: int, series: str) -> dict:
     "What all frames of a DICOM image have in common."
     return {
@@ -111,7 +191,14 @@ def _image_row(ds, file: int, series: str) -> dict:
         "count": _as_number(ds.get("CardiacNumberOfImages")),
         "rows": ds.Rows,
         "columns": ds.Columns,
-    }
+    } | {keyword: _as_number(ds.get(keyword)) for keyword in _CONTRASTS}
+
+def _frame_times(ds, frames: int) -> np.ndarray: # (frames,) ms, NaN where the file does not say
+    "The moments of several frames that lie in one file without functional groups."
+    steps = ds.get("FrameTimeVector")
+    if steps is not None and np.size(steps) == frames:
+        return np.cumsum(np.array(steps, float))
+    return np.arange(frames) * _as_number(ds.get("FrameTime"))
 
 def _frame_rows(ds, file: int, series: str) -> list: # file: its index
     "One dictionary for each frame of a DICOM image. Raises `PtaclError` on a number of frames that is none."
@@ -125,8 +212,7 @@ def _frame_rows(ds, file: int, series: str) -> list: # file: its index
     first = image | _frame_row(ds, 0)
     if frames == 1:
         return [first]
-    interval = _as_number(ds.get("FrameTime"))
-    return [first | {"frame": k, "time": k * interval} for k in range(frames)]
+    return [first | {"frame": k, "FrameTime": t} for k, t in enumerate(_frame_times(ds, frames))]
 
 # %% ../../nbs/33_dicom.ipynb #73c08c9e
 _SAX = r"^CINE_segmented_SAX_b(\d{1,3})$"
@@ -189,12 +275,12 @@ def _load_images(path: Path) -> tuple: # table with one row for each frame, list
     for name, data in members(path):
         if is_manifest(name):
             heap.add_manifest(data)
-        elif data[128:132] == b"DICM":
+        elif is_dicom(data[:132]):
             ds = heap.open(data)
             if ds is not None:
                 heap.add_image(name, ds)
     if heap.rows:
-        table = pd.DataFrame(heap.rows).drop_duplicates(["image", "frame", "at", "time", "number"])
+        table = pd.DataFrame(heap.rows).drop_duplicates(["image", "frame", "at", "TriggerTime", "number"])
         return table, heap.images
     if _LONG_AXIS in heap.left_out:
         raise PtaclError(*_NO_LONG_AXIS)
@@ -203,12 +289,12 @@ def _load_images(path: Path) -> tuple: # table with one row for each frame, list
 
 # %% ../../nbs/33_dicom.ipynb #858b3749
 def _numbered_slices(table: pd.DataFrame) -> pd.DataFrame: # one row for each frame -> with a column "slice"
-    """Slices by the positions of the images: a step of over 1 mm begins a new one.
+    """Slices by the positions of the images: a step of over half a millimetre begins a new one.
     Raises `PtaclError` without positions."""
     table = table[np.isfinite(table["at"])].sort_values(["normal", "at"], kind="stable")
     if table.empty:
         raise PtaclError("its images have no position, so slices cannot be told apart")
-    new = (table["normal"] != table["normal"].shift()) | (table["at"].diff() > 1) # mm
+    new = (table["normal"] != table["normal"].shift()) | (table["at"].diff() > 0.5) # mm
     return table.assign(slice=new.cumsum())
 
 def _moving(table: pd.DataFrame) -> pd.DataFrame: # with columns slice and uid
@@ -240,6 +326,63 @@ def _short_axis(table: pd.DataFrame) -> pd.DataFrame: # one row for each frame
         return table[number.notna()].assign(slice=number.dropna().astype(int))
     mixed = table["series"] == "CINE_segmented_SAX"
     return _by_position(table[mixed] if mixed.any() else table)
+
+# %% ../../nbs/33_dicom.ipynb #49c2cb63
+def _check_one_film(table: pd.DataFrame) -> None: # with columns slice and uid
+    "Raises `PtaclError` where the images of a slice lie at several places, or differ in contrast."
+    slices = table.groupby(["slice", "uid"])
+    places = slices["at"].agg(lambda at: at.max() - at.min())
+    if (places > 1).any(): # mm
+        raise PtaclError(f"the images of slice {places.idxmax()[0]} lie up to {places.max():.3g} mm apart: "
+                         "slices without an axis of time are no cine")
+    varied = [keyword for keyword in _CONTRASTS if (slices[keyword].nunique() > 1).any()]
+    if varied:
+        raise PtaclError(f"the images of a slice differ in {' and '.join(varied)}: no film, but a map")
+
+def _tells_order(table: pd.DataFrame, source: str) -> bool: # source: a column
+    "Whether a source gives each frame of a slice a value of its own."
+    slices = table.groupby("slice")[source]
+    return bool((slices.nunique() == slices.size()).all())
+
+def _check_no_two_at_once(table: pd.DataFrame) -> None:
+    "Raises `PtaclError` where moments are known, and two images of a slice have the same."
+    for source in _TIMES:
+        known = table[np.isfinite(table[source])]
+        twice = known.duplicated(["slice", source], keep=False)
+        if twice.any() and (known.groupby("slice")[source].nunique() > 1).any():
+            reason = f"slice {known['slice'][twice].iloc[0]} has several images with the same {source}: "
+            reason += "two films in one, and which is meant cannot be told"
+            raise PtaclError(reason, "Keep one series of each slice.")
+
+# %% ../../nbs/33_dicom.ipynb #8e46cfc7
+_BY_NUMBER = ("its headers tell no time of the frames: they are in the order of {}, "
+              "which need not be that of time")
+
+def _since_first(table: pd.DataFrame, source: str) -> pd.Series: # ms, or steps
+    "What a source tells, counted from the first frame of each slice, also over midnight."
+    values = table[source]
+    first = values.groupby(table["slice"]).transform("min")
+    last = values.groupby(table["slice"]).transform("max")
+    day = 86_400_000 # ms
+    over_midnight = (last - first > day / 2) & (source in _CLOCKS)
+    values = values.where(~over_midnight, (values + day / 2) % day)
+    return values - values.groupby(table["slice"]).transform("min")
+
+def _timed(table: pd.DataFrame) -> tuple: # with a column "time"; its source; warnings
+    """The moments of all frames, by the first source that tells them.
+    Raises `PtaclError` where nothing does, and where two frames of a slice are one moment."""
+    for source in _TIMES:
+        if _tells_order(table, source):
+            return table.assign(time=table[source]), source, ()
+    _check_no_two_at_once(table)
+    for source in _CLOCKS:
+        if _tells_order(table, source):
+            return table.assign(time=_since_first(table, source)), source, ()
+    for source, name in (("number", "InstanceNumber"), ("frame", "the frames in the file")):
+        if _tells_order(table, source):
+            return table.assign(time=_since_first(table, source)), name, (_BY_NUMBER.format(name),)
+    raise PtaclError("the order of its frames is unknown: no time in their headers, and no number of its own",
+                     f"Export them with {', '.join((*_TIMES[:3:2], *_CLOCKS))}.")
 
 # %% ../../nbs/33_dicom.ipynb #6041f8a9
 def _last_series(table: pd.DataFrame) -> pd.DataFrame: # with columns slice and uid
@@ -325,8 +468,9 @@ def _read_pixels(
     if ds.get("SamplesPerPixel", 1) != 1 or ds.get("PhotometricInterpretation") != "MONOCHROME2":
         raise PtaclError("no grey images")
     check_size(1, ds.get("NumberOfFrames") or 1, ds.Rows, ds.Columns)
+    scale = _group_of(ds, k, "PixelValueTransformationSequence", "RescaleSlope")
     try:
-        pixels = apply_rescale(pixel_array(ds, index=k), ds).astype(np.float32)
+        pixels = apply_rescale(pixel_array(ds, index=k), ds if scale is None else scale).astype(np.float32)
     except (RuntimeError, NotImplementedError):
         why = "its pixels cannot be unpacked: damaged, or compressed (JPEG, …) without a decoder for it here"
         raise PtaclError(why, "Decompress them first (with gdcmconv --raw or dcmdjpeg)") from None
@@ -363,9 +507,12 @@ def _read_images(path: Path) -> Cine:
     """The short-axis cine among DICOM images: a UK Biobank zip (field 20209),
     a zip or folder of any layout, or a multi-frame file."""
     table, images = _load_images(path)
+    table, left_out = _without_phase(table)
     all_series = _short_axis(table)
     table = _last_series(all_series)
+    _check_one_film(table)
     F = _frames_expected(table)
+    table, source, warnings = _timed(table)
     H, W, dy, dx = _frame_size(table)
     rows, missing = _in_time(table, F)
     shape = (F, table["slice"].nunique(), H, W)
@@ -374,12 +521,50 @@ def _read_images(path: Path) -> Cine:
     meta = {
         "format": "DICOM",
         "stored_as": f"{images[0].BitsAllocated} bit",
-        "frame_interval_s": plausible_interval(_frame_step(table), F),
+        "frames_by": source,
+        "frame_interval_s": plausible_interval(_frame_step(table), F) if source in _IN_MS else None,
         "missing_frames": tuple(missing),
         "slices_taken_again": int((all_series.groupby("slice")["uid"].nunique() > 1).sum()),
         "slice_positions_mm": tuple(round(float(x), 2) for x in rows["at"][::F]),
+        "images_left_out": left_out,
+        "warnings": warnings,
     }
     return Cine(_unpack(rows, images, shape), spacing, cine_phase(F), None, meta)
+
+# %% ../../nbs/33_dicom.ipynb #d5b5ce2d
+def _blood_curve(film: np.ndarray, mm: np.ndarray) -> np.ndarray | None: # (F, H, W), (2,) -> (F,)
+    "How much of the heart's surround is bright in each frame; None where nothing moves."
+    step = max(1, max(film.shape[1:]) // 40)
+    film, mm = film[:, ::step, ::step], mm * step
+    try:
+        centre = cardiac_centre(film, None, mm)
+    except PtaclError:
+        return None
+    y, x = np.indices(film.shape[1:])
+    near = film[:, np.hypot((y - centre[0]) * mm[0], (x - centre[1]) * mm[1]) < 50]
+    dark, bright = np.percentile(near, (10, 90))
+    return (near > (dark + bright) / 2).mean(1)
+
+def _slow(curve: np.ndarray) -> np.ndarray: # (F,)
+    "The mean and the first three harmonics of a curve over the beat."
+    harmonics = np.fft.rfft(curve)
+    harmonics[4:] = 0
+    return np.fft.irfft(harmonics, len(curve))
+
+def _beginning(cine: Cine) -> tuple: # of warnings
+    "What is to be said of a film that does not begin at end-diastole."
+    F = len(cine.frames)
+    if F < 8:
+        return ()
+    curve = _blood_curve(middle_slice(cine.frames), np.array(cine.spacing[1:], float))
+    if curve is None:
+        return ()
+    slow = _slow(curve)
+    low, high = slow.min(), slow.max()
+    if high - low < 0.1 * high or slow[0] > (low + high) / 2:
+        return ()
+    return (f"frame 0 shows less blood than half of the frames' range, and frame {slow.argmax()} of {F} "
+            "the most: the film seems not to begin at end-diastole (the R-peak)",)
 
 # %% ../../nbs/33_dicom.ipynb #2716acb4
 def _folder_reader(path: Path): # -> function of the path
@@ -399,7 +584,7 @@ def _cine_reader(path: Path): # -> function of the path
     start = first_bytes(path)
     if path.name.lower().endswith((".nii", ".nii.gz")):
         return read_nifti
-    if start[:2] == b"PK" or start[128:] == b"DICM":
+    if start[:2] == b"PK" or is_dicom(start):
         return _read_images
     raise PtaclError("no format of a cine that is known here: "
                      "NIfTI (.nii, .nii.gz), a zip or folder of DICOM images, a folder of ACDC")
@@ -408,11 +593,16 @@ def _cine_reader(path: Path): # -> function of the path
 def read_cine(
     path,        # NIfTI, DICOM file, zip of DICOM images, or folder (DICOM images, ACDC, or sa.nii.gz)
     labels=None, # its segmentation, a NIfTI in the order 1 LV blood, 2 myocardium, 3 RV blood
+    still: bool = False, # whether a stack at one moment will do
 ) -> Cine:
-    "One cine from a file or a folder. Raises `PtaclError` on what cannot be read for certain."
+    """One cine from a file or a folder. What is to be known about its order in time stands in
+    `meta["warnings"]`. Raises `PtaclError` on what cannot be read for certain."""
     path = Path(path)
     with reading(path, "a cine"):
         cine = _cine_reader(path)(path)
+        if not still:
+            check_moments(cine.frames.shape)
+        cine.meta["warnings"] += _beginning(cine)
     if labels is not None:
         cine.labels = read_labels(labels, cine.frames.shape)
     return cine

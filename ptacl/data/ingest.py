@@ -151,6 +151,7 @@ class Ingested:
     quarantine: pd.DataFrame # patient, what, reason, remedy
     removed: int = 0         # who were in the cohort before
     key: str = ""            # name of the key file, where names were replaced
+    unlisted: int = 0        # in the cohort, and no longer in the table
 
     def __repr__(self):
         total = f"{name_of(self.path)}: {self.patients} patients, {self.new} of them new or renewed"
@@ -160,6 +161,9 @@ class Ingested:
         if len(self.quarantine):
             lines.append("  who they are and what to do: ptacl ingest … --quarantine FILE; "
                          "which files: --names FILE")
+        if self.unlisted:
+            lines.append(f"  {self.unlisted} of the cohort have no row in the table and stay as they were: "
+                         "who withdrew belongs in the list of withdrawn participants")
         if self.key:
             lines.append(f"  the key of the pseudonyms is {self.key}: "
                          "keep it safe, and apart from the cohort")
@@ -202,10 +206,10 @@ class _Plan:
     with_files: set # of those who have files here,
     listed: set    # and of those who have a row in the table
 
-    def leaves(self, participant: str, folder: str | None) -> bool:
-        "Whether a patient of the cohort, read from the folder of that mark, is to be removed."
+    def unlisted(self, participant: str, folder: str | None) -> bool:
+        "Whether a patient of the cohort, read from the folder of that mark, should have a row and has none."
         belongs_here = participant in self.with_files or folder == self.folder
-        return participant in self.withdrawn or (belongs_here and participant not in self.listed)
+        return belongs_here and participant not in self.listed
 
 def _visit_of(source: Source, values: dict | None, secret: bytes, folder: str) -> Visit:
     "One visit under its pseudonym."
@@ -247,10 +251,15 @@ def _leaving(
     plan: _Plan,
     files: dict, # of those who are to be packed
 ) -> set:        # of pseudonyms
-    "Who is to be removed: by the plan, and whose interrupted change cannot be completed."
+    "Who is to be removed: who has withdrawn, and whose interrupted change cannot be completed."
     mixed = set(cohort.changing) - set(files)
-    rows = zip(cohort.ids, cohort.table.participant, cohort.provenance)
-    return {name for name, person, facts in rows if name in mixed or plan.leaves(person, facts.get("folder"))}
+    rows = zip(cohort.ids, cohort.table.participant)
+    return {name for name, person in rows if name in mixed or person in plan.withdrawn}
+
+def _unlisted(cohort: Cohort, plan: _Plan) -> int:
+    "How many patients of the cohort belong to this folder and have no row in its table."
+    rows = zip(cohort.table.participant, cohort.provenance)
+    return sum(plan.unlisted(person, facts.get("folder")) for person, facts in rows)
 
 # %% ../../nbs/43_ingest.ipynb #e8f83594
 _LOCK = "lock"
@@ -342,8 +351,9 @@ def _renewed(
     bad: list,     # rows of those who failed
 ) -> pd.DataFrame:
     "The quarantine after a run: those who were not tried and are still there, and those who failed now."
-    untried = {visit.name for visit in plan.visits} - {visit.name for visit in tried}
-    old = quarantine[[patient in untried for patient in quarantine.patient]]
+    untried = {(visit.name, visit.stamp) for visit in plan.visits} - {(visit.name, visit.stamp) for visit in tried}
+    # what failed in another state of the files is no news where that of the cohort is back
+    old = quarantine[[fact in untried for fact in zip(quarantine.patient, quarantine.stamp)]]
     new = pd.DataFrame(bad, columns=list(QUARANTINE))
     return pd.concat([old, new]).sort_values("patient", ignore_index=True)
 
@@ -365,7 +375,8 @@ def _finish(
     for file in _staged(staging):
         file.unlink()
     named = quarantine[["patient", "what", "reason", "remedy"]]
-    return Ingested(cohort.path, len(cohort), len(files), named, len(removed))
+    unlisted = _unlisted(cohort, plan)
+    return Ingested(cohort.path, len(cohort), len(files), named, len(removed), unlisted=unlisted)
 
 # %% ../../nbs/43_ingest.ipynb #47d50dcc
 def ingest(

@@ -109,13 +109,14 @@ def prepare_cine(
 
 # %% ../../nbs/42_prepare.ipynb #b77c7e60
 def _parts_of(path: Path) -> list: # of paths
-    "The files that belong to a recording: a folder's, or a WFDB header with its signals."
+    "The files that belong to a recording: a folder's, a WFDB header with its signals, a file with its JSON."
     if path.is_dir():
         return sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith("."))
     if path.suffix.lower() == ".hea":
         signals = [path.with_suffix(suffix) for suffix in (".dat", ".mat", ".atr")]
         return [path, *(f for f in signals if f.exists())]
-    return [path]
+    told = path.with_suffix(".json") # what an array does not say of itself
+    return [path, told] if told.is_file() else [path]
 
 def _size_and_time(file: Path) -> tuple: # name, bytes, ns
     "What tells that a file has changed, without reading it."
@@ -176,7 +177,7 @@ def _check_row(visit: Visit) -> None:
     number = visit.source.visit
     if number == 2:
         raise PtaclError("no row in the table",
-                         "Remove the files if consent was withdrawn, otherwise complete the table")
+                         "Complete the table; who has withdrawn belongs in the list of those who did")
     raise PtaclError(f"no columns of visit {number} in the table", "Export its fields for this visit, too")
 
 # %% ../../nbs/42_prepare.ipynb #9af2cb2e

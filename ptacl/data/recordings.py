@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_ECG_BYTES', 'MAX_XML_MARKS', 'MAX_FILES', 'MAX_UNPACKED_BYTES', 'MAX_PIXEL_BYTES', 'MAX_HEADER_READS',
            'MAX_NESTED_BYTES', 'MAX_VOXELS', 'MAX_FRAMES', 'ECG', 'Cine', 'reading', 'check_duration', 'first_bytes',
-           'read_bytes', 'is_manifest', 'members']
+           'is_dicom', 'read_bytes', 'is_manifest', 'members']
 
 # %% ../../nbs/30_recordings.ipynb #1af4be67
 import numpy as np
@@ -122,6 +122,17 @@ def first_bytes(path) -> bytes: # 132, enough to tell a format
         raise PtaclError("the file is empty")
     return start
 
+_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00") # of a DICOM file: of its meta information, of its identification
+
+def is_dicom(start: bytes) -> bool: # the first 132 bytes
+    "Whether a file is DICOM: by its mark, or, saved without preamble and mark, by its first element."
+    if start[128:132] == b"DICM":
+        return True
+    element, kind = start[2:4], start[4:8]
+    named = kind[:2].isalpha() and kind[:2].isupper()
+    short = 0 < int.from_bytes(kind, "little") <= 256 # without a name of its kind, its length stands there
+    return start[:2] in _FIRST_GROUPS and element < b"\x20" and len(start) > 8 and (named or short)
+
 def read_bytes(path, limit: int = MAX_ECG_BYTES) -> bytes:
     "The content of a file. Raises `PtaclError` where it is larger than the limit."
     with _open_file(path) as f:
@@ -175,7 +186,7 @@ def _images_in(folder: Path) -> list: # of paths
     for file in sorted(found):
         with open(file, "rb") as f:
             start = f.read(132)
-        if start[128:] == b"DICM" or is_manifest(file.name):
+        if is_dicom(start) or is_manifest(file.name):
             files.append(file)
     return files
 

@@ -48,7 +48,7 @@ def _bulk_file(name: str) -> tuple | None: # id, visit, kind
     return match[1], int(match[3]), "ecg" if match[2] == "20205" else "cine"
 
 _SUFFIXES = { # by folder
-    "ecg": ("ecg", (".xml", ".hea", ".dcm")),
+    "ecg": ("ecg", (".xml", ".hea", ".dcm", ".npy", ".npz", ".h5", ".hdf5", ".csv", ".edf", ".bdf")),
     "cmr": ("cine", (".zip", ".nii", ".nii.gz")),
 }
 
@@ -116,7 +116,8 @@ def find_patients(folder) -> list: # of Source, sorted
         raise PtaclError(reason, "Ask for the right to read them")
     if not found:
         raise PtaclError("no recording found", "Expected are {id}_20205_2_0.xml and {id}_20209_2_0.zip, "
-                         "or ecg/{id} as .xml, .dcm or .hea and cmr/{id}/ with NIfTI or DICOM files", name)
+                         "or ecg/{id} as .xml, .dcm, .hea, .npy, .csv … "
+                         "and cmr/{id}/ with NIfTI or DICOM files", name)
     return [found[key] for key in sorted(found)]
 
 # %% ../../nbs/41_sources.ipynb #4201703e

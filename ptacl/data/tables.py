@@ -6,6 +6,10 @@
 __all__ = ['COVARIATES', 'read_table', 'visits', 'phenotype_table', 'save_table', 'write_table']
 
 # %% ../../nbs/34_tables.ipynb #0c8b54eb
+import codecs
+import csv
+import gzip
+import io
 import re
 from pathlib import Path
 import numpy as np
@@ -75,7 +79,10 @@ def _column_values(
     try:
         values = table[columns].astype(float)
     except (TypeError, ValueError):
-        raise PtaclError(f"{where} holds something that is no number") from None
+        odd = table[columns].apply(pd.to_numeric, errors="coerce").isna() & table[columns].notna()
+        rows = ", ".join(map(str, np.flatnonzero(odd.any(axis=1))[:5] + 2)) # as a spreadsheet counts them
+        reason = f"{where} holds something that is no number" + f" in row {rows}" * bool(rows)
+        raise PtaclError(reason) from None
     if np.isinf(values).any(axis=None):
         raise PtaclError(f"{where} holds an infinity")
     return values.mean(axis=1)
@@ -83,25 +90,106 @@ def _column_values(
 # %% ../../nbs/34_tables.ipynb #ffd83cd8
 _ID_COLUMNS = ("eid", "f.eid", "participant.eid")
 _OUR_FIELDS = {field for field, _ in _FIELDS.values()}
+_SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+
+def _bare(cell: str) -> str:
+    "A cell without the quotation marks around it."
+    cell = cell.strip()
+    return cell[1:-1] if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
 
 def _is_ours(column: str) -> bool:
     "Whether a column holds the id or one of our fields, at any visit."
-    key = _ukb_column(column)
-    return column.strip() in _ID_COLUMNS or (key is not None and key[0] in _OUR_FIELDS)
+    key = _ukb_column(_bare(column))
+    return _bare(column) in _ID_COLUMNS or (key is not None and key[0] in _OUR_FIELDS)
 
-def _is_tabbed(path: Path) -> bool:
-    "Whether a text file separates its columns by tabs, as the R export does."
-    return path.suffix.lower() in (".tab", ".tsv")
+def _encoding(start: bytes) -> str: # how a file begins
+    "Of a text file, by its byte order mark or by the zeros of UTF-16."
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
+    if len(start) > 3 and start[1:8:2].strip(b"\0") == b"" and start[0]:
+        return "utf-16-le"
+    return "utf-8-sig"
+
+def _text_of(path: Path): # -> text stream
+    "A table as text, unpacked and decoded."
+    raw = gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")
+    encoding = _encoding(raw.peek(8)[:8])
+    return io.TextIOWrapper(raw, encoding, errors="replace")
+
+def _separator_of(head: str) -> str: # the first line
+    "What separates the columns. Raises `PtaclError` where no column is an id."
+    for separator in _SEPARATORS:
+        if any(_bare(cell) in _ID_COLUMNS for cell in head.rstrip("\n").split(separator)):
+            return separator
+    most = max(_SEPARATORS, key=head.count)
+    seen = f", though its first line has {head.count(most) + 1} columns separated by {_SEPARATORS[most]}"
+    raise PtaclError(f"no column {' or '.join(_ID_COLUMNS)}{seen if head.count(most) else ''}")
+
+# %% ../../nbs/34_tables.ipynb #0b240ad8
+_CLOSE = "Take it out, or save the table with tabs between the columns."
+
+def _cells(line: str, separator: str) -> int: # how many, -1 where a quotation mark is not closed
+    "Cells of a line of text."
+    if separator == "\t" or '"' not in line:
+        return line.count(separator) + 1
+    if line.count('"') % 2:
+        return -1
+    return len(next(csv.reader([line], delimiter=separator)))
+
+def _check_lines(lines, separator: str, columns: int) -> None: # lines: text stream behind the first line
+    "Raises `PtaclError` with the number of a line that has other columns than the first."
+    for number, line in enumerate(lines, 2):
+        cells = _cells(line.rstrip("\n"), separator)
+        if cells == columns or not line.strip():
+            continue
+        if cells < 0:
+            raise PtaclError(f"line {number} has a quotation mark that is not closed", _CLOSE)
+        raise PtaclError(f"line {number} has {cells} columns, and the first line {columns} "
+                         f"(separated by {_SEPARATORS[separator]})", "Export the table anew.")
+
+def _decimal_points(table: pd.DataFrame) -> pd.DataFrame: # of text
+    "Decimal commas as points. Raises `PtaclError` where both are used."
+    ours = [column for column in table.columns if column not in _ID_COLUMNS]
+    text = table[ours].astype("string")
+    comma = text.apply(lambda cells: cells.str.fullmatch(r"\s*[-+]?\d+,\d+\s*")).fillna(False)
+    if not comma.any(axis=None):
+        return table
+    point = text.apply(lambda cells: cells.str.fullmatch(r"\s*[-+]?\d*\.\d+\s*")).fillna(False)
+    if point.any(axis=None):
+        rows = [int(np.argmax(x.any(axis=1).to_numpy())) + 2 for x in (comma, point)]
+        raise PtaclError(f"has a decimal comma (row {rows[0]}) and a decimal point (row {rows[1]}): "
+                         "which of its numbers are thousands cannot be told")
+    return table.assign(**{column: text[column].str.replace(",", ".").astype(object) for column in ours})
+
+# %% ../../nbs/34_tables.ipynb #824de8a2
+def _read_text(path: Path) -> pd.DataFrame:
+    "Our columns of a text table. Raises `PtaclError` on a line that does not fit."
+    with _text_of(path) as text:
+        head = text.readline()
+        if not head.strip():
+            raise PtaclError("is empty, or begins with an empty line")
+        separator = _separator_of(head)
+        columns = _cells(head.rstrip("\n"), separator)
+        if columns < 0:
+            raise PtaclError("line 1 has a quotation mark that is not closed", _CLOSE)
+        _check_lines(text, separator, columns)
+    tabs = separator == "\t" # there quotation marks mean nothing
+    with _text_of(path) as text:
+        table = pd.read_csv(text, dtype=str, usecols=_is_ours, sep=separator,
+                            quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
+    table = table.rename(columns=_bare)
+    if tabs:
+        table = table.apply(lambda cells: cells.str.strip().str.replace(r'^"(.*)"$', r"\1", regex=True))
+    return _decimal_points(table)
 
 def _read_ours(path: Path) -> pd.DataFrame:
     "Our columns of a table; whatever pandas raises."
-    if path.suffix.lower() == ".parquet":
-        ours = [column for column in pyarrow.parquet.read_schema(path).names if _is_ours(column)]
-        # what is no text would fail later, and be quoted
-        pyarrow.parquet.read_table(path, columns=ours).validate(full=True)
-        return pd.read_parquet(path, columns=ours)
-    separator = "\t" if _is_tabbed(path) else ","
-    return pd.read_csv(path, dtype=str, usecols=_is_ours, sep=separator, encoding_errors="replace")
+    if path.suffix.lower() != ".parquet":
+        return _read_text(path)
+    ours = [column for column in pyarrow.parquet.read_schema(path).names if _is_ours(column)]
+    # what is no text would fail later, and be quoted
+    pyarrow.parquet.read_table(path, columns=ours).validate(full=True)
+    return pd.read_parquet(path, columns=ours)
 
 # %% ../../nbs/34_tables.ipynb #b72b289d
 def _load_columns(
@@ -112,6 +200,8 @@ def _load_columns(
     name = mask_ids(path.name)
     try:
         return _read_ours(path)
+    except PtaclError as e:
+        raise PtaclError(mask_ids(e.reason), e.remedy, name) from None
     except FileNotFoundError:
         reason = f"there is no {name}: a cohort is a folder of it and the files of its patients"
         raise PtaclError(reason) from None

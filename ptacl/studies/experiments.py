@@ -14,6 +14,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from pathlib import Path
@@ -133,6 +135,13 @@ def _report_folder(notebook: Path, parameters: dict) -> Path:
         raise PtaclError(f"output_dir {folder.name} cannot be made ({e.strerror}): take another") from None
     return folder
 
+class _OwnKernel(AsyncKernelManager):
+    "A kernel of the Python that runs, whatever other kernels are installed under its name."
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+                          display_name="Python 3", language="python")
+
 def _execute(notebook: Path, running: Path, parameters: dict):
     "The notebook in a fresh kernel, saved as `running`. Raises `PtaclError` when it fails."
     # idle threads sleep: 6 % slower alone, 1.6 times faster beside another program
@@ -141,6 +150,7 @@ def _execute(notebook: Path, running: Path, parameters: dict):
     try:
         papermill.execute_notebook(
             str(notebook), str(running), parameters, kernel_name="python3", progress_bar=False,
+            kernel_manager_class=_OwnKernel,
             stdout_file=sys.stdout, stderr_file=sys.stderr, autosave_cell_every=30,
             extra_arguments=["--IPKernelApp.log_level=40"])  # only errors of the kernel itself
     except DeadKernelError as e:

@@ -1,0 +1,171 @@
+"""WFDB headers and XML files as they occur: read, or refused with the field, line or lead that is wrong."""
+import shutil
+
+import numpy as np
+import pytest
+import wfdb
+from makers import ID, muse, record, strip, voltages
+
+from ptacl.core.errors import PtaclError
+from ptacl.core.presets import LEADS
+from ptacl.data.ecg_files import lead_name, make_ecg, read_ecg, to_millivolt
+
+
+@pytest.fixture
+def x(): return voltages(6000)
+
+
+def edited(header, first=None, line=None):
+    "A header with another first line, and each signal line changed."
+    lines = header.read_text().splitlines()
+    lines[0] = first or lines[0]
+    if line: lines[1:] = [line(text) for text in lines[1:]]
+    header.write_text("\n".join(lines) + "\n")
+    return header
+
+
+# names, dates, lengths
+
+@pytest.mark.parametrize("first", [
+    "beats/rec 12 500 6000", "rec.part.1 12 500 6000", "rec 12 500/500(0) 6000", "rec 12 500 6000 10:15:00 01.02.1998",
+    "rec 12 500 6000 10:15:00 1/2/98", "rec 12 500 6000 10.15 1998-02-01", "rec 12 500", "rec 12 500 0", "rec 12 5e2 6000"])
+def test_first_lines(tmp_path, x, first):
+    header = edited(record(tmp_path, LEADS, x), first)
+    before = sorted(f.name for f in tmp_path.iterdir())
+    ecg = read_ecg(header)
+    np.testing.assert_allclose(ecg.signal, x, atol=2e-3)
+    assert ecg.fs == 500 and sorted(f.name for f in tmp_path.iterdir()) == before
+
+
+def test_folders_and_odd_names_of_files(tmp_path, x):
+    header = record(tmp_path, LEADS, x)
+    (tmp_path / "beats").mkdir()
+    for name in ("beats/rec.dat", "a.b.dat", "röhre.dat"):
+        shutil.copy(tmp_path / "rec.dat", tmp_path / name)
+        lines = header.read_text().replace("rec.dat", name)
+        (tmp_path / "other.hea").write_text(lines, encoding="utf-8")
+        np.testing.assert_allclose(read_ecg(tmp_path / "other.hea").signal, x, atol=2e-3)
+    (tmp_path / "gone.hea").write_text(header.read_text().replace("rec.dat", "beats/none.dat"))
+    with pytest.raises(PtaclError, match="the signal file none.dat that its header names is missing"): read_ecg(tmp_path / "gone.hea")
+    for name in ("../rec.dat", str(tmp_path / "rec.dat"), "..\\rec.dat"):
+        (tmp_path / "beats" / "out.hea").write_text(header.read_text().replace("rec.dat", name))
+        with pytest.raises(PtaclError, match="outside its own folder") as e: read_ecg(tmp_path / "beats" / "out.hea")
+        assert str(tmp_path) not in str(e.value)
+
+
+def test_a_signal_file_without_its_header(tmp_path, x):
+    header = record(tmp_path, LEADS, x)
+    (tmp_path / "lone.dat").write_bytes(header.with_suffix(".dat").read_bytes())
+    with pytest.raises(PtaclError, match="there is no lone.hea"): read_ecg(tmp_path / "lone.dat")
+    with pytest.raises(PtaclError, match="signal file rec that"): read_ecg(edited(header, line=lambda text: text.replace("rec.dat", "rec")))
+
+
+def test_six_minutes_without_a_length(tmp_path):
+    long = np.tile(voltages(6000), 30)
+    header = edited(record(tmp_path, LEADS, long), "rec 12 500")
+    assert read_ecg(header).signal.shape == (12, 180_000)
+
+
+@pytest.mark.parametrize("line, why", [
+    (lambda text: text.replace(" 16 ", " x ", 1), "the format of signal 1"),
+    (lambda text: text.replace(" 16 ", " 16x99 ", 1), "99 samples in a frame"),
+    (lambda text: text.replace("/mV", "/mmHg", 1), "unknown unit of voltage 'mmHg'"),
+    (lambda text: text.rpartition(" ")[0] + " resp", "they are called resp, resp"),
+    (lambda text: " ".join(text.split()[:2]), "signal 1 has no gain"),
+])
+def test_what_is_wrong_is_named(tmp_path, x, line, why):
+    with pytest.raises(PtaclError, match=why) as e: read_ecg(edited(record(tmp_path, LEADS, x, name=f"r{ID}"), line=line))
+    assert "fetch it again" not in str(e.value).lower() and ID not in str(e.value)
+
+
+def test_first_lines_that_are_wrong(tmp_path, x):
+    for first, why in (("rec 11 500 6000", "12 lines of signals, and its first line says 11"), ("rec twelve 500 6000", "number of signals"),
+                       ("rec 12 fast 6000", "sampling rate"), ("rec 12 500 9000", "promises 9000 samples .* room for 6000: it is cut short")):
+        with pytest.raises(PtaclError, match=why): read_ecg(edited(record(tmp_path, LEADS, x), first))
+
+
+# segments and frames
+
+def test_segments_in_a_row(tmp_path, x):
+    record(tmp_path, LEADS, x[:, :2500], name="a")
+    joined = tmp_path / "m.hea"
+    joined.write_text("m/2 12 500 6000\na 2500\nb 3500\n")
+    record(tmp_path, LEADS, 1000 * x[:, 2500:], "uV", name="b")
+    np.testing.assert_allclose(read_ecg(joined).signal, x, atol=2e-3)
+    first = "m/2 12 500 6000\n"
+    for text, why in (("a 2500\n", "names 1 segments, and its first line says 2"), ("a 0\nb 2500\n", "channels vary"),
+                      ("a 2500\n~ 3500\n", "a gap between"), ("a 2500\nb 100\n", "has 3500 samples, and its header says 100"),
+                      ("a 2500\nnone 3500\n", "none.hea that its header names is missing")):
+        joined.write_text(first + text)
+        with pytest.raises(PtaclError, match=why): read_ecg(joined)
+    record(tmp_path, LEADS[::-1], x[::-1, 2500:], name="b")
+    joined.write_text("m/2 12 500 6000\na 2500\nb 3500\n")
+    with pytest.raises(PtaclError, match="segments differ in leads"): read_ecg(joined)
+
+
+def test_several_samples_in_a_frame(tmp_path, x):
+    def write(names, per_frame):
+        samples = [x[k].reshape(-1, 2)[:, :n].ravel() for k, n in enumerate(per_frame)]
+        wfdb.wrsamp("rec", fs=250, units=["mV"] * 12, sig_name=list(names), e_p_signal=samples,
+                    samps_per_frame=list(per_frame), fmt=["16"] * 12, adc_gain=[1000.] * 12, baseline=[0] * 12, write_dir=str(tmp_path))
+        return read_ecg(tmp_path / "rec.hea")
+    ecg = write(LEADS, [2] * 12)
+    assert ecg.fs == 500
+    np.testing.assert_allclose(ecg.signal, x, atol=2e-3)
+    ecg = write(LEADS, [2] * 6 + [1] * 6)
+    assert ecg.fs == 250 and ecg.signal.shape == (12, 3000)
+    np.testing.assert_allclose(ecg.signal[0], x[0].reshape(-1, 2).mean(1), atol=2e-3)
+
+
+# XML
+
+@pytest.mark.parametrize("maker", [strip, muse])
+@pytest.mark.parametrize("comment", [b"sinus\x0brhythm", b"A & B", "Knötchen".encode("latin-1"), b"\x00"])
+def test_characters_in_a_comment(tmp_path, x, maker, comment):
+    content = maker(x[:, :600]).replace(b"ISO-8859-1", b"utf-8").replace(b"\xe4", b"ae")
+    root = b"<CardiologyXML>" if maker is strip else b"<RestingECG>"
+    file = tmp_path / f"{ID}.xml"
+    file.write_bytes(b"\n " + content.replace(root, root + b"<Note>" + comment + b"</Note>"))
+    np.testing.assert_allclose(read_ecg(file).signal, x[:, :600], atol=0.01)
+
+
+def test_where_an_xml_is_wrong(tmp_path, x):
+    file = tmp_path / "x.xml"
+    file.write_bytes(strip(x[:, :600]).replace(b"<StripData>", b"\n<StripData>").replace(b"</StripData>", b"</Strip>"))
+    with pytest.raises(PtaclError, match=r"wrong in line \d+, column \d+ \(mismatched tag\)"): read_ecg(file)
+    file.write_bytes(strip(x[:, :600])[:-900])
+    with pytest.raises(PtaclError, match=r"breaks off in line \d+: it is cut short. Fetch it again"): read_ecg(file)
+    file.write_bytes(b'<!DOCTYPE b [<!ENTITY a "ha">]><CardiologyXML>&a;</CardiologyXML>')
+    with pytest.raises(PtaclError, match="declares entities") as e: read_ecg(file)
+    assert "fetch" not in str(e.value).lower()
+
+
+# names, units, gains
+
+@pytest.mark.parametrize("form", ["{}", "ECG {}", "EKG_{}", "ecg-{}", "MDC_ECG_LEAD_{}", "Lead {}", "lead_{}", "ECG Lead {}", "{} (Einthoven)"])
+def test_names_of_leads(form):
+    for lead in LEADS:
+        for name in (lead, lead.upper(), lead.lower()): assert lead_name(form.format(name)) == lead
+    assert [lead_name(form.format(n)) for n in ("C1", "C6", "V7", "V3R", "X", "IV")] == ["V1", "V6", None, None, None, None]
+
+
+@pytest.mark.parametrize("unit, mv", [("mVolt", 1), ("MILLIVOLT", 1), ("microvolt", 1e-3), ("uVolt", 1e-3), ("nV", 1e-6), (" Volts ", 1e3)])
+def test_units(unit, mv): assert to_millivolt(unit) == mv
+
+
+def test_a_unit_that_is_none_is_named_and_nothing_else():
+    with pytest.raises(PtaclError, match="'mmHg'"): to_millivolt("mmHg")
+    with pytest.raises(PtaclError) as e: to_millivolt("<b>\n" + "x" * 99)
+    assert "<" not in str(e.value) and len(str(e.value)) < 120
+
+
+@pytest.mark.parametrize("fs", [250, 500, 1000])
+def test_a_gain_that_makes_an_impossible_qrs(fs):
+    t = np.arange(10 * fs) / fs
+    qrs = sum(np.exp(-.5 * ((t - k) / .012) ** 2) for k in np.arange(.5, 10, .8))
+    wander = 2 * np.sin(2 * np.pi * .3 * t)
+    for size, good in ((1.5, True), (4.5, True), (7.5, False), (15, False)):
+        pairs = [(lead, size * qrs + wander) for lead in LEADS]
+        if good: assert make_ecg(pairs, fs).signal.shape == (12, 10 * fs)
+        else:
+            with pytest.raises(PtaclError, match="a typical .* unit or gain is wrong"): make_ecg(pairs, fs)

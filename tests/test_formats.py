@@ -1,0 +1,200 @@
+"""ECGs as research data come: arrays, tables of leads, aECG, EDF. Read with the right numbers, or refused with what is missing."""
+import json
+
+import numpy as np
+import pytest
+from makers import ID, aecg, csv, mat, npy, npz, voltages
+
+from ptacl.core.errors import PtaclError
+from ptacl.core.presets import LEADS
+from ptacl.data.ecg_files import read_ecg
+
+FACTS = {"fs": 500, "unit": "mV"}
+
+
+@pytest.fixture
+def x(): return voltages(1000)
+
+
+def written(tmp_path, name, data, told=None):
+    (tmp_path / name).write_bytes(data)
+    if told: (tmp_path / name).with_suffix(".json").write_text(json.dumps(told))
+    return tmp_path / name
+
+
+# NumPy
+
+def test_numpy(tmp_path, x):
+    for array in (x, x.T, x[None], x.astype(np.float32)):
+        ecg = read_ecg(written(tmp_path, "a.npy", npy(array)), **FACTS)
+        np.testing.assert_allclose(ecg.signal, x, atol=1e-6)
+        assert ecg.fs == 500 and ecg.meta["leads_by"] == "Einthoven's law"
+    counts = written(tmp_path, "u.npy", npy((1000 * x).astype(np.int16)), {"fs": 400, "unit": "uV"})
+    np.testing.assert_allclose(read_ecg(counts).signal, x, atol=2e-3)
+    many = np.stack([x, 2 * x, 3 * x])
+    written(tmp_path, "m.npy", npy(many))
+    with pytest.raises(PtaclError, match="holds 3 recordings. Say which one is meant: record=0 to 2"): read_ecg(tmp_path / "m.npy", **FACTS)
+    for k in range(3): np.testing.assert_allclose(read_ecg(tmp_path / "m.npy", record=k, **FACTS).signal, (k + 1) * x, atol=1e-6)
+    with pytest.raises(PtaclError, match="no recording 3"): read_ecg(tmp_path / "m.npy", record=3, **FACTS)
+
+
+def test_what_an_npz_holds_beside_the_array(tmp_path, x):
+    order = [*range(6, 12), *range(6)]
+    named = npz(ecg=x[order], fs=250, units="uVolt", lead_names=[f"ECG {LEADS[k]}" for k in order])
+    ecg = read_ecg(written(tmp_path, "a.npz", named), unit="mV", fs=500)  # the file's own word counts
+    np.testing.assert_allclose(ecg.signal, x / 1000, atol=1e-6)
+    assert ecg.fs == 250 and ecg.meta["leads_by"] == "name"
+    with pytest.raises(PtaclError, match="2 arrays of it have an axis of twelve"): read_ecg(written(tmp_path, "b.npz", npz(a=x, b=x)), **FACTS)
+
+
+@pytest.mark.parametrize("array, facts, why", [
+    (lambda x: x, {"unit": "mV"}, "does not say its sampling rate. Give fs="),
+    (lambda x: x, {"fs": 500}, "does not say its unit of voltage"),
+    (lambda x: x, {"fs": 500, "unit": "furlong"}, "unknown unit of voltage 'furlong'"),
+    (lambda x: x[::-1], FACTS, "not in the usual order"),
+    (lambda x: x[[1, 0, *range(2, 12)]], FACTS, "not in the usual order"),
+    (lambda x: x[[0, 1, 2, 3, 5, 4, *range(6, 12)]], FACTS, "not in the usual order"),
+    (lambda x: x[:11], FACTS, "which axis holds the 12 leads"),
+    (lambda x: x[:, :12], FACTS, "which axis holds the 12 leads"),
+    (lambda x: x[0], FACTS, r"an array of 1000 float64, expected numbers of \(12, N\)"),
+    (lambda x: x.astype(str), FACTS, "expected numbers"),
+    (lambda x: 5000 * x, FACTS, "unit or gain"),
+    (lambda x: np.full_like(x, np.nan), FACTS | {"leads": LEADS}, "samples are missing"),
+])
+def test_arrays_refused(tmp_path, x, array, facts, why):
+    with pytest.raises(PtaclError, match=why) as e: read_ecg(written(tmp_path, f"{ID}.npy", npy(array(x))), **facts)
+    assert ID not in str(e.value)
+
+
+def test_objects_are_never_unpickled(tmp_path):
+    with pytest.raises(PtaclError): read_ecg(written(tmp_path, "a.npy", npy(np.array([{"a": 1}], object))), **FACTS)
+
+
+def test_a_json_that_is_none(tmp_path, x):
+    written(tmp_path, "a.npy", npy(x))
+    for text in ("{", "[1]"):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(PtaclError, match="a.json beside it is no JSON"): read_ecg(tmp_path / "a.npy")
+
+
+# MATLAB
+
+def test_matlab(tmp_path, x):
+    ecg = read_ecg(written(tmp_path, "A0001.mat", mat(ECG={"sex": "Male", "age": 60, "data": x})))
+    np.testing.assert_allclose(ecg.signal, x, atol=1e-6)
+    assert ecg.fs == 500 and "CPSC" in ecg.meta["format"]
+    np.testing.assert_allclose(read_ecg(written(tmp_path, "b.mat", mat(val=x, fs=500, unit="mV"))).signal, x, atol=1e-6)
+    with pytest.raises(PtaclError, match="does not say its sampling rate"): read_ecg(written(tmp_path, "c.mat", mat(val=x)))
+
+
+def test_a_matlab_bomb(tmp_path):
+    bomb = mat(val=np.zeros((12, 3_000_000)))
+    assert len(bomb) < 2**20
+    with pytest.raises(PtaclError, match="unpacks to more than 200 MB"): read_ecg(written(tmp_path, "b.mat", bomb), **FACTS)
+
+
+# CSV
+
+@pytest.mark.parametrize("options", [
+    dict(), dict(separator=";", decimal=","), dict(separator="\t"), dict(time="time (ms)", step=2), dict(time="Time", step=2), dict(time="t"),
+    dict(names=[f"EKG_{n}" for n in LEADS]), dict(names=[f"MDC_ECG_LEAD_{n.upper()}" for n in LEADS]),
+    dict(names=[*LEADS[:6], *(f"C{k}" for k in range(1, 7))]), dict(unit=" [mV]")])
+def test_csv(tmp_path, x, options):
+    ecg = read_ecg(written(tmp_path, "a.csv", csv(x, **options)))
+    np.testing.assert_allclose(ecg.signal, x, atol=2e-5)
+    assert ecg.fs == pytest.approx(500)
+
+
+def test_csv_without_a_word_about_itself(tmp_path, x):
+    bare = written(tmp_path, "a.csv", csv(x, names=None, time=None))
+    np.testing.assert_allclose(read_ecg(bare, **FACTS).signal, x, atol=2e-5)
+    with pytest.raises(PtaclError, match="does not say its sampling rate"): read_ecg(bare)
+    with pytest.raises(PtaclError, match="tell no unit of voltage"): read_ecg(written(tmp_path, "b.csv", csv(x, unit="")))
+    with pytest.raises(PtaclError, match="tell no sampling rate"): read_ecg(written(tmp_path, "b.csv", csv(x, time=None)))
+
+
+@pytest.mark.parametrize("damage, why", [
+    (lambda t: t.replace(b"\n0.01,", b"\n0.01,x", 1), "line 7, column 2: no number"),
+    (lambda t: t.replace(b"\n0.01,", b"\n0.01,1,", 1), "line 7 has 14 columns, and the first 13"),
+    (lambda t: t.replace(b"\n0.01,", b"\n0.5,", 1), "uneven steps"),
+    (lambda t: t.replace(b"V6 (mV)", b"V7 (mV)", 1), "lead V6 missing"),
+])
+def test_csv_refused(tmp_path, x, damage, why):
+    with pytest.raises(PtaclError, match=why): read_ecg(written(tmp_path, "a.csv", damage(csv(x))))
+
+
+# HL7 aECG
+
+@pytest.mark.parametrize("options", [dict(), dict(unit="mV", scale=0.005), dict(unit="nV", scale=5000), dict(step=("2", "ms")), dict(names="{}")])
+def test_aecg(tmp_path, x, options):
+    ecg = read_ecg(written(tmp_path, f"{ID}.xml", aecg(x, **options)))
+    np.testing.assert_allclose(ecg.signal, x, atol=2.6e-3)
+    assert ecg.fs == pytest.approx(500) and ecg.meta["resolution_uv"] == pytest.approx(5) and ID not in repr(ecg.meta)
+
+
+def test_an_origin_is_added(tmp_path, x):
+    np.testing.assert_allclose(read_ecg(written(tmp_path, "a.xml", aecg(x, origin=100))).signal, x + .1, atol=2.6e-3)
+
+
+@pytest.mark.parametrize("options, why", [(dict(unit="mmHg"), "unknown unit of voltage 'mmHg'"), (dict(step=("2", "h")), "no number of s or ms"),
+                                          (dict(names="MDC_PULS_{}"), "no series with a lead"), (dict(kind="derivation"), "no series with a lead"),
+                                          (dict(scale="x"), "no scale with a number")])
+def test_aecg_refused(tmp_path, x, options, why):
+    with pytest.raises(PtaclError, match=why): read_ecg(written(tmp_path, "a.xml", aecg(x, **options)))
+
+
+# named, and not read
+
+@pytest.mark.parametrize("data, why", [
+    (b"<restingecgdata xmlns='http://www3.medical.philips.com'/>", "a Philips Sierra XML, which is not read here. Export it"),
+    (b"<ECG/>", "a Mortara ELI XML"), (bytes(16) + b"SCPECG" + bytes(200), "is SCP-ECG"), (b"<x/>", "an XML, but none of")])
+def test_formats_that_are_named(tmp_path, data, why):
+    with pytest.raises(PtaclError, match=why): read_ecg(written(tmp_path, "a.xml", data))
+
+
+# HDF5 and EDF, with the extra
+
+def hdf5(tmp_path, array, name="tracings", attributes=None, **more):
+    h5py = pytest.importorskip("h5py", reason="the extra formats is not installed")
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        data = file.create_dataset(name, data=array, compression="gzip")
+        for key, value in (attributes or {}).items(): data.attrs[key] = value
+        for key, value in more.items(): file[key] = value
+    return tmp_path / "a.hdf5"
+
+
+def test_hdf5(tmp_path, x):
+    many = np.stack([x.T, 2 * x.T])  # as CODE-15 % has it: (n, N, 12)
+    file = hdf5(tmp_path, many, exam_id=np.arange(2))
+    np.testing.assert_allclose(read_ecg(file, record=1, fs=400, unit="mV").signal, 2 * x, atol=1e-5)
+    with pytest.raises(PtaclError, match="record=0 to 1"): read_ecg(file, **FACTS)
+    file = hdf5(tmp_path, 1000 * x[::-1], attributes={"sampling_rate": 250, "units": "microvolt", "leads": list(LEADS[::-1])})
+    ecg = read_ecg(file)
+    np.testing.assert_allclose(ecg.signal, x, atol=1e-5)
+    assert ecg.fs == 250
+    with pytest.raises(PtaclError, match="2 arrays of it"): read_ecg(hdf5(tmp_path, x, b=x), **FACTS)
+    with pytest.raises(PtaclError, match="does not say"): read_ecg(hdf5(tmp_path, x))
+
+
+def test_edf(tmp_path, x):
+    pyedflib = pytest.importorskip("pyedflib", reason="the extra formats is not installed")
+    file = str(tmp_path / "a.edf")
+    def write(rates, labels=tuple(f"ECG {n}" for n in LEADS), unit="uV"):
+        with pyedflib.EdfWriter(file, 12) as f:
+            f.setSignalHeaders([dict(label=n, dimension=unit, sample_frequency=fs, physical_max=5000, physical_min=-5000, digital_max=32767,
+                                     digital_min=-32768, transducer="", prefilter="") for n, fs in zip(labels, rates)])
+            f.writeSamples([1000 * v[:2 * fs] for v, fs in zip(x, rates)])
+        return file
+    ecg = read_ecg(write([500] * 12))
+    np.testing.assert_allclose(ecg.signal, x, atol=2e-4)
+    assert ecg.fs == 500
+    with pytest.raises(PtaclError, match="different sampling rates"): read_ecg(write([500] * 11 + [250]))
+    with pytest.raises(PtaclError, match="unknown unit of voltage 'mmHg'"): read_ecg(write([500] * 12, unit="mmHg"))
+
+
+def test_the_extra_is_named_where_it_lacks(tmp_path, monkeypatch):
+    from ptacl.data import ecg_files
+    def missing(name): raise ImportError(name)
+    monkeypatch.setattr(ecg_files, "import_module", missing)
+    for start in (b"\x89HDF\r\n\x1a\n" + bytes(200), b"0       " + bytes(300)):
+        with pytest.raises(PtaclError, match=r"not installed. pip install 'ptacl\[formats\]'"): read_ecg(written(tmp_path, "a.bin", start))
