@@ -86,7 +86,7 @@ def check_random_mask(answer):  # B, N, ratio -> hidden (B, N) bool
     _expect_number(hidden, 0.75)
     _expect_number(_mask_of(answer, 9, 30, 0.59), 0.59)
     _expect_number(_mask_of(answer, 9, 40, 0.2), 0.2)
-    edges, places = (hidden[:, 1:] != hidden[:, :-1]).sum(1), hidden.float().mean(0)
+    edges, places = (hidden != hidden.roll(1, 1)).sum(1), hidden.float().mean(0)
     expect(
         not (hidden == hidden[0]).all(),
         "the same tokens are hidden in every patient: draw for each of them",
