@@ -389,11 +389,11 @@ app.add_typer(_course, name="workshop")
 def _workshop_build_command(
     out: Annotated[Path, typer.Argument(help="folder for it; must not exist, or be empty")],
 ):
-    "Student and teacher versions, slides that need no internet, and the teacher's guide."
+    "Student and teacher versions, slides that need no internet, the teacher's guide and a handout to print."
     from ptacl.course.workshop import build
     with _one_sentence():
         build(out)
-    typer.echo(f"student and teacher versions, slides and guide.html in {out}")
+    typer.echo(f"student and teacher versions, slides, guide.html and handout.html in {out}")
 
 
 @_course.command("check")
@@ -409,18 +409,34 @@ def _workshop_check_command(
     typer.echo("\n".join(problems) or "all is well")
     raise typer.Exit(int(bool(problems)))
 
-
-@_course.command("start", context_settings=_FREE_ARGUMENTS, options_metavar="[OPTIONS OF JUPYTERLAB]")
+# %% ../../nbs/99_cli.ipynb #c7d1e5a2
+@_course.command("start", context_settings={"ignore_unknown_options": True}, options_metavar="")
 def _workshop_start_command(
-    context: typer.Context,
-    folder: Annotated[Path, typer.Argument(
-        help="for the copy; where it exists, a numbered one beside it")] = Path("ptacl-workshop"),
+    arguments: Annotated[list[str] | None, typer.Argument(
+        metavar="[FOLDER] [OPTIONS OF JUPYTERLAB]",
+        help="folder for the copy (ptacl-workshop; where it exists, a numbered one beside it), and options "
+             "such as --no-browser or --port=8890, in any order")] = None,
 ):
     "JupyterLab on a fresh copy of the student version."
-    from ptacl.course.workshop import start_session
+    from ptacl.course.workshop import split_options, start_session
     with _one_sentence():
-        status = start_session(folder, context.args)
+        folder, options = split_options(arguments or ())
+        status = start_session(folder or "ptacl-workshop", options)
     raise typer.Exit(status)
+
+
+@_course.command("progress")
+def _workshop_progress_command(
+    folder: Annotated[Path, typer.Argument(help="the learners' folders, or files with their names in front")],
+    out: Annotated[Path | None, typer.Option(help="also as a page: progress.html")] = None,
+):
+    "Who has passed what, from notebooks that learners share or hand in; nothing is run."
+    from ptacl.course.workshop import progress, progress_text, write_progress
+    with _one_sentence():
+        table = progress(folder)
+        typer.echo(progress_text(table))
+        if out:
+            write_progress(table, out)
 
 # %% ../../nbs/99_cli.ipynb #b46d98dc
 @app.command("bench")
