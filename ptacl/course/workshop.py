@@ -102,7 +102,7 @@ _WIDGET = "application/vnd.jupyter.widget-view+json" # alive beside its kernel a
 
 def _grading(cell: NotebookNode, session: str) -> dict:
     "What nbgrader wants to know about a cell; empty where it need not know."
-    if not _tagged(cell, "exercise", "check"):
+    if not _tagged(cell, "exercise", "stretch", "check"): # nbgrader refuses a solution in any other cell
         return {}
     check = _tagged(cell, "check")
     facts = {"schema_version": 3, "grade_id": f"{session}-{cell.id}", "solution": not check, "grade": check,
