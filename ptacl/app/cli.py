@@ -7,15 +7,17 @@ __all__ = ['app', 'named']
 
 # %% ../../nbs/99_cli.ipynb #bb6f7720
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
+import psutil
 import typer
-from ..core.errors import PtaclError
+from ..core.errors import PtaclError, did_you_mean
 from ..core.logs import keep_traceback
 from ..core.privacy import mask_ids
 
@@ -71,14 +73,29 @@ def _fail_unforeseen(error: Exception) -> NoReturn:
     typer.secho(f"ptacl: unforeseen {type(error).__name__}, a fault of the kit: {kept}", fg="red", err=True)
     raise typer.Exit(1)
 
+# %% ../../nbs/99_cli.ipynb #a91c04d7
+def _end_by_hand(kept: str) -> NoReturn:
+    "Say what is kept and how to go on, and end at once: workers and kernels are not waited for."
+    typer.secho(f"\nptacl: stopped by hand; {kept}", fg="yellow", err=True)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            process.kill()
+    os._exit(130)  # as a shell says that Ctrl-C ended a command
+
 
 @contextmanager
-def _one_sentence() -> Iterator[None]:
-    "What goes wrong in the block ends the command with one sentence."
+def _one_sentence(
+    kept: str = "nothing was written; the same command begins anew",  # where the block is stopped by hand
+) -> Iterator[None]:
+    "What goes wrong in the block, and Ctrl-C, end the command with one sentence."
     try:
         yield
     except (typer.Exit, typer.Abort):
         raise
+    except KeyboardInterrupt:
+        _end_by_hand(kept)
     except PtaclError as e:
         _fail(e)
     except Exception as e:
@@ -126,7 +143,8 @@ def _options_of(
     known = {name: p.default for name, p in parameters if p.kind == p.KEYWORD_ONLY or name in also}
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise PtaclError(f"no parameter {', '.join(unknown)}: choose from {', '.join(known)}")
+        raise PtaclError(f"no parameter {', '.join(unknown)}: choose from {', '.join(known)}",
+                         did_you_mean(unknown, known))
     values = {}
     for name, text in given.items():
         kind = type(known[name])
@@ -152,7 +170,9 @@ def _simulate_command(
     from ptacl.simulate.cohorts import write_virtual
     from ptacl.simulate.patients import simulate
     from ptacl.simulate.writers import in_batches, write_patients
-    with _one_sentence():
+    with _one_sentence(
+        "patients written so far are kept, but not yet a whole cohort; the same command into another "
+        "folder makes it whole"):
         if n < 1:
             raise PtaclError(f"n must be at least 1, got {n}")
         options = _options_of(simulate, named(context.args), also=("frames",))
@@ -189,7 +209,7 @@ def _ingest_command(
     "Read raw files into a cohort under pseudonyms."
     from ptacl.data.ingest import ingest, write_names
     from ptacl.inference.outputs import check_output
-    with _one_sentence():
+    with _one_sentence("patients stored so far are kept; the same command goes on with the rest"):
         for file in filter(None, (quarantine, names)):
             check_output(file)
         ingested = ingest(
@@ -233,7 +253,8 @@ def _result_lines(result: dict) -> list[str]:
 
 def _show_report(report: dict): # of `ptacl.studies.report.report`
     "Say where a report lies; status 1 where a run failed."
-    typer.echo(f"{report['finished']} finished, {report['failed']} failed")
+    by_hand = f", {report['stopped']} stopped by hand" if report.get("stopped") else ""
+    typer.echo(f"{report['finished']} finished, {report['failed']} failed{by_hand}")
     typer.echo(f"report:   {report['html']}\nnumbers:  {report['csv']}\nLaTeX:    {report['tex']}")
     raise typer.Exit(int(report["failed"] > 0))
 
@@ -251,7 +272,9 @@ def _run_command(
     -p NAME VALUE sets a parameter."""
     from ptacl.studies.experiments import run_experiment
     from ptacl.studies.sweeps import sweep as run_sweep
-    with _one_sentence():
+    with _one_sentence(
+        "the notebook as far as it came is running.ipynb in the report's folder, with the models "
+        "trained so far; the same command runs it again"):
         parameters = named(context.args)
         if processes != 1:
             parameters["processes"] = str(processes)
@@ -310,6 +333,7 @@ _Files = Annotated[list[Path], typer.Argument(help="ECG files of any readable fo
 _Model = Annotated[Path, typer.Option(help="folder of a trained model")]
 _Out = Annotated[Path, typer.Option(
     help="table to write: .parquet or .csv; the refused go to NAME.refused.csv beside it")]
+_Force = Annotated[bool, typer.Option("--force", help="replace the file where it exists")]
 _Workers = Annotated[int, typer.Option(help="processes that read; -1: one for each core")]
 _Key = Annotated[Path | None, typer.Option(help="file with the key of the pseudonyms, as in ingest")]
 _OwnNames = Annotated[bool, typer.Option(
@@ -319,17 +343,24 @@ _Allow = Annotated[list[str] | None, typer.Option(
 _Device = Annotated[str | None, typer.Option(help="cuda or cpu; a GPU where there is one")]
 
 
+def _keep_unless(force: bool, out: Path):
+    "Raises `PtaclError` where a file would be replaced that nobody said may be."
+    if out.exists() and not force:
+        raise PtaclError("exists already", "Give another --out, or --force to replace it", str(out))
+
+# %% ../../nbs/99_cli.ipynb #e3b8d1f6
 @app.command("embed")
 def _embed_command(
     files: _Files, model: _Model, out: _Out,
     projected: Annotated[bool, typer.Option(help="the embedding that is compared with cines")] = False,
     workers: _Workers = -1, key: _Key = None, own_names: _OwnNames = False, allow: _Allow = None,
-    device: _Device = None,
+    device: _Device = None, force: _Force = False,
 ):
     "Embed ECG files: one row each, the features that a probe works with."
     from ptacl.inference.embedding import embed
     options = {"workers": workers, "key": key, "own_names": own_names, "allow": allow or ()}
     with _one_sentence():
+        _keep_unless(force, out)
         written = embed(files, _features_of(model, projected, device), out, **options)
     _show_written(written)
 
@@ -339,12 +370,13 @@ def _predict_command(
     files: _Files, model: _Model, probe: Annotated[Path, typer.Option(help="of ptacl probe")], out: _Out,
     level: Annotated[float, typer.Option(help="share of patients whose truth lies in the interval")] = 0.9,
     workers: _Workers = -1, key: _Key = None, own_names: _OwnNames = False, allow: _Allow = None,
-    device: _Device = None,
+    device: _Device = None, force: _Force = False,
 ):
     "Predict phenotypes of ECG files, each with its interval; without one where a fault was allowed."
     from ptacl.inference.prediction import load_probe, predict_phenotypes
     options = {"workers": workers, "key": key, "own_names": own_names, "allow": allow or ()}
     with _one_sentence():
+        _keep_unless(force, out)
         module = _features_of(model, device=device)
         written = predict_phenotypes(files, module, load_probe(probe, module), out, level, **options)
     _show_written(written)
