@@ -8,9 +8,11 @@ __all__ = ['app', 'named']
 # %% ../../nbs/99_cli.ipynb #bb6f7720
 import inspect
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -37,12 +39,14 @@ def _show_version(wanted: bool):
 
 @app.callback()
 def _main(
+    context: typer.Context,
     v: Annotated[bool, typer.Option(
         "--version", callback=_show_version, is_eager=True, help="Show the version and exit.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show tracebacks, too.")] = False,
 ):
     "Joint representations of ECG and cardiac MRI. For research, not for clinical use."
     _settings["verbose"] = verbose
+    context.with_resource(_heard_as(lambda *_: _end_by_hand("nothing was started")))  # while libraries load
     for stream in (sys.stdout, sys.stderr):  # a Windows console may lack σ
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -74,28 +78,60 @@ def _fail_unforeseen(error: Exception) -> NoReturn:
     raise typer.Exit(1)
 
 # %% ../../nbs/99_cli.ipynb #a91c04d7
+def _kill_children():
+    "End workers and kernels, which would be waited for."
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            process.kill()
+
+
 def _end_by_hand(kept: str) -> NoReturn:
     "Say what is kept and how to go on, and end at once: workers and kernels are not waited for."
     typer.secho(f"\nptacl: stopped by hand; {kept}", fg="yellow", err=True)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            process.kill()
+    _kill_children()
     os._exit(130)  # as a shell says that Ctrl-C ended a command
 
 
 @contextmanager
+def _heard_as(handler: Callable) -> Iterator[None]:
+    "What Ctrl-C does in the block."
+    if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _ending_soon(kept: str) -> Iterator[None]:
+    "Ctrl-C in the block ends the command within 2 s, whatever waits for whom."
+    def interrupt(*_):
+        timer = threading.Timer(1.2, _end_by_hand, [kept])
+        timer.daemon = True
+        timer.start()
+        _kill_children()
+        raise KeyboardInterrupt
+    with _heard_as(interrupt):
+        yield
+
+# %% ../../nbs/99_cli.ipynb #b40a7c11
+@contextmanager
 def _one_sentence(
-    kept: str = "nothing was written; the same command begins anew",  # where the block is stopped by hand
+    kept: str = "",  # what is, where the block is stopped by hand; "": the block ends by itself
 ) -> Iterator[None]:
     "What goes wrong in the block, and Ctrl-C, end the command with one sentence."
     try:
-        yield
+        with _ending_soon(kept) if kept else _heard_as(signal.default_int_handler):
+            yield
     except (typer.Exit, typer.Abort):
         raise
     except KeyboardInterrupt:
-        _end_by_hand(kept)
+        _end_by_hand(kept or "nothing was written")
     except PtaclError as e:
         _fail(e)
     except Exception as e:
@@ -359,7 +395,7 @@ def _embed_command(
     "Embed ECG files: one row each, the features that a probe works with."
     from ptacl.inference.embedding import embed
     options = {"workers": workers, "key": key, "own_names": own_names, "allow": allow or ()}
-    with _one_sentence():
+    with _one_sentence("nothing was written; the same command begins anew"):
         _keep_unless(force, out)
         written = embed(files, _features_of(model, projected, device), out, **options)
     _show_written(written)
@@ -375,7 +411,7 @@ def _predict_command(
     "Predict phenotypes of ECG files, each with its interval; without one where a fault was allowed."
     from ptacl.inference.prediction import load_probe, predict_phenotypes
     options = {"workers": workers, "key": key, "own_names": own_names, "allow": allow or ()}
-    with _one_sentence():
+    with _one_sentence("nothing was written; the same command begins anew"):
         _keep_unless(force, out)
         module = _features_of(model, device=device)
         written = predict_phenotypes(files, module, load_probe(probe, module), out, level, **options)
@@ -394,7 +430,7 @@ def _probe_command(
     from ptacl.data.cohort import Cohort
     from ptacl.inference.prediction import probe_cohort, save_probe
     names = [name.strip() for name in phenotypes.split(",") if name.strip()]
-    with _one_sentence():
+    with _one_sentence("nothing was written; the same command begins anew"):
         fitted = probe_cohort(_features_of(model, device=device), Cohort.open(cohort), names)
         save_probe(fitted, out)
     typer.echo(f"{out.name}: {fitted}")
@@ -408,7 +444,7 @@ def _export_command(
 ):
     "Write the ECG encoder for other software, and compare it with the original."
     from ptacl.inference.export import export_encoder
-    with _one_sentence():
+    with _one_sentence("nothing was written; the same command begins anew"):
         worst = export_encoder(_features_of(model, projected, "cpu"), out)
     typer.echo(f"{out.name}: differs from the model by {worst:.1e} at most")
 
