@@ -245,3 +245,36 @@ def test_search_works_from_a_file(site, browser):
     page.wait_for_selector("article h1")
     page.close()
     assert not asked and not errors
+
+
+# --- what the texts tell people to type -----------------------------------------------------------------------------------
+
+def python_blocks(file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return [m[1] for m in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
+
+
+TEXTS = [str(f.relative_to(ROOT)) for f in (ROOT / "README.md", ROOT / "data_samples" / "README.md", *sorted((ROOT / "docs" / "pages").glob("*.md")))
+         if python_blocks(f.relative_to(ROOT))]
+
+
+@pytest.fixture(scope="module")
+def samples_cohort(tmp_path_factory, data_samples):
+    from ptacl.data.ingest import ingest
+    top = tmp_path_factory.mktemp("samples")
+    ingest(data_samples, top / "cohort", key=top / "key")
+    return top / "cohort"
+
+
+@pytest.mark.parametrize("file", TEXTS)
+def test_python_in_the_texts_runs_as_printed(file, samples_cohort, data_samples, tmp_path, monkeypatch):
+    "In an empty folder that holds the samples and what the texts call path/to/…"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    shutil.copytree(data_samples, "data_samples")
+    for place in ("path/to/cohort", "cohort"): shutil.copytree(samples_cohort, place)
+    names = {}
+    for block in python_blocks(file): exec(compile(block, file, "exec"), names)
+
+
+def test_the_first_lines_of_python_are_among_them(): assert {"README.md", "data_samples/README.md"} <= set(TEXTS)

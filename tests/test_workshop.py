@@ -13,8 +13,10 @@ from html.parser import HTMLParser
 import nbformat
 import pytest
 
+from ptacl.core.errors import PtaclError
 from ptacl.course import judging, signal_checks, training_checks
-from ptacl.course.workshop import build, check, exercises, minutes, mistakes, sessions, students, _try_answers
+from ptacl.course.workshop import build, check, exercises, minutes, mistakes, progress, progress_text, sessions, students, _try_answers
+from ptacl.course.workshop import write_progress
 
 TAGS = {"setup", "exercise", "check", "wrong", "guide", "slide", "also", "stretch"}
 SESSIONS = sessions()
@@ -92,7 +94,8 @@ def test_the_teacher_gets_everything_with_nbgrader_metadata(course):
     for file in SESSIONS:
         nb = read(course / "teacher" / file.name)
         graded = [c.metadata.nbgrader for c in nb.cells if "nbgrader" in c.metadata]
-        assert sum(g.solution for g in graded) == sum(g.grade for g in graded) == len(exercises(nb)) >= 3
+        assert sum(g.grade for g in graded) == len(exercises(nb)) >= 3
+        assert sum(g.solution for g in graded) == sum("### BEGIN SOLUTION" in c.source for c in nb.cells)   # stretch tasks, too
         assert len({g.grade_id for g in graded}) == len(graded)
         assert "minutes:**" in json.dumps(nb) and any(c.get("outputs") for c in nb.cells)
 
@@ -162,6 +165,73 @@ def test_guide_tells_times_mistakes_and_cures(course):
     assert text.count("<table") >= 9
 
 
+def test_the_handout_is_one_page_of_a4(course, chromium, tmp_path):
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(**chromium)
+        page = browser.new_page()
+        page.goto((course / "handout.html").as_uri())
+        page.pdf(path=tmp_path / "handout.pdf", format="A4", prefer_css_page_size=True)
+        browser.close()
+    assert len(re.findall(rb"/Type\s*/Page\b", (tmp_path / "handout.pdf").read_bytes())) == 1
+    text = (course / "handout.html").read_text(encoding="utf-8")
+    for file in SESSIONS: assert read(file).cells[0].source.splitlines()[0].removeprefix("# ") in text
+
+
+# --- who has passed what -------------------------------------------------------------------------------------------------
+
+def handed_in(folder, name, ticks, course, file=SESSIONS[0]):
+    "A session of a learner: for each check ✓, ✗ or nothing."
+    nb = read(course / "student" / file.name)
+    checks = [c for c in nb.cells if "check" in c.metadata.get("tags", [])]
+    for cell, tick in zip(checks, ticks):
+        if tick == "✓": cell.outputs = [nbformat.v4.new_output("stream", text="✓ it is right\n")]
+        if tick == "✗": cell.outputs = [nbformat.v4.new_output("error", ename="Hint", evalue="no", traceback=["✗ no"])]
+        if tick == "?": cell.source, cell.outputs = "print('✓')", [nbformat.v4.new_output("stream", text="✓\n")]
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nb, folder / name)
+
+
+def test_progress_reads_folders_and_files_of_any_name(course, tmp_path):
+    handed_in(tmp_path, "Ada/01_two_views.ipynb", "✓✓✗", course)
+    handed_in(tmp_path, "Ada/again/renamed.ipynb", "✓✗✓", course)                        # the best of all her files counts
+    handed_in(tmp_path, "Ben-01_two_views.ipynb", "?✗ ", course)
+    handed_in(tmp_path, "Ada/.ipynb_checkpoints/01_two_views-checkpoint.ipynb", "✓✓✓", course)
+    (tmp_path / "Cem").mkdir(); (tmp_path / "Cem" / "03_beats.ipynb").write_text('{"cells": [')
+    table = progress(tmp_path)
+    first = table[table.session == "01_two_views"].groupby("learner").state.agg(list).to_dict()
+    assert first == {"Ada": ["passed"] * 3, "Ben": ["changed", "stuck", "open"]}
+    assert len(table) == 2 * sum(len(exercises(read(f))) for f in SESSIONS)
+    text = progress_text(table)
+    assert "3 of 26" in text and "stuck at ejection_fraction (01_two_views): 1" in text and "not read: Cem" in text
+    page = write_progress(table, tmp_path / "progress.html").read_text(encoding="utf-8")
+    assert page.count('class="passed"') == 3 and str(tmp_path) not in page + text and "//" not in page.replace("<!doctype", "")
+
+
+def test_progress_escapes_what_learners_call_themselves(course, tmp_path):
+    handed_in(tmp_path, "<b>Eve & co/01_two_views.ipynb", "✓", course)
+    page = write_progress(progress(tmp_path), tmp_path / "progress.html").read_text(encoding="utf-8")
+    assert "<b>Eve" not in page and "&lt;b&gt;Eve &amp; co" in page
+
+
+def test_progress_of_nothing_says_what_to_give(tmp_path):
+    with pytest.raises(PtaclError, match="no notebook in it"): progress(tmp_path)
+
+
+def test_nbgrader_metadata_follow_its_schema(course):
+    "What nbgrader's validator asks of schema 3: these keys, no others, of these types; ids unique and of its alphabet."
+    kinds = {"schema_version": int, "grade_id": str, "solution": bool, "grade": bool, "locked": bool, "task": bool}
+    for folder in ("teacher", "student"):
+        for file in SESSIONS:
+            facts = [(c, c.metadata.nbgrader) for c in read(course / folder / file.name).cells if "nbgrader" in c.metadata]
+            for cell, fact in facts:
+                assert set(fact) == set(kinds) | ({"points"} if fact["grade"] else set())
+                assert all(isinstance(fact[key], kind) for key, kind in kinds.items()) and fact["schema_version"] == 3
+                assert re.fullmatch(r"[a-zA-Z0-9_\-]+", fact["grade_id"]) and cell.cell_type == "code"
+                assert fact["grade"] == fact["locked"] != fact["solution"] and (not fact["grade"] or fact["points"] > 0)
+            assert len({fact["grade_id"] for _, fact in facts}) == len(facts)
+
+
 # --- installed and started -----------------------------------------------------------------------------------------------
 
 def test_an_installed_kit_has_the_sessions(root, tmp_path):
@@ -179,8 +249,8 @@ def test_an_installed_kit_has_the_sessions(root, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="ends by a signal")
 def test_start_opens_jupyterlab_on_a_fresh_copy(tmp_path):
     students(tmp_path / "course")
-    lab = subprocess.Popen([sys.executable, "-c", "from ptacl.app import cli; cli.app()", "workshop", "start", "course",
-                            "--no-browser", "--port=18923", "--IdentityProvider.token=here", "--allow-root"],
+    lab = subprocess.Popen([sys.executable, "-c", "from ptacl.app import cli; cli.app()", "workshop", "start",
+                            "--no-browser", "--port", "18923", "course", "--IdentityProvider.token=here"],  # a root user needs no option
                            cwd=tmp_path, start_new_session=True,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
@@ -190,6 +260,10 @@ def test_start_opens_jupyterlab_on_a_fresh_copy(tmp_path):
             assert lab.poll() is None, lab.stdout.read()
         names = sorted(item["name"] for item in json.load(page)["content"])
         assert names == [f.name for f in SESSIONS] and (tmp_path / "course-2" / names[0]).is_file()
+        assert {f.name for f in tmp_path.iterdir()} == {"course", "course-2"}                 # no folder called like an option
+        page = urllib.request.urlopen("http://127.0.0.1:18923/lab/api/settings/@jupyterlab/apputils-extension:notification?token=here", timeout=30)
+        news = json.load(page)["schema"]["properties"]
+        assert (news["fetchNews"]["default"], news["checkForUpdates"]["default"]) == ("false", False)      # the pop-up asks only at "none"
     finally:
         lab.terminate(); lab.wait(60)
     with pytest.raises(OSError): urllib.request.urlopen("http://127.0.0.1:18923/api", timeout=5)   # JupyterLab ended, too

@@ -7,17 +7,21 @@ __all__ = ['app', 'named']
 
 # %% ../../nbs/99_cli.ipynb #bb6f7720
 import inspect
+import os
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import requires, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
+import psutil
 import typer
-from ..core.errors import PtaclError
+from ..core.errors import PtaclError, did_you_mean
 from ..core.logs import keep_traceback
 from ..core.privacy import mask_ids
 
@@ -37,12 +41,14 @@ def _show_version(wanted: bool):
 
 @app.callback()
 def _main(
+    context: typer.Context,
     v: Annotated[bool, typer.Option(
         "--version", callback=_show_version, is_eager=True, help="Show the version and exit.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show tracebacks, too.")] = False,
 ):
     "Joint representations of ECG and cardiac MRI. For research, not for clinical use."
     _settings["verbose"] = verbose
+    context.with_resource(_heard_as(lambda *_: _end_by_hand("nothing was started")))  # while libraries load
     for stream in (sys.stdout, sys.stderr):  # a Windows console may lack σ
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -73,6 +79,48 @@ def _fail_unforeseen(error: Exception) -> NoReturn:
     typer.secho(f"ptacl: unforeseen {type(error).__name__}, a fault of the kit: {kept}", fg="red", err=True)
     raise typer.Exit(1)
 
+# %% ../../nbs/99_cli.ipynb #a91c04d7
+def _kill_children():
+    "End workers and kernels, which would be waited for."
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            process.kill()
+
+
+def _end_by_hand(kept: str) -> NoReturn:
+    "Say what is kept and how to go on, and end at once: workers and kernels are not waited for."
+    typer.secho(f"\nptacl: stopped by hand; {kept}", fg="yellow", err=True)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    _kill_children()
+    os._exit(130)  # as a shell says that Ctrl-C ended a command
+
+
+@contextmanager
+def _heard_as(handler: Callable) -> Iterator[None]:
+    "What Ctrl-C does in the block."
+    if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _ending_soon(kept: str) -> Iterator[None]:
+    "Ctrl-C in the block ends the command within 2 s, whatever waits for whom."
+    def interrupt(*_):
+        timer = threading.Timer(1.2, _end_by_hand, [kept])
+        timer.daemon = True
+        timer.start()
+        _kill_children()
+        raise KeyboardInterrupt
+    with _heard_as(interrupt):
+        yield
+
 # %% ../../nbs/99_cli.ipynb #64ce44b1
 def _extra_of(package: str) -> str: # "" where none brings it
     "The optional part of the kit that brings a package."
@@ -101,12 +149,17 @@ def _fail_not_installed(error: ModuleNotFoundError) -> NoReturn:
 
 # %% ../../nbs/99_cli.ipynb #acdd67cc
 @contextmanager
-def _one_sentence() -> Iterator[None]:
-    "What goes wrong in the block ends the command with one sentence."
+def _one_sentence(
+    kept: str = "",  # what is, where the block is stopped by hand; "": the block ends by itself
+) -> Iterator[None]:
+    "What goes wrong in the block, and Ctrl-C, end the command with one sentence."
     try:
-        yield
+        with _ending_soon(kept) if kept else _heard_as(signal.default_int_handler):
+            yield
     except (typer.Exit, typer.Abort):
         raise
+    except KeyboardInterrupt:
+        _end_by_hand(kept or "nothing was written")
     except PtaclError as e:
         _fail(e)
     except ModuleNotFoundError as e:
@@ -156,7 +209,8 @@ def _options_of(
     known = {name: p.default for name, p in parameters if p.kind == p.KEYWORD_ONLY or name in also}
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise PtaclError(f"no parameter {', '.join(unknown)}: choose from {', '.join(known)}")
+        raise PtaclError(f"no parameter {', '.join(unknown)}: choose from {', '.join(known)}",
+                         did_you_mean(unknown, known))
     values = {}
     for name, text in given.items():
         kind = type(known[name])
@@ -182,7 +236,9 @@ def _simulate_command(
     from ptacl.simulate.cohorts import write_virtual
     from ptacl.simulate.patients import simulate
     from ptacl.simulate.writers import in_batches, write_patients
-    with _one_sentence():
+    with _one_sentence(
+        "patients written so far are kept, but not yet a whole cohort; the same command into another "
+        "folder makes it whole"):
         if n < 1:
             raise PtaclError(f"n must be at least 1, got {n}")
         options = _options_of(simulate, named(context.args), also=("frames",))
@@ -219,7 +275,7 @@ def _ingest_command(
     "Read raw files into a cohort under pseudonyms."
     from ptacl.data.ingest import ingest, write_names
     from ptacl.inference.outputs import check_output
-    with _one_sentence():
+    with _one_sentence("patients stored so far are kept; the same command goes on with the rest"):
         for file in filter(None, (quarantine, names)):
             check_output(file)
         ingested = ingest(
@@ -263,7 +319,8 @@ def _result_lines(result: dict) -> list[str]:
 
 def _show_report(report: dict): # of `ptacl.studies.report.report`
     "Say where a report lies; status 1 where a run failed."
-    typer.echo(f"{report['finished']} finished, {report['failed']} failed")
+    by_hand = f", {report['stopped']} stopped by hand" if report.get("stopped") else ""
+    typer.echo(f"{report['finished']} finished, {report['failed']} failed{by_hand}")
     typer.echo(f"report:   {report['html']}\nnumbers:  {report['csv']}\nLaTeX:    {report['tex']}")
     raise typer.Exit(int(report["failed"] > 0))
 
@@ -279,7 +336,9 @@ def _run_command(
 ):
     """Run an experiment notebook; its report goes to reports/EXPERIMENT, or to the parameter output_dir.
     -p NAME VALUE sets a parameter."""
-    with _one_sentence():
+    with _one_sentence(
+        "the notebook as far as it came is running.ipynb in the report's folder, with the models "
+        "trained so far; the same command runs it again"):
         from ptacl.studies.experiments import run_experiment
         from ptacl.studies.sweeps import sweep as run_sweep
         parameters = named(context.args)
@@ -341,6 +400,7 @@ _Files = Annotated[list[Path], typer.Argument(help="ECG files of any readable fo
 _Model = Annotated[Path, typer.Option(help="folder of a trained model")]
 _Out = Annotated[Path, typer.Option(
     help="table to write: .parquet or .csv; the refused go to NAME.refused.csv beside it")]
+_Force = Annotated[bool, typer.Option("--force", help="replace the file where it exists")]
 _Workers = Annotated[int, typer.Option(help="processes that read; -1: one for each core")]
 _Key = Annotated[Path | None, typer.Option(help="file with the key of the pseudonyms, as in ingest")]
 _OwnNames = Annotated[bool, typer.Option(
@@ -350,17 +410,24 @@ _Allow = Annotated[list[str] | None, typer.Option(
 _Device = Annotated[str | None, typer.Option(help="cuda or cpu; a GPU where there is one")]
 
 
+def _keep_unless(force: bool, out: Path):
+    "Raises `PtaclError` where a file would be replaced that nobody said may be."
+    if out.exists() and not force:
+        raise PtaclError("exists already", "Give another --out, or --force to replace it", str(out))
+
+# %% ../../nbs/99_cli.ipynb #e3b8d1f6
 @app.command("embed")
 def _embed_command(
     files: _Files, model: _Model, out: _Out,
     projected: Annotated[bool, typer.Option(help="the embedding that is compared with cines")] = False,
     workers: _Workers = -1, key: _Key = None, own_names: _OwnNames = False, allow: _Allow = None,
-    device: _Device = None,
+    device: _Device = None, force: _Force = False,
 ):
     "Embed ECG files: one row each, the features that a probe works with."
     from ptacl.inference.embedding import embed
     options = {"workers": workers, "key": key, "own_names": own_names, "allow": allow or ()}
-    with _one_sentence():
+    with _one_sentence("nothing was written; the same command begins anew"):
+        _keep_unless(force, out)
         written = embed(files, _features_of(model, projected, device), out, **options)
     _show_written(written)
 
@@ -370,12 +437,13 @@ def _predict_command(
     files: _Files, model: _Model, probe: Annotated[Path, typer.Option(help="of ptacl probe")], out: _Out,
     level: Annotated[float, typer.Option(help="share of patients whose truth lies in the interval")] = 0.9,
     workers: _Workers = -1, key: _Key = None, own_names: _OwnNames = False, allow: _Allow = None,
-    device: _Device = None,
+    device: _Device = None, force: _Force = False,
 ):
     "Predict phenotypes of ECG files, each with its interval; without one where a fault was allowed."
     from ptacl.inference.prediction import load_probe, predict_phenotypes
     options = {"workers": workers, "key": key, "own_names": own_names, "allow": allow or ()}
-    with _one_sentence():
+    with _one_sentence("nothing was written; the same command begins anew"):
+        _keep_unless(force, out)
         module = _features_of(model, device=device)
         written = predict_phenotypes(files, module, load_probe(probe, module), out, level, **options)
     _show_written(written)
@@ -393,7 +461,7 @@ def _probe_command(
     from ptacl.data.cohort import Cohort
     from ptacl.inference.prediction import probe_cohort, save_probe
     names = [name.strip() for name in phenotypes.split(",") if name.strip()]
-    with _one_sentence():
+    with _one_sentence("nothing was written; the same command begins anew"):
         fitted = probe_cohort(_features_of(model, device=device), Cohort.open(cohort), names)
         save_probe(fitted, out)
     typer.echo(f"{out.name}: {fitted}")
@@ -407,7 +475,7 @@ def _export_command(
 ):
     "Write the ECG encoder for other software, and compare it with the original."
     from ptacl.inference.export import export_encoder
-    with _one_sentence():
+    with _one_sentence("nothing was written; the same command begins anew"):
         worst = export_encoder(_features_of(model, projected, "cpu"), out)
     typer.echo(f"{out.name}: differs from the model by {worst:.1e} at most")
 
@@ -420,11 +488,11 @@ app.add_typer(_course, name="workshop")
 def _workshop_build_command(
     out: Annotated[Path, typer.Argument(help="folder for it; must not exist, or be empty")],
 ):
-    "Student and teacher versions, slides that need no internet, and the teacher's guide."
+    "Student and teacher versions, slides that need no internet, the teacher's guide and a handout to print."
     with _one_sentence():
         from ptacl.course.workshop import build
         build(out)
-    typer.echo(f"student and teacher versions, slides and guide.html in {out}")
+    typer.echo(f"student and teacher versions, slides, guide.html and handout.html in {out}")
 
 
 @_course.command("check")
@@ -440,19 +508,35 @@ def _workshop_check_command(
     typer.echo("\n".join(problems) or "all is well")
     raise typer.Exit(int(bool(problems)))
 
-
-@_course.command("start", context_settings=_FREE_ARGUMENTS, options_metavar="[OPTIONS OF JUPYTERLAB]")
+# %% ../../nbs/99_cli.ipynb #c7d1e5a2
+@_course.command("start", context_settings={"ignore_unknown_options": True}, options_metavar="")
 def _workshop_start_command(
-    context: typer.Context,
-    folder: Annotated[Path, typer.Argument(
-        help="for the copy; where it exists, a numbered one beside it")] = Path("ptacl-workshop"),
+    arguments: Annotated[list[str] | None, typer.Argument(
+        metavar="[FOLDER] [OPTIONS OF JUPYTERLAB]",
+        help="folder for the copy (ptacl-workshop; where it exists, a numbered one beside it), and options "
+             "such as --no-browser or --port=8890, in any order")] = None,
 ):
     "JupyterLab on a fresh copy of the student version."
     with _one_sentence():
-        from ptacl.course.workshop import start_session
+        from ptacl.course.workshop import split_options, start_session
         _need("jupyterlab")
-        status = start_session(folder, context.args)
+        folder, options = split_options(arguments or ())
+        status = start_session(folder or "ptacl-workshop", options)
     raise typer.Exit(status)
+
+
+@_course.command("progress")
+def _workshop_progress_command(
+    folder: Annotated[Path, typer.Argument(help="the learners' folders, or files with their names in front")],
+    out: Annotated[Path | None, typer.Option(help="also as a page: progress.html")] = None,
+):
+    "Who has passed what, from notebooks that learners share or hand in; nothing is run."
+    with _one_sentence():
+        from ptacl.course.workshop import progress, progress_text, write_progress
+        table = progress(folder)
+        typer.echo(progress_text(table))
+        if out:
+            write_progress(table, out)
 
 # %% ../../nbs/99_cli.ipynb #b46d98dc
 @app.command("bench")

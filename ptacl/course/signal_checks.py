@@ -7,207 +7,603 @@ __all__ = ['check_heart_rate', 'check_ejection_fraction', 'check_frame_at', 'che
            'check_zscore', 'check_r_peaks', 'check_phase', 'check_segment']
 
 # %% ../../nbs/93_signal_checks.ipynb #99a2a504
+from collections.abc import Callable
 import numpy as np
 import pywt
 import torch
-from .judging import to_array, ask, compare, expect, passed, same
+from .judging import ask, expect, judge, passed, same, to_array
 from ..core.presets import FS, SAMPLES
 from ..signal.beats import segment_beats
-from ..signal.ecg import denoise, normalize
+from ..signal.ecg import normalize
+
+# %% ../../nbs/93_signal_checks.ipynb #035074b3
+def _intervals(r: torch.Tensor) -> torch.Tensor:
+    "RR intervals in s, without the padding."
+    return r[r.isfinite()].diff()
+
+
+_RATE_CASES = [
+    (torch.tensor([0.4, 1.2, 2.1, 2.93, torch.nan, torch.nan]),),
+    (torch.tensor([0.1, 1.0, 2.2, 3.9, 4.7, 5.95]),),
+    (torch.tensor([2.0, 3.1, torch.nan]),),
+]
+
+# %% ../../nbs/93_signal_checks.ipynb #a7022716
+_RATE_MISTAKES: dict[str, Callable] = {
+    "the answer is NaN: rows of R-peaks are padded with NaN; keep only r_peaks[r_peaks.isfinite()]":
+        lambda r: 60 / r.diff().mean(),
+    "that is the mean RR interval in seconds: a rate is 60 divided by it": lambda r: _intervals(
+        r
+    ).mean(),
+    "beats per second: a minute has 60 of them": lambda r: 1 / _intervals(r).mean(),
+    "60 times the interval: the longer the beat, the slower the heart, so divide":
+        lambda r: 60 * _intervals(r).mean(),
+    "R-peaks were counted: the count depends on where the record happens to start and end; use the "
+    "intervals "
+    "between them": lambda r: 6 * r.isfinite().sum(),
+    "n R-peaks have n − 1 intervals between them: one beat too many is counted":
+        lambda r: 60 * (len(_intervals(r)) + 1) / _intervals(r).sum(),
+    "one interval is left out: n R-peaks have n − 1 intervals":
+        lambda r: 60 * (len(_intervals(r)) - 1) / _intervals(r).sum(),
+    "the mean of the single beats' rates: short beats then count more than their time; take the mean "
+    "interval "
+    "first, then 60 divided by it": lambda r: (60 / _intervals(r)).mean(),
+    "the median: the mean over all intervals was asked": lambda r: 60 / _intervals(r).median(),
+    "only the first interval counts: take the mean of all": lambda r: 60 / _intervals(r)[0],
+    "only the last interval counts: take the mean of all": lambda r: 60 / _intervals(r)[-1],
+    "milliseconds: R-peaks are in seconds, a minute has 60 of them, not 60,000":
+        lambda r: 60000 / _intervals(r).mean(),
+    "divided by the last R-peak: the record begins before the first one, count time from there":
+        lambda r: 60 * len(_intervals(r)) / r[r.isfinite()][-1],
+    "rounded: the mean rate need not be whole; keep the decimals": lambda r: (
+        60 / _intervals(r).mean()
+    ).round(),
+    "cut to a whole number by int(): the mean rate need not be whole; keep the decimals": lambda r: (
+        60 / _intervals(r).mean()
+    ).floor(),
+}
 
 # %% ../../nbs/93_signal_checks.ipynb #af12173a
 def check_heart_rate(answer):  # r_peaks (R,) s, NaN-padded -> beats/min
     "Mean heart rate from R-peaks."
-    r = torch.tensor([0.4, 1.2, 2.1, 2.9, torch.nan, torch.nan])
-    mistakes = {
-        "the answer is NaN: rows of R-peaks are padded with NaN; keep only r_peaks[r_peaks.isfinite()]":
-            np.nan,
-        "that is the mean RR interval in seconds: a rate is 60 divided by it": 2.5 / 3,
-        "60 times the interval: the longer the beat, the slower the heart, so divide": 50.,
-        "R-peaks were counted: the count depends on where the record happens to start and end; use "
-        "the intervals between them": 24.,
-    }
-    compare(ask(answer, r), 72.0, mistakes)
+    judge(answer, lambda r: 60 / _intervals(r).mean(), _RATE_CASES, _RATE_MISTAKES)
     passed(answer)
+
+# %% ../../nbs/93_signal_checks.ipynb #8677ae2a
+_VOLUME_CASES = [
+    (torch.tensor(v),)
+    for v in (
+        [145.0, 150.0, 120.0, 80.0, 60.0, 95.0, 140.0],
+        [171.0, 140.0, 99.0, 84.0, 90.0, 133.0, 150.0, 177.0],
+        [92.5, 61.0, 30.5, 44.0, 80.0],
+    )
+]
+
+
+_EJECTION_MISTAKES: dict[str, Callable] = {
+    "a fraction: LVEF is given in percent": lambda v: 1 - v.min() / v.max(),
+    "divided by the end-systolic volume: the share is of the blood that was there at the start, EDV":
+        lambda v: 100 * (v.max() - v.min()) / v.min(),
+    "that is the share that stays in the ventricle: ejected is EDV − ESV":
+        lambda v: 100 * v.min() / v.max(),
+    "EDV was read from frame 0: the scanner may start a little late, take the largest volume":
+        lambda v: 100 * (v[0] - v.min()) / v[0],
+    "EDV was read from the last frame: take the largest volume":
+        lambda v: 100 * (v[-1] - v.min()) / v[-1],
+    "ESV was read from the middle of the beat: take the smallest volume":
+        lambda v: 100 * (v.max() - v[len(v) // 2]) / v.max(),
+    "that is the stroke volume in ml: divide by EDV": lambda v: v.max() - v.min(),
+    "negative: blood that leaves the ventricle counts positive, EDV − ESV":
+        lambda v: 100 * (v.min() - v.max()) / v.max(),
+    "divided by the mean volume: the share is of EDV, the largest":
+        lambda v: 100 * (v.max() - v.min()) / v.mean(),
+    "the mean volume in place of ESV: take the smallest":
+        lambda v: 100 * (v.max() - v.mean()) / v.max(),
+    "divided by EDV + ESV: the share is of EDV":
+        lambda v: 100 * (v.max() - v.min()) / (v.max() + v.min()),
+    "brackets: without them only ESV is divided by EDV": lambda v: 100 * v.max() - v.min() / v.max(),
+    "brackets: only ESV is divided by EDV, and all of EDV − ESV should be":
+        lambda v: 100 * (v.max() - v.min() / v.max()),
+    "rounded: keep the decimals, whoever shows the number may round it": lambda v: (
+        100 * (1 - v.min() / v.max())
+    ).round(),
+    "cut to a whole number by int(): keep the decimals": lambda v: (
+        100 * (1 - v.min() / v.max())
+    ).floor(),
+}
 
 # %% ../../nbs/93_signal_checks.ipynb #5bd986d8
 def check_ejection_fraction(answer):  # volumes (F,) ml -> %
     "LVEF from a volume curve."
-    v = torch.tensor([145.0, 150.0, 120.0, 80.0, 60.0, 95.0, 140.0])
-    mistakes = {
-        "a fraction: LVEF is given in percent": 0.6,
-        "divided by the end-systolic volume: the share is of the blood that was there at the start, "
-        "EDV": 150.,
-        "that is the share that stays in the ventricle: ejected is EDV − ESV": 40.,
-        "EDV was read from frame 0: the scanner may start a little late, take the largest volume":
-            100 * 85 / 145,
-    }
-    compare(ask(answer, v), 60.0, mistakes)
+    judge(answer, lambda v: 100 * (v.max() - v.min()) / v.max(), _VOLUME_CASES, _EJECTION_MISTAKES)
     passed(answer)
+
+# %% ../../nbs/93_signal_checks.ipynb #7bf408da
+_FRAME_CASES = [
+    (0.4, 0.75, 50),
+    (0.335, 0.75, 50),
+    (0.0, 0.75, 50),
+    (0.75, 0.75, 50),
+    (1.15, 0.75, 50),
+    (0.995, 1.0, 50),
+    (0.61, 1.25, 30),
+    (2.31, 0.5, 25),
+    (0.375, 0.75, 24),
+    (-0.2, 0.75, 50),
+    (0.055, 1.0, 50),
+    (0.985, 1.0, 50),
+]
+
+
+def _turn(t: float, rr: float) -> float:
+    "Phase, 0 to 1."
+    return t / rr % 1
+
+
+_FRAME_MISTAKES: dict[str, Callable] = {
+    "as if every beat lasted one second: divide by the RR interval to get the phase":
+        lambda t, rr, n: int(t % 1 * n),
+    "past the next R-peak the cycle begins anew: take the phase modulo 1":
+        lambda t, rr, n: int(t / rr * n),
+    "past the next R-peak the cycle begins anew: do not stay in the last frame":
+        lambda t, rr, n: min(int(t / rr * n), n - 1),
+    "the frame is rounded to the nearest: frame j covers phases j/F to (j+1)/F, so take the whole part":
+        lambda t, rr, n: round(_turn(t, rr) * n),
+    "rounded to the nearest, and then around the cycle: frame j begins at phase j/F, so take the whole "
+    "part":
+        lambda t, rr, n: round(_turn(t, rr) * n) % n,
+    "rounded up: frame j begins at phase j/F, so take the whole part":
+        lambda t, rr, n: int(np.ceil(_turn(t, rr) * n)),
+    "counted from 1: the frame at the R-peak is frame 0": lambda t, rr, n: int(_turn(t, rr) * n) + 1,
+    "times frames − 1: the cycle has as many steps as frames, since after the last one comes the first":
+        lambda t, rr, n: int(_turn(t, rr) * (n - 1)),
+    "times frames + 1: the cycle has as many steps as frames":
+        lambda t, rr, n: int(_turn(t, rr) * (n + 1)),
+    "that is the phase, not yet the frame: multiply by the number of frames":
+        lambda t, rr, n: _turn(t, rr),
+    "not a whole number: frames are counted, take the whole part": lambda t, rr, n: _turn(t, rr) * n,
+}
+
+# %% ../../nbs/93_signal_checks.ipynb #4a6ecf43
+_FRAME_MISTAKES |= {
+    "50 frames are written into the function: use `frames`": lambda t, rr, n: int(_turn(t, rr) * 50),
+    "t · rr: phase is t divided by the length of the beat": lambda t, rr, n: int(t * rr % 1 * n),
+    "upside down: phase is t / rr": lambda t, rr, n: int(rr / t % 1 * n),
+    "the phase is cut to a whole number before it is multiplied: brackets around all of t / rr % 1 · "
+    "frames":
+        lambda t, rr, n: int(_turn(t, rr)) * n,
+    "the remainder was taken in seconds, and not divided by rr": lambda t, rr, n: int(t % rr * n),
+    "a moment before the R-peak (t < 0) lies at the end of the cycle: Python's % does that, fmod and int() "
+    "do not":
+        lambda t, rr, n: int(np.fmod(t / rr, 1) * n),
+    "a negative frame: where t < 0, the moment lies at the end of the cycle before":
+        lambda t, rr, n: int(np.floor(np.fmod(t / rr, 1) * n)),
+    "before the R-peak (t < 0) the cycle runs, too: do not stay in frame 0":
+        lambda t, rr, n: int(_turn(max(t, 0), rr) * n),
+    "before the R-peak (t < 0) time runs forward, too: no absolute value":
+        lambda t, rr, n: int(_turn(abs(t), rr) * n),
+    "counted backwards: phase 0 is frame 0": lambda t, rr, n: n - 1 - int(_turn(t, rr) * n),
+}
 
 # %% ../../nbs/93_signal_checks.ipynb #bcf26b3f
 def check_frame_at(answer):  # t s after an R-peak, rr s, frames -> index
     "Which frame shows a moment."
-    mistakes = {
-        "as if every beat lasted one second: divide by the RR interval to get the phase": 20,
-        "rounded up: frame j begins at phase j / frames, so take the whole part": 27,
-        "that is the phase, not yet the frame: multiply by the number of frames": 0.4 / 0.75,
-    }
-    compare(ask(answer, 0.4, 0.75, 50), 26, mistakes)
-    mistakes = {
-        "past the next R-peak the cycle begins anew: take the phase modulo 1": 76,
-    }
-    compare(ask(answer, 1.15, 0.75, 50), 26, mistakes)
+
+    def right(t, rr, frames):
+        return int(_turn(t, rr) * frames)
+
+    judge(answer, right, _FRAME_CASES, _FRAME_MISTAKES)
+    kind = ask(answer, *_FRAME_CASES[0])
+    whole = (
+        isinstance(kind, torch.Tensor)
+        and not kind.is_floating_point()
+        or not isinstance(kind, torch.Tensor)
+        and np.issubdtype(np.asarray(kind).dtype, np.integer)
+    )
+    expect(whole, "the right number, but with a decimal point: an index must be whole, int(…)")
     passed(answer)
+
+# %% ../../nbs/93_signal_checks.ipynb #fd99f0c1
+_BAND_MISTAKES: dict[str, Callable] = {
+    "one level too high: half of the sampling rate is the highest frequency there is, so detail 1 is "
+    "fs/4 … fs/2": lambda j, fs: (fs / 2**j, fs / 2 ** (j - 1)),
+    "one level too low: detail 1 is fs/4 … fs/2": lambda j, fs: (fs / 2 ** (j + 2), fs / 2 ** (j + 1)),
+    "the other way round: the answer is (low, high)": lambda j, fs: (fs / 2**j, fs / 2 ** (j + 1)),
+    "the sampling rate is ignored: at 1000 Hz the same detail lies twice as high": lambda j, fs: (
+        500 / 2 ** (j + 1),
+        500 / 2**j,
+    ),
+    "that is the approximation, everything below: a detail is the upper half of what was "
+    "left": lambda j, fs: (
+        0,
+        fs / 2**j,
+    ),
+    "all that lies below the detail: its band begins at fs / 2^(j+1)": lambda j, fs: (
+        0,
+        fs / 2 ** (j + 1),
+    ),
+    "each level halves the band: a power of 2, not a multiple of j": lambda j, fs: (
+        fs / (2 * (j + 1)),
+        fs / (2 * j),
+    ),
+    "a power of j: each level halves the band, 2 to the power of j": lambda j, fs: (
+        fs / (j + 1) ** 2,
+        fs / j**2,
+    ),
+    "whole numbers: // cuts the decimals off, divide with /": lambda j, fs: (
+        fs // 2 ** (j + 1),
+        fs // 2**j,
+    ),
+    "all details above are included: the upper end is fs / 2^j": lambda j, fs: (
+        fs / 2 ** (j + 1),
+        fs / 2,
+    ),
+    "low and width: the second number is the upper end": lambda j, fs: (
+        fs / 2 ** (j + 1),
+        fs / 2 ** (j + 1),
+    ),
+}
 
 # %% ../../nbs/93_signal_checks.ipynb #1e88f47b
 def check_band(answer):  # j, fs -> (low, high) Hz
     "The band of a wavelet detail."
-    mistakes = {
-        "one level too high: half of the sampling rate is the highest frequency there is, so detail "
-        "1 is fs/4 … fs/2": (62.5, 125),
-        "the other way round: the answer is (low, high)": (62.5, 31.25),
-    }
-    compare(ask(answer, 3, FS), (31.25, 62.5), mistakes)
-    mistakes = {
-        "the sampling rate is ignored: at 1000 Hz the same detail lies twice as high": (31.25, 62.5),
-    }
-    compare(ask(answer, 3, 1000), (62.5, 125), mistakes)
+    judge(
+        answer,
+        lambda j, fs: (fs / 2 ** (j + 1), fs / 2**j),
+        [(3, FS), (3, 1000), (1, 500), (5, 360), (8, 250)],
+        _BAND_MISTAKES,
+    )
     passed(answer)
+
+# %% ../../nbs/93_signal_checks.ipynb #d39194ae
+_COEFFICIENTS = np.array([-3.0, -1.0, -0.8, -0.2, 0.0, 0.5, 0.8, 2.5])
+
+
+_THRESHOLD_CASES = [
+    (_COEFFICIENTS, 0.8),
+    (np.outer([1.0, -0.4], _COEFFICIENTS), 0.3),
+    (_COEFFICIENTS, 1.7),
+]
+
+
+def _size(c: np.ndarray, lam: float) -> np.ndarray:
+    "What is left of the absolute value."
+    return np.maximum(np.abs(c) - lam, 0)
+
+
+_THRESHOLD_MISTAKES: dict[str, Callable] = {
+    "hard where soft was asked: what survives must also shrink by λ, or coefficients near λ jump":
+        lambda c, lam: c * (np.abs(c) > lam),
+    "the sign is lost: multiply by np.sign(c)": _size,
+    "negative coefficients are lost: compare the absolute value with λ":
+        lambda c, lam: np.maximum(c - lam, 0),
+    "wrong sign: coefficients grow by λ, they should shrink":
+        lambda c, lam: np.sign(c) * (np.abs(c) + lam),
+    "small coefficients change sign: where |c| < λ the result is 0":
+        lambda c, lam: np.sign(c) * (np.abs(c) - lam),
+    "negative coefficients grow: subtract λ from the absolute value, not from c":
+        lambda c, lam: np.where(np.abs(c) > lam, c - lam, 0),
+    "small coefficients stay: where |c| < λ the result is 0":
+        lambda c, lam: np.where(np.abs(c) > lam, np.sign(c) * (np.abs(c) - lam), c),
+    "that is what is taken away: the answer is c minus it": lambda c, lam: np.clip(c, -lam, lam),
+    "the other half: the small ones are kept, the large ones lost":
+        lambda c, lam: c * (np.abs(c) <= lam),
+    "nothing happens: the answer is c itself": lambda c, lam: c,
+    "shrunk by a share: soft thresholding takes λ off": lambda c, lam: c * (1 - lam),
+    "λ is subtracted everywhere: small coefficients become 0, negative ones move up":
+        lambda c, lam: c - lam,
+    "0.8 is written into the function: use `lam`": lambda c, lam: np.sign(c) * _size(c, 0.8),
+}
 
 
 def check_soft_threshold(answer):  # coefficients, lam -> coefficients
     "Soft thresholding."
-    c, lam = np.array([-3.0, -1.0, -0.2, 0.0, 0.5, 2.5]), 0.8
-    size = np.maximum(np.abs(c) - lam, 0)
-    mistakes = {
-        "hard where soft was asked: what survives must also shrink by λ, or coefficients near λ jump":
-            c * (np.abs(c) > lam),
-        "the sign is lost: multiply by np.sign(c)": size,
-        "negative coefficients are lost: compare the absolute value with λ": np.maximum(c - lam, 0),
-        "wrong sign: coefficients grow by λ, they should shrink": np.sign(c) * (np.abs(c) + lam),
-        "small coefficients change sign: where |c| < λ the result is 0": np.sign(c) * (np.abs(c) - lam),
-    }
-    compare(ask(answer, c, lam), np.sign(c) * size, mistakes)
+    judge(answer, lambda c, lam: np.sign(c) * _size(c, lam), _THRESHOLD_CASES, _THRESHOLD_MISTAKES)
     passed(answer)
 
 # %% ../../nbs/93_signal_checks.ipynb #0c47a9bb
-def _drop_bands(ecg: np.ndarray, drop) -> np.ndarray:  # (12, N) at 500 Hz; indices into [A8, D8, …, D1]
+def _drop_bands(
+    ecg: np.ndarray, drop, wavelet: str = "db6", level: int = 8, axis: int = -1
+) -> np.ndarray:  # (12, N) at 500 Hz; indices into [A8, D8, …, D1]
     "The record without some wavelet bands."
-    coefs = pywt.wavedec(ecg, "db6", level=8)
-    return pywt.waverec([c * (i not in drop) for i, c in enumerate(coefs)], "db6")[..., : ecg.shape[-1]]
+    coefs = pywt.wavedec(ecg, wavelet, level=level, axis=axis)
+    kept = pywt.waverec([c * (i not in drop) for i, c in enumerate(coefs)], wavelet, axis=axis)
+    return kept[..., : ecg.shape[-1]]
 
 
-def _dirty_record() -> np.ndarray:  # (12, 5000) mV
-    "Wander, spikes and noise on twelve leads."
-    t, noise = np.arange(SAMPLES) / FS, np.random.default_rng(0).normal(size=(12, SAMPLES))
+def _dirty_record(leads: int = 12, samples: int = SAMPLES) -> np.ndarray:  # (leads, samples) mV
+    "Wander, spikes and noise on all leads."
+    t, noise = np.arange(samples) / FS, np.random.default_rng(0).normal(size=(leads, samples))
     spikes = np.exp(-(((t % 0.8 - 0.4) / 0.02) ** 2))
     return (
-        np.linspace(0.5, 2, 12)[:, None] * spikes + 0.4 * np.sin(2 * np.pi * 0.2 * t) + 0.1 * noise
+        0.3
+        + np.linspace(0.5, 2, leads)[:, None] * spikes
+        + 0.4 * np.sin(2 * np.pi * 0.2 * t)
+        + 0.1 * noise
     ).astype(np.float32)
+
+# %% ../../nbs/93_signal_checks.ipynb #3fa68f19
+_CLEAN_MISTAKES: dict[str, Callable] = {
+    "nothing was dropped: the answer is the record itself": lambda x, fs: x,
+    "kept and dropped are exchanged: what is left is wander and noise":
+        lambda x, fs: _drop_bands(x, range(1, 7)),
+    "the noise is still there: details 1 and 2 (the last two of the list) hold 62.5 to 250 Hz":
+        lambda x, fs: _drop_bands(x, [0]),
+    "the baseline still wanders: the approximation (the first of the list) holds 0 to 1 Hz":
+        lambda x, fs: _drop_bands(x, [7, 8]),
+    "detail 3 is gone too: it holds 31 to 62 Hz, and the QRS complex loses its edges":
+        lambda x, fs: _drop_bands(x, [0, 6, 7, 8]),
+    "detail 8 is gone too: it holds 1 to 2 Hz, where the heart beats (level=8, not 7)":
+        lambda x, fs: _drop_bands(x, [0, 1, 7, 8]),
+    "the list begins with the approximation and detail 8: you dropped the slow details in place of the "
+    "fast "
+    "ones": lambda x, fs: _drop_bands(x, [0, 1, 2]),
+    "detail 2 is still there: it holds 62.5 to 125 Hz": lambda x, fs: _drop_bands(x, [0, 8]),
+    "detail 1 is still there: it holds 125 to 250 Hz": lambda x, fs: _drop_bands(x, [0, 7]),
+    "another wavelet: db6 was asked": lambda x, fs: _drop_bands(x, [0, 7, 8], "db4"),
+    "too few levels: with level=8 the approximation ends at 1 Hz, with fewer it takes the heart along":
+        lambda x, fs: _drop_bands(x, [0, 5, 6], level=6),
+    "the mean is gone, but not the wander and the noise: drop bands":
+        lambda x, fs: x - x.mean(-1, keepdims=True),
+    "A8, D8 and D7 were kept, and the rest lost: the heart lies in the middle of the list":
+        lambda x, fs: _drop_bands(x, range(3, 9)),
+}
 
 # %% ../../nbs/93_signal_checks.ipynb #67339341
 def check_clean(answer):  # (12, N) mV, fs -> the same, denoised
     "Wander and noise removed by dropping wavelet bands."
-    x = _dirty_record()
-    mistakes = {
-        "nothing was dropped: the answer is the record itself": x,
-        "kept and dropped are exchanged: what is left is wander and noise": _drop_bands(x, range(1, 7)),
-        "the noise is still there: details 1 and 2 (the last two of the list) hold 62.5 to 250 Hz":
-            _drop_bands(x, [0]),
-        "the baseline still wanders: the approximation (the first of the list) holds 0 to 1 Hz":
-            _drop_bands(x, [7, 8]),
-        "detail 3 is gone too: it holds 31 to 62 Hz, and the QRS complex loses its edges":
-            _drop_bands(x, [0, 6, 7, 8]),
-        "the list begins with the approximation and detail 8: you dropped the slow details in place "
-        "of the fast ones": _drop_bands(x, [0, 1, 2]),
-    }
-    compare(ask(answer, x, FS), denoise(x, FS), mistakes)
+    for case in (_dirty_record(), FS), (_dirty_record(3, 3001), FS):
+        length = case[0].shape[-1]
+        expect(
+            np.shape(ask(answer, *case))[-1:] != (length + 1,),
+            "waverec gives one sample more than there was where "
+            f"their number is odd ({length} here): cut the answer to the length of the record, [..., "
+            f":ecg.shape[-1]]",
+        )
+        judge(answer, lambda x, fs: _drop_bands(x, [0, 7, 8]), [case], _CLEAN_MISTAKES)
     passed(answer)
 
 # %% ../../nbs/93_signal_checks.ipynb #0ad2191a
+_ZSCORE_MISTAKES: dict[str, Callable] = {
+    "wrong axis: each lead got its own mean and SD, so a large and a small lead now look alike":
+        lambda x: normalize(x, "lead"),
+    "wrong axis: the leads are compared at each moment, and the heartbeat is lost":
+        lambda x: (x - x.mean(0)) / x.std(0),
+    "missing normalisation: the mean is gone, but not divided by the SD": lambda x: x - x.mean(),
+    "the mean is still there: subtract it before dividing": lambda x: x / x.std(),
+    "divided by the variance: the SD is its square root": lambda x: (x - x.mean()) / x.var(),
+    "each lead got its own mean: the SD is that of the record, the mean must be, too":
+        lambda x: (x - x.mean(-1, keepdims=True)) / x.std(),
+    "each lead got its own SD: the mean is that of the record, the SD must be, too":
+        lambda x: (x - x.mean()) / x.std(-1, keepdims=True),
+    "scaled between 0 and 1: a z-score has mean 0 and SD 1": lambda x: (x - x.min()) / np.ptp(x),
+    "divided by the largest value: one spike would decide about the scale, take the SD":
+        lambda x: (x - x.mean()) / np.abs(x).max(),
+    "the median in place of the mean": lambda x: (x - np.median(x)) / x.std(),
+    "brackets: without them only the mean is divided by the SD": lambda x: x - x.mean() / x.std(),
+    "multiplied by the SD: divide by it": lambda x: (x - x.mean()) * x.std(),
+    "wrong sign: R waves point down now, subtract the mean from the record":
+        lambda x: (x.mean() - x) / x.std(),
+    "the SD of the absolute values": lambda x: (x - x.mean()) / np.abs(x).std(),
+    "nothing happens: the answer is the record itself": lambda x: x,
+}
+
+
 def check_zscore(answer):  # (12, N) -> the same
     "Z-score over the whole record."
-    x = _dirty_record()
-    mistakes = {
-        "wrong axis: each lead got its own mean and SD, so a large and a small lead now look alike":
-            normalize(x, "lead"),
-        "missing normalisation: the mean is gone, but not divided by the SD": x - x.mean(),
-        "the mean is still there: subtract it before dividing": x / x.std(),
-        "divided by the variance: the SD is its square root": (x - x.mean()) / x.var(),
-    }
-    compare(ask(answer, x), normalize(x), mistakes)
+    cases = [(_dirty_record(),), (5 * _dirty_record(3, 3001) - 1,)]
+    judge(answer, lambda x: (x - x.mean()) / x.std(), cases, _ZSCORE_MISTAKES)
     passed(answer)
 
 # %% ../../nbs/93_signal_checks.ipynb #1f94a6c5
 _R_PEAKS = np.array([0.35, 1.15, 2.05, 2.75, 3.6, 4.5])  # s, the R-peaks of `_strip`
 
 
-def _strip(height: float = 1.0) -> np.ndarray:  # (2500,) mV at 500 Hz
+_HEIGHTS = np.array([1.0, 0.9, 1.05, 0.85, 1.0, 0.95])  # mV
+
+
+def _strip(height: float = 1.0, fs: float = FS, second: float = 0.0) -> np.ndarray:  # (5 s · fs,) mV
     "One lead with R and T waves."
-    t = np.arange(2500)[:, None] / FS
-    return height * (
-        np.exp(-(((t - _R_PEAKS) / 0.012) ** 2)) + 0.33 * np.exp(-(((t - _R_PEAKS - 0.3) / 0.05) ** 2))
-    ).sum(1)
+    t = np.arange(int(5 * fs))[:, None] / fs
+
+    def bumps(after, width):
+        return np.exp(-(((t - _R_PEAKS - after) / width) ** 2))
+
+    beats = bumps(0, 0.012) + second * bumps(0.12, 0.012) + 0.33 * bumps(0.3, 0.05)
+    return height * (beats * _HEIGHTS).sum(1)
+
+# %% ../../nbs/93_signal_checks.ipynb #0b0d54c8
+def _expect_seconds(got: np.ndarray, fs: float):
+    "Raises `Hint` where R-peaks are in another unit, or at another sampling rate."
+    expect(
+        len(got) != len(_R_PEAKS) or not same(got / 1000, _R_PEAKS, 0.02),
+        "milliseconds: the times were asked in seconds",
+    )
+    expect(
+        got.max() < 1000 or fs < 500, "these are samples: divide by the sampling rate to get seconds"
+    )
+    scaled = got * FS / fs
+    expect(
+        fs == FS
+        or len(got) != len(_R_PEAKS)
+        or not same(scaled, _R_PEAKS, 0.02)
+        or same(got, _R_PEAKS, 0.02),
+        f"the sampling rate is ignored: the record has {fs} samples a second, and yours were divided by "
+        f"{FS}",
+    )
+    expect(
+        got.max() < 5.1,
+        "some times lie after the end of the record: seconds from its beginning were asked",
+    )
+
+# %% ../../nbs/93_signal_checks.ipynb #8245153a
+def _expect_beats(got: np.ndarray, fs: float, few: str, many: str):
+    "Raises `Hint` where R-peaks are missed, doubled, invented or moved."
+    expect(len(got) > 0, few)
+    expect(len(got) < 2 or np.diff(got).min() > 0.2, many)
+    far = np.abs(got[:, None] - _R_PEAKS).min(1)
+    expect(
+        not (far > 0.2).any(),
+        "T waves are taken for R-peaks: raise the threshold above a third of the height",
+    )
+    at_edge = (
+        ""
+        if np.abs(got - _R_PEAKS[0]).min() < 0.1
+        else ": the first is among them, does the search begin late?"
+    )
+    expect(len(got) == len(_R_PEAKS), few + at_edge)
+    late = got - _R_PEAKS
+    expect(
+        np.ptp(late) > 1e-4 or np.abs(late).max() < 0.004 or np.abs(late).max() > 0.02,
+        "all R-peaks are a few samples off: count from the first sample of the record, index 0",
+    )
+    expect(
+        far.max() < max(1.01 / fs, 0.003),
+        f"up to {1000 * far.max():.0f} ms off: take the highest sample, not where the signal "
+        "crosses the threshold",
+    )
+
+# %% ../../nbs/93_signal_checks.ipynb #29710c1a
+_DOUBLED = "several peaks in one beat: after an R-peak the heart cannot beat again for 200 ms"
+
+# %% ../../nbs/93_signal_checks.ipynb #ef9efc1c
+_STRIPS = [  # height mV, sampling rate Hz, R′; what is said of missed beats, and of doubled ones
+    (
+        1.0,
+        500,
+        0.0,
+        "beats are missed: the threshold is too high, or the refractory time longer than a beat",
+        _DOUBLED,
+    ),
+    (
+        0.4,
+        500,
+        0.0,
+        "beats of a smaller ECG are missed: set the threshold as a share of the signal's own height, "
+        "not in mV",
+        _DOUBLED,
+    ),
+    (
+        3.0,
+        500,
+        0.0,
+        "beats of a taller ECG are missed",
+        "in a taller ECG more samples lie above the threshold: set "
+        "it as a share of the signal's own height, not in mV",
+    ),
+    (
+        1.0,
+        500,
+        0.75,
+        "beats with a second peak are missed",
+        "R′, a second peak 120 ms after the first, is taken for "
+        "a beat: after an R-peak the heart cannot beat again for 200 ms",
+    ),
+    (
+        1.0,
+        100,
+        0.0,
+        "at 100 Hz beats are missed: the refractory time is 0.2 · fs samples, no fixed number of them",
+        "at 100 Hz beats are doubled: the refractory time is 0.2 · fs samples, no fixed number of them",
+    ),
+    (
+        1.0,
+        2000,
+        0.75,
+        "at 2000 Hz beats are missed: does anything count in samples that should count in seconds?",
+        "at 2000 Hz beats are doubled: the refractory time is 0.2 · fs samples, no fixed number of them",
+    ),
+]
 
 # %% ../../nbs/93_signal_checks.ipynb #ef50d246
 def check_r_peaks(answer):  # signal (N,), fs -> seconds
-    "Threshold and refractory time."
-    for height, few in (
-        (1.0, "beats are missed: the threshold is too high"),
-        (
-            0.4,
-            "beats of a smaller ECG are missed: set the threshold as a share of the signal's own "
-            "height, not in mV",
-        ),
-    ):
-        got = np.sort(to_array(ask(answer, _strip(height), FS)).ravel())
-        expect(len(got) > 0, few)
-        expect(got.max() < 5.1, "these are samples: divide by the sampling rate to get seconds")
+    "Threshold and refractory time, at several heights and sampling rates."
+    for height, fs, second, few, many in _STRIPS:
+        raw = to_array(ask(answer, _strip(height, fs, second), fs))
+        expect(raw.ndim == 1, f"the answer has shape {raw.shape}: one row of times was asked")
         expect(
-            len(got) < 2 or np.diff(got).min() > 0.2,
-            "several peaks in one beat: after an R-peak the heart cannot beat again for 200 ms",
+            raw.shape != (int(5 * fs),),
+            "one number for every sample: return the times of the R-peaks alone, as "
+            "np.flatnonzero finds them",
         )
-        far = np.abs(got[:, None] - _R_PEAKS).min(1)
-        expect(
-            not (far > 0.2).any(),
-            "T waves are taken for R-peaks: raise the threshold above a third of the height",
-        )
-        expect(len(got) == len(_R_PEAKS), few)
-        expect(
-            far.max() < 0.01,
-            f"up to {1000 * far.max():.0f} ms off: take the highest sample, not where the signal "
-            f"crosses the threshold",
-        )
+        got = np.sort(raw)
+        if len(got):
+            _expect_seconds(got, fs)
+        _expect_beats(got, fs, few, many)
+        expect(np.array_equal(raw, got), "the times must ascend: sort them")
     passed(answer)
+
+# %% ../../nbs/93_signal_checks.ipynb #3c574cca
+_PHASE_CASES = [
+    tuple(map(torch.tensor, case))
+    for case in (
+        (
+            [0.2, 0.5, 1.0, 1.5, 1.9, 2.1, 2.3, 2.5],
+            [0.5, 1.5, 2.3],
+        ),  # R-peaks themselves, and moments without a beat
+        ([0.75, 1.25, 2.125, 2.75, 3.0, 3.875], [0.5, 1.0, 2.0, 2.75, 4.0]),
+        ([1.0, 1.125], [1.0, 1.5]),
+    )
+]
+
+
+def _phase(
+    t, r, before=True, after=True, side=True, beat=None, scale=1, origin=0
+):  # what typical mistakes make of the phase
+    "Phase of moments."
+    i = torch.searchsorted(r, t, right=side)
+    known = (i > 0) & (i < len(r))
+    i = i.clamp(1, len(r) - 1)
+    length = r[i] - r[i - 1] if beat is None else beat
+    out = scale * (t - r[i - 1 + origin]) / length
+    return torch.where(known | (t < r[0]) & (not before) | (t >= r[-1]) & (not after), out, torch.nan)
+
+
+def _measured_back(t, r):
+    "Time to the next R-peak, as a share of the beat."
+    return _phase(t, r, scale=-1, origin=1)
+
+# %% ../../nbs/93_signal_checks.ipynb #2c6eb534
+_PHASE_MISTAKES: dict[str, Callable] = {
+    "seconds since the R-peak: divide by the length of that beat": lambda t, r: _phase(t, r, beat=1),
+    "counted from the wrong end: phase 0 is the R-peak before, not the one after": _measured_back,
+    "negative: the phase counts from the R-peak before, not from the one after":
+        lambda t, r: _phase(t, r, origin=1),
+    "divided by the mean beat: each beat has a length of its own":
+        lambda t, r: _phase(t, r, beat=r.diff().mean()),
+    "divided by the first beat: each beat has a length of its own":
+        lambda t, r: _phase(t, r, beat=r[1] - r[0]),
+    "the wrong side of searchsorted: at an R-peak a beat begins, so its phase is 0 and not 1; right=True":
+        lambda t, r: _phase(t, r, side=False),
+    "before the first and after the last R-peak the length of the beat is unknown: answer NaN there":
+        lambda t, r: _phase(t, r, before=False, after=False),
+    "before the first R-peak the length of the beat is unknown, too: answer NaN there":
+        lambda t, r: _phase(t, r, before=False),
+    "after the last R-peak (and at it) the length of the beat is unknown, too: answer NaN there":
+        lambda t, r: _phase(t, r, after=False),
+    "0 where no beat is known: answer NaN there, since 0 means an R-peak": lambda t, r: _phase(
+        t, r
+    ).nan_to_num(0),
+    "−1 where no beat is known: answer NaN there": lambda t, r: _phase(t, r).nan_to_num(-1),
+    "percent: phase runs from 0 to 1": lambda t, r: _phase(t, r, scale=100),
+    "degrees: phase runs from 0 to 1": lambda t, r: _phase(t, r, scale=360),
+    "radians: phase runs from 0 to 1": lambda t, r: _phase(t, r, scale=2 * np.pi),
+    "moments without a beat are left out: answer NaN there, so that the answer has one entry for each "
+    "moment":
+        lambda t, r: _phase(t, r)[_phase(t, r).isfinite()],
+}
 
 # %% ../../nbs/93_signal_checks.ipynb #bf811aa8
 def check_phase(answer):  # t (n,), r_peaks (R,), both s -> (n,)
-    "Phase of moments."
-    t, r = torch.tensor([0.2, 0.5, 1.0, 1.9, 2.1, 2.5]), torch.tensor([0.5, 1.5, 2.3])
-    got, right = to_array(ask(answer, t, r)), np.array([np.nan, 0, 0.5, 0.5, 0.75, np.nan])
-    if same(got[1:-1], right[1:-1]):
-        expect(
-            np.isnan(got[[0, -1]]).all(),
-            "before the first and after the last R-peak the length of the beat is unknown: answer "
-            "NaN there",
-        )
-    mistakes = {
-        "seconds since the R-peak: divide by the length of that beat": [0, 0.5, 0.4, 0.6],
-        "counted from the wrong end: phase 0 is the R-peak before, not the one after":
-            [1, 0.5, 0.5, 0.25],
-        "divided by the mean beat: each beat has a length of its own":
-            [0, 0.5 / 0.9, 0.4 / 0.9, 0.6 / 0.9],
-        "percent or degrees: phase runs from 0 to 1": [0, 50, 50, 75],
-    }
-    compare(got[1:-1], right[1:-1], mistakes)
+    "Phase of moments, some of them exactly at an R-peak."
+    judge(answer, _phase, _PHASE_CASES, _PHASE_MISTAKES)
     passed(answer)
 
 # %% ../../nbs/93_signal_checks.ipynb #572f7e5e
 def _segments(
-    tokens, r_peaks, width: float, T: int, centre: float = 0.5, nearest=False, total=False, rigid=False
-) -> torch.Tensor:  # (T, D)
-    "Segments of the mean beat of one record, and what typical mistakes make of them."
+    tokens, r_peaks, width: float, T: int, centre: float = 0.5, nearest=False, rigid=False
+) -> torch.Tensor:  # (beats, T, D)
+    "Segments of every beat of one record, and what typical mistakes make of them."
     beats = []
     for a, b in zip(r_peaks[:-1], r_peaks[1:]):
         length = T * width if rigid else b - a
@@ -215,23 +611,57 @@ def _segments(
         low = (at.round() if nearest else at.floor()).long()
         share = 0 if nearest else (at - low)[:, None]
         beats.append(tokens[low] * (1 - share) + tokens[(low + 1).clamp(max=len(tokens) - 1)] * share)
-    return sum(beats) / (1 if total else len(beats))
+    return torch.stack(beats)
 
-# %% ../../nbs/93_signal_checks.ipynb #0cabc971
+
+def _segment_cases() -> list[tuple]:
+    "Tokens, R-peaks, width and T, twice."
+    tokens = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).cumsum(0)
+    return [
+        (tokens, torch.tensor([0.27, 1.05, 2.12, 2.93]), 0.1, 6),
+        (tokens[:25, :2], torch.tensor([0.4, 1.9, 2.9, 4.3, 4.9]), 0.2, 9),
+    ]
+
+# %% ../../nbs/93_signal_checks.ipynb #fab2f8bc
+_SEGMENT_MISTAKES: dict[str, Callable] = {
+    "the beats are added up: divide by their number": lambda *a: _segments(*a).sum(0),
+    "segments of a fixed length: a slow beat has longer segments than a fast one": lambda *a: _segments(
+        *a, rigid=True
+    ).mean(0),
+    "half a segment early: the middle of segment k lies at phase (k + 0.5) / T": lambda *a: _segments(
+        *a, centre=0.0
+    ).mean(0),
+    "half a segment late: the middle of segment k lies at phase (k + 0.5) / T": lambda *a: _segments(
+        *a, centre=1.0
+    ).mean(0),
+    "nearest where interpolation was asked: two tokens share a moment that lies between their centres":
+        lambda *a: _segments(*a, nearest=True).mean(0),
+    "the tokens are half a token late: the centre of token i lies at (i + 0.5) · width":
+        lambda tokens, r, width, T: _segments(tokens, r + width / 2, width, T).mean(0),
+    "the tokens are half a token early: subtract 0.5 from t / width, do not add it":
+        lambda tokens, r, width, T: _segments(tokens, r + width, width, T).mean(0),
+    "only the first beat: take the mean over all of them": lambda *a: _segments(*a)[0],
+    "only the last beat: take the mean over all of them": lambda *a: _segments(*a)[-1],
+    "the median: the mean over the beats was asked": lambda *a: _segments(*a).median(0).values,
+    "divided by the number of R-peaks: between R peaks lie R − 1 beats":
+        lambda tokens, r, *a: _segments(tokens, r, *a).sum(0) / len(r),
+    "the last beat is left out: between R peaks lie R − 1 beats": lambda tokens, r, *a: _segments(
+        tokens, r[:-1], *a
+    ).mean(0),
+    "one long beat: every RR interval is a beat of its own": lambda tokens, r, *a: _segments(
+        tokens, r[[0, -1]], *a
+    ).mean(0),
+    "the beats are not averaged: the mean over them was asked": _segments,
+    "the mean is taken over the segments, and not over the beats": lambda *a: _segments(*a).mean(1),
+    "segments in reverse order: phase 0 comes first": lambda *a: _segments(*a).mean(0).flip(0),
+}
+
+
 def check_segment(answer):  # tokens (n, D), r_peaks (R,) s, width s, T -> (T, D)
     "The mean heartbeat in T segments."
-    tokens = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).cumsum(0)
-    args = tokens, torch.tensor([0.27, 1.05, 2.12, 2.93]), 0.1, 6
-    mistakes = {
-        "the beats are added up: divide by their number": _segments(*args, total=True),
-        "segments of a fixed length: a slow beat has longer segments than a fast one":
-            _segments(*args, rigid=True),
-        "half a segment early: the middle of segment k lies at phase (k + 0.5) / T":
-            _segments(*args, centre=0.0),
-        "nearest where interpolation was asked: two tokens share a moment that lies between their "
-        "centres": _segments(*args, nearest=True),
-        "the tokens are half a token late: the centre of token i lies at (i + 0.5) · width":
-            _segments(tokens, args[1] + 0.05, 0.1, 6),
-    }
-    compare(ask(answer, *args), segment_beats(tokens[None], args[1][None], 0.0, 0.1, 6)[0][0], mistakes)
+
+    def right(tokens, r_peaks, width, T):
+        return segment_beats(tokens[None], r_peaks[None], 0.0, width, T)[0][0]
+
+    judge(answer, right, _segment_cases(), _SEGMENT_MISTAKES)
     passed(answer)

@@ -8,44 +8,100 @@ __all__ = ['check_random_mask', 'check_patchify', 'check_masked_mse', 'check_cos
            'check_phase_error', 'check_delay', 'check_r_squared', 'check_probe', 'check_precision_at_k']
 
 # %% ../../nbs/93_training_checks.ipynb #8c4c7fc4
+from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from .judging import ask, compare, expect, passed
+from .judging import ask, expect, judge, judge_gradient, passed, same
 from ..evaluate.alignment import alignment_scores, lag_profile
 from ..evaluate.retrieval import phenotype_retrieval
 from ..nets.losses import alignment_matrix, cosine, global_contrastive_loss, local_contrastive_loss
 
-# %% ../../nbs/93_training_checks.ipynb #55c43237
-def check_random_mask(answer):  # B, N, ratio -> hidden (B, N) bool
-    "A random choice of hidden tokens."
-    hidden, again = ask(answer, 64, 100, 0.75), ask(answer, 64, 100, 0.75)
+# %% ../../nbs/93_training_checks.ipynb #d044ae8e
+def _mask_of(answer, B: int, N: int, ratio: float) -> torch.Tensor:  # (B, N) bool
+    "The learner's mask. Raises `Hint` where it is no mask of that shape."
+    drawn = ask(answer, B, N, ratio)
     expect(
-        tuple(hidden.shape) == (64, 100),
-        f"the answer has shape {tuple(hidden.shape)}, expected (64, 100): one row per patient",
+        isinstance(drawn, (torch.Tensor, np.ndarray, list)),
+        f"the answer is a {type(drawn).__name__}, a boolean array was expected",
+    )
+    hidden = torch.as_tensor(np.asarray(drawn))
+    expect(
+        tuple(hidden.shape) != (N, B),
+        f"the axes are exchanged: ({N}, {B}), expected one row per patient, ({B}, {N})",
+    )
+    expect(
+        hidden.dtype not in (torch.int64, torch.int32) or hidden.shape == (B, N),
+        "these are the numbers of tokens: "
+        "make a mask of them, False everywhere and True at these places",
+    )
+    expect(
+        tuple(hidden.shape) == (B, N),
+        f"the answer has shape {tuple(hidden.shape)}, expected ({B}, {N}): one row per patient",
     )
     expect(
         hidden.dtype == torch.bool,
         f"the answer holds {hidden.dtype}, expected True for hidden and False for visible",
     )
-    counts, places = hidden.sum(1), hidden.float().mean(0)
-    expect(not (counts == 25).all(), "inverted: True means hidden, and 75 of 100 are to be hidden")
+    return hidden
+
+# %% ../../nbs/93_training_checks.ipynb #f5688ea1
+def _expect_number(hidden: torch.Tensor, ratio: float):
+    "Raises `Hint` where another number of tokens is hidden."
+    N = hidden.shape[1]
+    counts, number = hidden.sum(1), round(N * ratio)
+    expect(
+        not (counts == N - number).all(),
+        f"inverted: True means hidden, and {number} of {N} are to be hidden",
+    )
+    twice = N * (1 - (1 - 1 / N) ** number)  # how many are hit by that many draws that may repeat
+    expect(
+        counts.max() >= number or (counts == counts[0]).all() or abs(counts.float().mean() - twice) > 3,
+        "fewer than asked, and not the same for all: a token is drawn twice; draw without putting back",
+    )
     expect(
         (counts == counts[0]).all(),
-        "the number differs between patients: an independent coin per token is not enough, because "
-        "the visible "
-        "tokens of all patients must fit into one array; hide exactly the share",
+        "the number differs between patients: an independent coin per token is not "
+        "enough, because the visible tokens of all patients must fit into one array; hide exactly the "
+        "share",
     )
-    expect(counts[0] == 75, f"{counts[0]} of 100 tokens are hidden, expected 75")
+    expect(
+        counts[0] != int(N * ratio) or counts[0] == number,
+        f"{counts[0]} of {N} tokens are hidden, expected {number}: int() cuts off, round() was asked",
+    )
+    off = int(counts[0]) - number
+    expect(
+        abs(off) != 1,
+        f"one token too {'many' if off > 0 else 'few'}: {counts[0]} of {N} are hidden, expected "
+        f"{number}; < or ≤?",
+    )
+    expect(not off, f"{counts[0]} of {N} tokens are hidden, expected {number}")
+
+# %% ../../nbs/93_training_checks.ipynb #55c43237
+def check_random_mask(answer):  # B, N, ratio -> hidden (B, N) bool
+    "A random choice of hidden tokens."
+    hidden, again = _mask_of(answer, 64, 100, 0.75), _mask_of(answer, 64, 100, 0.75)
+    _expect_number(hidden, 0.75)
+    _expect_number(_mask_of(answer, 9, 30, 0.59), 0.59)
+    _expect_number(_mask_of(answer, 9, 40, 0.2), 0.2)
+    edges, places = (hidden != hidden.roll(1, 1)).sum(1), hidden.float().mean(0)
     expect(
         not (hidden == hidden[0]).all(),
         "the same tokens are hidden in every patient: draw for each of them",
     )
     expect(
+        edges.float().mean() > 10,
+        "one long gap: a block of neighbours is hidden, and each token was to be drawn by itself",
+    )
+    expect(
         places.max() < 0.99 and places.min() > 0.4,
         "some places are always hidden or never: any token must be able to be hidden",
+    )
+    expect(
+        not (edges == edges[0]).all(),
+        "one pattern, only moved along: the hidden tokens of every patient must be drawn anew",
     )
     expect(
         not torch.equal(hidden, again),
@@ -54,47 +110,100 @@ def check_random_mask(answer):  # B, N, ratio -> hidden (B, N) bool
     passed(answer)
 
 # %% ../../nbs/93_training_checks.ipynb #132216b6
+_PATCH_MISTAKES: dict[str, Callable] = {
+    "moment by moment: all patches of lead I come first, then those of lead II":
+        lambda x, p: rearrange(x, "b l (n p) -> b (n l) p", p=p),
+    "the values of a patch are not neighbours in time: split N into (n, p), not into (p, n)":
+        lambda x, p: rearrange(x, "b l (p n) -> b (l n) p", p=p),
+    "leads are mixed within a patch: do not move the axis of the leads":
+        lambda x, p: x.mT.reshape(len(x), -1, p),
+    "one axis too many: join leads and patches, (B, 12, n, p) → (B, 12·n, p)":
+        lambda x, p: x.reshape(len(x), x.shape[1], -1, p),
+    "patients are joined with the patches: keep the first axis": lambda x, p: x.reshape(-1, p),
+    "the last two axes are exchanged: patches first, then their samples":
+        lambda x, p: x.reshape(len(x), -1, p).mT,
+    "25 samples are written into the function: use `p`": lambda x, p: x.reshape(len(x), -1, 25),
+    "p is the length of a patch, not the number of patches in a lead":
+        lambda x, p: x.reshape(len(x), -1, x.shape[2] // p),
+    "only the first lead: all twelve were asked": lambda x, p: x[:, 0].reshape(len(x), -1, p),
+    "the mean over the leads: patches of every lead were asked":
+        lambda x, p: x.mean(1).reshape(len(x), -1, p),
+    "patches overlap: unfold with step p": lambda x, p: x.unfold(2, p, p // 2).flatten(1, 2),
+    "patches in reverse order: lead I comes first, from its beginning": lambda x, p: x.reshape(
+        len(x), -1, p
+    ).flip(1),
+}
+
+
 def check_patchify(answer):  # (B, 12, N), p -> (B, 12·n, p)
     "Patches of an ECG."
-    x = torch.randn(2, 12, 100, generator=torch.Generator().manual_seed(0))
-    mistakes = {
-        "moment by moment: all patches of lead I come first, then those of lead II":
-            rearrange(x, "b l (n p) -> b (n l) p", p=25),
-        "the values of a patch are not neighbours in time: split N into (n, p), not into (p, n)":
-            rearrange(x, "b l (p n) -> b (l n) p", p=25),
-        "leads are mixed within a patch: do not move the axis of the leads": x.mT.reshape(2, -1, 25),
-        "one axis too many: join leads and patches, (B, 12, n, p) → (B, 12·n, p)":
-            x.reshape(2, 12, -1, 25),
-    }
-    compare(ask(answer, x, 25), rearrange(x, "b l (n p) -> b (l n) p", p=25), mistakes)
+    x = torch.randn(3, 12, 100, generator=torch.Generator().manual_seed(0))
+    judge(
+        answer,
+        lambda x, p: rearrange(x, "b l (n p) -> b (l n) p", p=p),
+        [(x[:2], 25), (x[..., :60], 10), (x, 20)],
+        _PATCH_MISTAKES,
+    )
     passed(answer)
+
+# %% ../../nbs/93_training_checks.ipynb #fb9002a6
+def _masked_cases() -> list[tuple]:
+    "Guess, target and mask, of two sizes; the patients have unequal numbers of hidden tokens."
+    g = torch.Generator().manual_seed(0)
+    return [
+        (
+            torch.randn(B, N, p, generator=g),
+            torch.randn(B, N, p, generator=g) + 0.5,
+            torch.rand(B, N, generator=g) < ratio,
+        )
+        for B, N, p, ratio in ((2, 8, 5, 0.7), (4, 12, 3, 0.4))
+    ]
 
 # %% ../../nbs/93_training_checks.ipynb #0dd69de6
+_MASKED_MISTAKES: dict[str, Callable] = {
+    "all tokens count: the visible ones can be copied, so the loss must look at the hidden ones only":
+        lambda g, t, h: (g - t).pow(2).mean(),
+    "the visible tokens count, and the hidden ones do not: the mask is inverted":
+        lambda g, t, h: (g - t)[~h].pow(2).mean(),
+    "the errors are not squared, so that positive and negative ones cancel": lambda g, t, h: (g - t)[
+        h
+    ].mean(),
+    "the errors are not squared, and have the other sign": lambda g, t, h: (t - g)[h].mean(),
+    "a sum: the mean is asked, so that the loss does not depend on how many are hidden":
+        lambda g, t, h: (g - t)[h].pow(2).sum(),
+    "divided by all tokens: hidden errors must be divided by the number of hidden values":
+        lambda g, t, h: ((g - t).pow(2) * h[..., None]).mean(),
+    "absolute errors: squared ones were asked": lambda g, t, h: (g - t)[h].abs().mean(),
+    "the square root: the mean squared error was asked, without it":
+        lambda g, t, h: (g - t)[h].pow(2).mean().sqrt(),
+    "the mean is squared: square each error first, then take the mean":
+        lambda g, t, h: (g - t)[h].mean().pow(2),
+    "divided by the number of hidden tokens: each has p values, and the mean is over values":
+        lambda g, t, h: (g - t)[h].pow(2).sum() / h.sum(),
+    "the mean of the patients' means: patients with few hidden tokens would count more for each":
+        lambda g, t, h: ((g - t).pow(2).mean(2) * h).sum(1).div(h.sum(1)).mean(),
+    "half of it: the factor 1/2 was not asked": lambda g, t, h: (g - t)[h].pow(2).mean() / 2,
+    "minus: an error counts positive": lambda g, t, h: -(g - t)[h].pow(2).mean(),
+    "the target is not subtracted": lambda g, t, h: g[h].pow(2).mean(),
+    "the variance of the errors: a guess that is off by the same everywhere would cost nothing":
+        lambda g, t, h: (g - t)[h].var(correction=0),
+    "one number for each token: take the mean over all hidden ones":
+        lambda g, t, h: (g - t)[h].pow(2).mean(1),
+}
+
+
 def check_masked_mse(answer):  # guess (B, N, p), target, hidden (B, N) -> scalar
-    "The loss of a masked autoencoder."
-    g = torch.Generator().manual_seed(0)
-    guess, target, hidden = (
-        torch.randn(2, 8, 5, generator=g),
-        torch.randn(2, 8, 5, generator=g),
-        torch.rand(2, 8, generator=g) < 0.7,
-    )
-    off = guess - target
-    mistakes = {
-        "all tokens count: the visible ones can be copied, so the loss must look at the hidden ones "
-        "only": off.pow(2).mean(),
-        "the visible tokens count, and the hidden ones do not: the mask is inverted":
-            off[~hidden].pow(2).mean(),
-        "the errors are not squared, so that positive and negative ones cancel": off[hidden].mean(),
-        "a sum: the mean is asked, so that the loss does not depend on how many are hidden":
-            off[hidden].pow(2).sum(),
-        "divided by all tokens: hidden errors must be divided by the number of hidden values":
-            (off.pow(2) * hidden[..., None]).mean(),
-        "absolute errors: squared ones were asked": off[hidden].abs().mean(),
-    }
-    compare(ask(answer, guess, target, hidden), off[hidden].pow(2).mean(), mistakes)
+    "The loss of a masked autoencoder, and its gradient."
+
+    def right(guess, target, hidden):
+        return (guess - target)[hidden].pow(2).mean()
+
+    cases = _masked_cases()
+    judge(answer, right, cases, _MASKED_MISTAKES)
+    judge_gradient(answer, right, cases[0], learn=1)
     passed(answer)
 
-# %% ../../nbs/93_training_checks.ipynb #69bcdba3
+# %% ../../nbs/93_training_checks.ipynb #b9b2e837
 def _embeddings(*shape, shared: float = 1.0, seed: int = 0) -> tuple:  # two tensors of that shape
     "Two sets of embeddings that have something in common, of unequal lengths."
     g = torch.Generator().manual_seed(seed)
@@ -104,165 +213,450 @@ def _embeddings(*shape, shared: float = 1.0, seed: int = 0) -> tuple:  # two ten
     ).add(0.5)
 
 
+_COSINE_MISTAKES: dict[str, Callable] = {
+    "missing normalisation: long vectors win whatever their direction; divide each by its length":
+        lambda a, b: a @ b.T,
+    "only the first set is normalised: the second needs it, too":
+        lambda a, b: F.normalize(a, dim=1) @ b.T,
+    "only the second set is normalised: the first needs it, too":
+        lambda a, b: a @ F.normalize(b, dim=1).T,
+    "normalised along the wrong axis: each patient's vector (a row) gets length 1, not each column":
+        lambda a, b: F.normalize(a, dim=0) @ F.normalize(b, dim=0).T,
+    "transposed: row i is the i-th vector of the first set": lambda a, b: cosine(b, a),
+    "a distance: 1 − cosine grows where vectors differ, the cosine was asked":
+        lambda a, b: 1 - cosine(a, b),
+    "a correlation: a cosine does not subtract the mean":
+        lambda a, b: cosine(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)),
+    "the mean over the batch was subtracted: a cosine compares the vectors as they are":
+        lambda a, b: cosine(a - a.mean(0), b - b.mean(0)),
+    "divided by the squared lengths: a square root is missing":
+        lambda a, b: a @ b.T / a.pow(2).sum(1)[:, None] / b.pow(2).sum(1),
+    "divided by the sum of absolute values: the length is the root of the sum of squares":
+        lambda a, b: F.normalize(a, p=1, dim=1) @ F.normalize(b, p=1, dim=1).T,
+    "the absolute value: vectors that point away from each other have a cosine below 0":
+        lambda a, b: cosine(a, b).abs(),
+    "only pairs of one number: each of the first with each of the second was asked":
+        lambda a, b: F.cosine_similarity(a, b),
+    "the angle: the cosine itself was asked": lambda a, b: cosine(a, b).clamp(-1, 1).acos(),
+    "one length for all: the norm was taken over the whole matrix":
+        lambda a, b: a / a.norm() @ (b / b.norm()).T,
+    "products, scaled by their largest: divide by the lengths of the vectors":
+        lambda a, b: a @ b.T / (a @ b.T).max(),
+    "the first set with itself: the second is not used": lambda a, b: cosine(a, a),
+}
+
+# %% ../../nbs/93_training_checks.ipynb #69bcdba3
 def check_cosine(answer):  # (N, D), (M, D) -> (N, M)
     "All cosines between two sets."
-    a, b = _embeddings(6, 8)[0], _embeddings(6, 8)[1][:5]
-    mistakes = {
-        "missing normalisation: long vectors win whatever their direction; divide each by its length":
-            a @ b.T,
-        "only the first set is normalised: the second needs it, too": F.normalize(a, dim=1) @ b.T,
-        "only the second set is normalised: the first needs it, too": a @ F.normalize(b, dim=1).T,
-        "normalised along the wrong axis: each patient's vector (a row) gets length 1, not each column":
-            F.normalize(a, dim=0) @ F.normalize(b, dim=0).T,
-        "transposed: row i is the i-th vector of the first set": cosine(b, a),
-    }
-    compare(ask(answer, a, b), cosine(a, b), mistakes)
+    a, b = _embeddings(6, 8)
+    judge(answer, cosine, [(a, b), (a, b[:4]), (a[:3, :5], b[:, :5])], _COSINE_MISTAKES)
     passed(answer)
+
+# %% ../../nbs/93_training_checks.ipynb #cf31a2f6
+_PAIR_CASES = [
+    (*_embeddings(6, 8), 0.1),
+    (*_embeddings(9, 5, seed=1), 0.5),
+    (*_embeddings(4, 3, seed=2), 1.3),
+]
+
+
+def _info(logits: torch.Tensor) -> torch.Tensor:  # (B, B) -> scalar
+    "Cross-entropy with the diagonal."
+    return F.cross_entropy(logits, torch.arange(len(logits)))
+
+
+def _without_own(logits: torch.Tensor) -> torch.Tensor:
+    "The same with denominators of strangers alone."
+    return (
+        logits.masked_fill(torch.eye(len(logits), dtype=torch.bool), -torch.inf).logsumexp(1)
+        - logits.diagonal()
+    ).mean()
+
+# %% ../../nbs/93_training_checks.ipynb #12364a71
+_INFO_MISTAKES: dict[str, Callable] = {
+    "wrong sign: a loss falls when the right pair becomes more likely, so it is minus the logarithm":
+        lambda a, b, tau: -_info(cosine(a, b) / tau),
+    "wrong axis of the softmax: for each ECG (row) the candidates are the cines (columns)":
+        lambda a, b, tau: _info(cosine(b, a) / tau),
+    "the temperature is missing: divide the cosines by τ": lambda a, b, tau: _info(cosine(a, b)),
+    "multiplied by the temperature: a small τ must sharpen, so divide":
+        lambda a, b, tau: _info(cosine(a, b) * tau),
+    "missing normalisation: these are products of vectors, not cosines":
+        lambda a, b, tau: _info(a @ b.T / tau),
+    "a sum over patients: take the mean, so that the loss does not depend on the size of the batch":
+        lambda a, b, tau: len(a) * _info(cosine(a, b) / tau),
+    "all pairs count: only the diagonal holds the right pairs":
+        lambda a, b, tau: -(cosine(a, b) / tau).log_softmax(1).mean(),
+    "the own cine is left out of the sum: the denominator runs over all j, the own one among them":
+        lambda a, b, tau: _without_own(cosine(a, b) / tau),
+    "the logarithm is missing: these are probabilities":
+        lambda a, b, tau: (cosine(a, b) / tau).softmax(1).diagonal().mean(),
+    "the logarithm is missing: 1 − probability":
+        lambda a, b, tau: 1 - (cosine(a, b) / tau).softmax(1).diagonal().mean(),
+    "the logarithm of the mean: take the logarithm for each patient, then the mean":
+        lambda a, b, tau: -(cosine(a, b) / tau).softmax(1).diagonal().mean().log(),
+    "softmax twice: F.cross_entropy makes it itself, and wants the logits":
+        lambda a, b, tau: _info((cosine(a, b) / tau).softmax(1)),
+    "log_softmax twice over: nll_loss takes it, cross_entropy takes logits; the value is divided once more":
+        lambda a, b, tau: _info(cosine(a, b) / tau) / len(a),
+}
+
+# %% ../../nbs/93_training_checks.ipynb #3a76cfe2
+_INFO_MISTAKES |= {
+    "both directions: this exercise asks for ECG → CMR alone":
+        lambda a, b, tau: global_contrastive_loss(a, b, tau),
+    "τ divides the loss: it must divide the cosines, before the softmax":
+        lambda a, b, tau: _info(cosine(a, b)) / tau,
+    "the temperature is squared: divide the cosines by τ once":
+        lambda a, b, tau: _info(cosine(a, b) / tau**2),
+    "0.1 is written into the function: use `tau`": lambda a, b, tau: _info(cosine(a, b) / 0.1),
+    "only one set is normalised": lambda a, b, tau: _info(F.normalize(a, dim=1) @ b.T / tau),
+    "ECGs are compared with ECGs": lambda a, b, tau: _info(cosine(a, a) / tau),
+    "the softmax runs over all pairs of the batch: each row has its own":
+        lambda a, b, tau: -(cosine(a, b) / tau).flatten().log_softmax(0).view(len(a), -1).diagonal().mean(),
+    "the denominator is missing: only the own similarity counts, and all cines would become one":
+        lambda a, b, tau: -(cosine(a, b) / tau).diagonal().mean(),
+    "exp is missing: the own similarity is divided by the sum of similarities":
+        lambda a, b, tau: -((cosine(a, b) / tau).diagonal() / (cosine(a, b) / tau).sum(1)).log().mean(),
+    "one number for each patient: take the mean":
+        lambda a, b, tau: -(cosine(a, b) / tau).log_softmax(1).diagonal(),
+    "logarithm to base 2: the natural one was asked":
+        lambda a, b, tau: _info(cosine(a, b) / tau) / np.log(2),
+    "logarithm to base 10: the natural one was asked":
+        lambda a, b, tau: _info(cosine(a, b) / tau) / np.log(10),
+}
 
 # %% ../../nbs/93_training_checks.ipynb #9fa5ebda
 def check_info_nce(answer):  # (B, D), (B, D), tau -> scalar
-    "InfoNCE from ECG to CMR."
-    a, b = _embeddings(6, 8)
-    logits, own = cosine(a, b) / 0.1, torch.arange(6)
-    loss = F.cross_entropy(logits, own)
-    mistakes = {
-        "wrong sign: a loss falls when the right pair becomes more likely, so it is minus the "
-        "logarithm": -loss,
-        "wrong axis of the softmax: for each ECG (row) the candidates are the cines (columns)":
-            F.cross_entropy(logits.T, own),
-        "the temperature is missing: divide the cosines by τ": F.cross_entropy(logits * 0.1, own),
-        "multiplied by the temperature: a small τ must sharpen, so divide":
-            F.cross_entropy(logits * 0.01, own),
-        "missing normalisation: these are products of vectors, not cosines":
-            F.cross_entropy(a @ b.T / 0.1, own),
-        "a sum over patients: take the mean, so that the loss does not depend on the size of the batch":
-            6 * loss,
-        "all pairs count: only the diagonal holds the right pairs": -logits.log_softmax(1).mean(),
-    }
-    compare(ask(answer, a, b, 0.1), loss, mistakes)
+    "InfoNCE from ECG to CMR, and its gradient."
+
+    def right(a, b, tau):
+        return _info(cosine(a, b) / tau)
+
+    judge(answer, right, _PAIR_CASES, _INFO_MISTAKES)
+    judge_gradient(answer, right, _PAIR_CASES[0], learn=2)
     passed(answer)
 
 # %% ../../nbs/93_training_checks.ipynb #1dee5f46
+def _both(a, b, tau) -> tuple:
+    "ECG → CMR and CMR → ECG."
+    return _info(cosine(a, b) / tau), _info(cosine(b, a) / tau)
+
+
+_SYMMETRIC_MISTAKES: dict[str, Callable] = {
+    "one direction only, ECG → CMR: a cine must find its ECG, too": lambda a, b, tau: _both(a, b, tau)[
+        0
+    ],
+    "one direction only, CMR → ECG: an ECG must find its cine, too": lambda a, b, tau: _both(a, b, tau)[
+        1
+    ],
+    "the larger of the two directions: their mean was asked": lambda a, b, tau: max(_both(a, b, tau)),
+    "the smaller of the two directions: their mean was asked": lambda a, b, tau: min(_both(a, b, tau)),
+    "the two directions are added: each has weight 0.5": lambda a, b, tau: sum(_both(a, b, tau)),
+    "wrong sign: minimising this would push the pairs apart":
+        lambda a, b, tau: -sum(_both(a, b, tau)) / 2,
+    "the directions are subtracted: add them":
+        lambda a, b, tau: (_both(a, b, tau)[0] - _both(a, b, tau)[1]) / 2,
+    "the directions are multiplied: their mean was asked":
+        lambda a, b, tau: _both(a, b, tau)[0] * _both(a, b, tau)[1],
+    "the geometric mean: half of the sum was asked": lambda a, b, tau: (
+        _both(a, b, tau)[0] * _both(a, b, tau)[1]
+    ).sqrt(),
+    "brackets: only the second direction is halved":
+        lambda a, b, tau: _both(a, b, tau)[0] + _both(a, b, tau)[1] / 2,
+    "the cosines are averaged, and not the losses: S + Sᵀ is symmetric already":
+        lambda a, b, tau: _info((cosine(a, b) + cosine(b, a)) / 2 / tau),
+    "a quarter: half of the sum was asked": lambda a, b, tau: sum(_both(a, b, tau)) / 4,
+    "the temperature is missing: pass τ on": lambda a, b, tau: sum(_both(a, b, 1.0)) / 2,
+    "0.1 is written into the function: use `tau`": lambda a, b, tau: sum(_both(a, b, 0.1)) / 2,
+    "missing normalisation: these are products of vectors, not cosines":
+        lambda a, b, tau: (_info(a @ b.T / tau) + _info(b @ a.T / tau)) / 2,
+    "a sum over patients: take the mean": lambda a, b, tau: len(a) * sum(_both(a, b, tau)) / 2,
+    "two numbers: take their mean": lambda a, b, tau: torch.stack(_both(a, b, tau)),
+}
+
+
 def check_symmetric(answer):  # (B, D), (B, D), tau -> scalar
-    "InfoNCE in both directions."
-    a, b = _embeddings(6, 8)
-    own, logits = torch.arange(6), cosine(a, b) / 0.1
-    both = global_contrastive_loss(a, b, 0.1)
-    mistakes = {
-        "one direction only, ECG → CMR: a cine must find its ECG, too": F.cross_entropy(logits, own),
-        "one direction only, CMR → ECG: an ECG must find its cine, too": F.cross_entropy(logits.T, own),
-        "the two directions are added: each has weight 0.5": 2 * both,
-        "wrong sign: minimising this would push the pairs apart": -both,
-    }
-    compare(ask(answer, a, b, 0.1), both, mistakes)
+    "InfoNCE in both directions, and its gradient."
+    judge(answer, global_contrastive_loss, _PAIR_CASES, _SYMMETRIC_MISTAKES)
+    judge_gradient(answer, global_contrastive_loss, _PAIR_CASES[0], learn=2)
     passed(answer)
+
+# %% ../../nbs/93_training_checks.ipynb #63134420
+def _rank(s: torch.Tensor) -> torch.Tensor:
+    "Rank of the own cine, 1 is best."
+    return (s > s.diagonal()[:, None]).sum(1) + 1
+
+
+_RANK_MISTAKES: dict[str, Callable] = {
+    "counted from 0: the best rank is 1": lambda s: _rank(s) - 1,
+    "worst first: sort by falling similarity": lambda s: len(s) + 1 - _rank(s),
+    "worst first, and counted from 0: sort by falling similarity": lambda s: len(s) - _rank(s),
+    "columns: each ECG (row) ranks the cines (columns)": lambda s: (s > s.diagonal()).sum(0) + 1,
+    "columns, and counted from 0: each ECG (row) ranks the cines (columns)": lambda s: (
+        s > s.diagonal()
+    ).sum(0),
+    "that is which cine stands at the top, not where the own one stands": lambda s: s.argmax(1),
+    "argsort says which cine stands at each place; asked is the place at which the own one stands":
+        lambda s: s.argsort(1, descending=True).diagonal(),
+    "argsort says which cine stands at each place, counted from 1 or not; look for the own one in it":
+        lambda s: s.argsort(1, descending=True).diagonal() + 1,
+    "the ranks of all cines: only that of the own one was asked":
+        lambda s: s.argsort(1, descending=True).argsort(1) + 1,
+    "the mean rank: one rank for each ECG was asked": lambda s: _rank(s).float().mean(),
+    "how often the own cine comes first: its place was asked":
+        lambda s: (s.argmax(1) == torch.arange(len(s))).float().mean(),
+    "whether the own cine comes first: its place was asked":
+        lambda s: s.argmax(1) == torch.arange(len(s)),
+    "a share of the batch: the place itself was asked": lambda s: _rank(s) / len(s),
+    "1 / rank: the place itself was asked": lambda s: 1 / _rank(s),
+    "compared with the first cine: the own one lies on the diagonal":
+        lambda s: (s > s[:, :1]).sum(1) + 1,
+    "that is the own similarity: its place was asked": lambda s: s.diagonal(),
+    "absolute similarities: a cine that points the other way is the least alike":
+        lambda s: (s.abs() > s.abs().diagonal()[:, None]).sum(1) + 1,
+}
 
 
 def check_own_rank(answer):  # similarity (N, N), rows ECGs, columns cines -> (N,)
     "Rank of the own cine."
-    s = torch.randn(7, 7, generator=torch.Generator().manual_seed(1))
-    rank = (s > s.diagonal()[:, None]).sum(1) + 1
-    mistakes = {
-        "counted from 0: the best rank is 1": rank - 1,
-        "worst first: sort by falling similarity": 8 - rank,
-        "columns: each ECG (row) ranks the cines (columns)": (s > s.diagonal()).sum(0) + 1,
-        "that is which cine stands at the top, not where the own one stands": s.argmax(1),
-    }
-    compare(ask(answer, s), rank, mistakes)
+    cases = [(torch.randn(n, n, generator=torch.Generator().manual_seed(n)),) for n in (7, 5, 12)]
+    judge(answer, _rank, cases, _RANK_MISTAKES)
     passed(answer)
+
+# %% ../../nbs/93_training_checks.ipynb #4fe7a42e
+def _bell(
+    T: int, sigma: float, scale: float = 1.0, power: float = 2, factor: float = -0.5
+) -> torch.Tensor:
+    "Weights of eq. 2 before they are normalised."
+    k = torch.arange(T) / T
+    return torch.exp(factor * (scale * (k[:, None] - k).abs() / sigma) ** power)
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    "Each row divided by its sum."
+    return x / x.sum(1, keepdim=True)
+
+# %% ../../nbs/93_training_checks.ipynb #214d63c5
+_ALIGNMENT_MISTAKES: dict[str, Callable] = {
+    "hard where soft was asked: with σ > 0 neighbours count a little": lambda T, s: torch.eye(T),
+    "hard where soft was asked: a σ below 1/T is narrow, but not 0; only σ = 0 is the identity":
+        lambda T, s: torch.eye(T) if s < 1 / T else alignment_matrix(T, s),
+    "hard where soft was asked: a small σ is narrow, but not 0; only σ = 0 is the identity":
+        lambda T, s: torch.eye(T) if s <= 0.1 else alignment_matrix(T, s),
+    "rows do not sum to 1: they are weights, so divide each row by its sum": _bell,
+    "columns sum to 1, rows do not: each ECG segment (row) shares out a weight of 1":
+        lambda T, s: _bell(T, s) / _bell(T, s).sum(0),
+    "all of it sums to 1: each row has to": lambda T, s: _bell(T, s) / _bell(T, s).sum(),
+    "the distance is counted in segments: σ is a share of the beat, so divide |k − t| by T":
+        lambda T, s: _rows(_bell(T, s, T)),
+    "divided by T − 1: a step is 1/T of the beat, since the last segment ends where the next beat begins":
+        lambda T, s: _rows(_bell(T, s, T / (T - 1))),
+    "the distance is not squared: this falls off with a sharp tip, the bell of eq. 2 does not":
+        lambda T, s: _rows(_bell(T, s, power=1)),
+    "the distance is not squared, and the factor 1/2 is missing":
+        lambda T, s: _rows(_bell(T, s, power=1, factor=-1)),
+    "the factor 1/2 in the exponent is missing": lambda T, s: _rows(_bell(T, s, factor=-1)),
+    "wrong sign: distant moments weigh more than near ones":
+        lambda T, s: _rows(_bell(T, s, factor=0.5)),
+    "divided by σ in place of σ²: σ stands inside of the square": lambda T, s: _rows(_bell(T, s**0.5)),
+    "around the cycle: here the last segment does not touch the first":
+        lambda T, s: alignment_matrix(T, s, True),
+    "σ is counted twice: divide the distance by it once": lambda T, s: _rows(_bell(T, s**2)),
+    "multiplied by σ: a small σ must be narrow, so divide": lambda T, s: _rows(_bell(T, 1 / s)),
+    "the density of a bell: divide each row by its sum":
+        lambda T, s: _bell(T, s) / (s * (2 * np.pi) ** 0.5),
+    "a box: all within σ weigh the same, and should weigh less the farther they are":
+        lambda T, s: _rows((_bell(T, s) >= np.exp(-0.5) - 1e-5).float()),
+    "only one row: a T × T matrix was asked": lambda T, s: _rows(_bell(T, s))[0],
+    "all weigh the same: near moments must weigh more": lambda T, s: torch.full((T, T), 1 / T),
+    "the exponent alone: exp is missing, or a softmax": lambda T, s: _bell(T, s).log(),
+}
 
 # %% ../../nbs/93_training_checks.ipynb #b3216cfd
 def check_alignment_matrix(answer):  # T, sigma -> (T, T)
-    "Target weights of the local loss."
-    T, sigma = 6, 0.4
-    k = torch.arange(T) / T
-    d = (k[:, None] - k).abs()
-    bell = torch.exp(-0.5 * (d / sigma) ** 2)
-    got = ask(answer, T, sigma)
-    mistakes = {
-        "hard where soft was asked: with σ > 0 neighbours count a little": torch.eye(T),
-        "rows do not sum to 1: they are weights, so divide each row by its sum": bell,
-        "columns sum to 1, rows do not: each ECG segment (row) shares out a weight of 1":
-            bell / bell.sum(0),
-        "all of it sums to 1: each row has to": bell / bell.sum(),
-        "the distance is counted in segments: σ is a share of the beat, so divide |k − t| by T":
-            torch.softmax(-0.5 * (d * T / sigma) ** 2, 1),
-        "the distance is not squared: this falls off with a sharp tip, the bell of eq. 2 does not":
-            torch.softmax(-0.5 * d / sigma, 1),
-        "the factor 1/2 in the exponent is missing": torch.softmax(-(d / sigma) ** 2, 1),
-        "wrong sign: distant moments weigh more than near ones":
-            torch.softmax(0.5 * (d / sigma) ** 2, 1),
-    }
-    compare(got, alignment_matrix(T, sigma), mistakes)
-    hard = ask(answer, T, 0.0)
+    "Target weights of the local loss: wide, narrow (below one segment) and hard."
+    judge(
+        answer,
+        alignment_matrix,
+        [(6, 0.4), (6, 0.1), (13, 0.05), (20, 0.08), (9, 0.15), (5, 1.0)],
+        _ALIGNMENT_MISTAKES,
+    )
+    hard, soft = ask(answer, 6, 0.0), ask(answer, 6, 0.4)
     expect(
         torch.isfinite(torch.as_tensor(hard)).all(),
         "σ = 0 divides by zero: hard alignment is the identity",
     )
-    mistakes = {
-        "soft where hard was asked: σ = 0 is the identity": got,
-    }
-    compare(hard, torch.eye(T), mistakes)
+    expect(not same(hard, soft), "soft where hard was asked: σ = 0 is the identity")
+    expect(not same(hard, torch.zeros(6, 6)), "σ = 0 gives zeros: hard alignment is the identity")
+    judge(
+        answer,
+        lambda T, sigma: torch.eye(T),
+        [(6, 0.0), (13, 0.0)],
+        {
+            "where σ = 0 all weigh the same: hard alignment is the identity": lambda T, s: torch.full(
+                (T, T), 1 / T
+            )
+        },
+    )
     passed(answer)
 
 # %% ../../nbs/93_training_checks.ipynb #fab8649d
+def _around(T: int, sigma: float, shape: Callable) -> torch.Tensor:
+    "Rows of bells of a distance that `shape` makes of |k − t|/T."
+    k = torch.arange(T) / T
+    return torch.softmax(-0.5 * (shape((k[:, None] - k).abs()) / sigma) ** 2, 1)
+
+
+def _bell_around(T: int, sigma: float, power: float, factor: float) -> torch.Tensor:
+    "Weights around the cycle, not normalised."
+    d = (torch.arange(T)[:, None] - torch.arange(T)).abs() / T
+    return torch.exp(factor * (torch.minimum(d, 1 - d) / sigma) ** power)
+
+
+_CIRCULAR_MISTAKES: dict[str, Callable] = {
+    "this is the linear one: the last segment of a beat does not touch the first": alignment_matrix,
+    "rows do not sum to 1 any more: normalise after wrapping":
+        lambda T, s: alignment_matrix(T, s, True) / alignment_matrix(T, s, True).max(),
+    "the longer way around: take the smaller of d and 1 − d":
+        lambda T, s: _around(T, s, lambda d: torch.maximum(d, 1 - d)),
+    "1 − d in place of the smaller of d and 1 − d: segments next to each other count as far apart":
+        lambda T, s: _around(T, s, lambda d: 1 - d),
+    "both ways around are added: take the smaller distance": lambda T, s: _rows(
+        _bell(T, s)
+        + torch.exp(-0.5 * ((1 - (torch.arange(T)[:, None] - torch.arange(T)).abs() / T) / s) ** 2)
+    ),
+    "the distance is counted in segments: divide by T first":
+        lambda T, s: _around(T, s, lambda d: T * torch.minimum(d, 1 - d)),
+    "the distance is not squared": lambda T, s: _rows(_bell_around(T, s, 1, -0.5)),
+    "the factor 1/2 in the exponent is missing": lambda T, s: _rows(_bell_around(T, s, 2, -1)),
+    "(k − t)/T modulo 1: that counts one way around only": lambda T, s: torch.softmax(
+        -0.5 * (((torch.arange(T)[:, None] - torch.arange(T)) / T % 1) / s) ** 2, 1
+    ),
+    "columns do not matter: each row is to be moved by one against the row before":
+        lambda T, s: alignment_matrix(T, s, True)[:1].expand(T, T),
+}
+
+
 def check_circular(answer):  # T, sigma -> (T, T)
     "The same, around the cycle."
-    got = ask(answer, 6, 0.2)
-    wrapped = alignment_matrix(6, 0.2, circular=True)
-    mistakes = {
-        "this is the linear one: the last segment of a beat does not touch the first":
-            alignment_matrix(6, 0.2),
-        "rows do not sum to 1 any more: normalise after wrapping": wrapped / wrapped.max(),
-    }
-    compare(got, wrapped, mistakes)
+    judge(
+        answer,
+        lambda T, s: alignment_matrix(T, s, True),
+        [(6, 0.2), (13, 0.1), (7, 0.4)],
+        _CIRCULAR_MISTAKES,
+    )
     passed(answer)
+
+# %% ../../nbs/93_training_checks.ipynb #667dfd8e
+_LOCAL_CASES = [
+    (*_embeddings(3, 6, 8), 0.3, 0.2),
+    (*_embeddings(3, 6, 8), 0.0, 0.2),
+    (*_embeddings(5, 4, 3, seed=1), 0.1, 0.7),
+    (*_embeddings(2, 9, 5, seed=4), 0.06, 1.4),
+]
+
+
+def _cross(logits: torch.Tensor, P: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    "Mean cross-entropy of every row with the weights P."
+    return -(P * logits.log_softmax(dim)).sum(-1).mean()
+
+
+def _mean_cross(a, b, sigma, tau, dim: int = -1, unit: bool = True) -> torch.Tensor:
+    "The local loss and what an axis or a missing normalisation makes of it."
+    logits, P = (cosine(a, b) if unit else a @ b.mT) / tau, alignment_matrix(a.shape[1], sigma)
+    return (_cross(logits, P, dim) + _cross(logits.mT, P, dim)) / 2
+
+
+def _one_way(a, b, sigma, tau, turned: bool = False) -> torch.Tensor:
+    "One direction, perhaps with P transposed."
+    P = alignment_matrix(a.shape[1], sigma)
+    return _cross(cosine(a, b) / tau, P.T if turned else P)
+
+
+def _log_outside(a, b, sigma, tau) -> torch.Tensor:
+    "L_in of Khosla et al."
+    P = alignment_matrix(a.shape[1], sigma)
+    return (
+        sum(-(P * x.softmax(-1)).sum(-1).log().mean() for x in (cosine(a, b) / tau, cosine(b, a) / tau))
+        / 2
+    )
+
+# %% ../../nbs/93_training_checks.ipynb #e0d8fb3c
+_LOCAL_MISTAKES: dict[str, Callable] = {
+    "hard where soft was asked: σ > 0, but only the diagonal counts":
+        lambda a, b, s, t: _mean_cross(a, b, 0.0, t),
+    "hard where soft was asked: a σ below 1/T is narrow, but not 0":
+        lambda a, b, s, t: _mean_cross(a, b, s if s >= 1 / a.shape[1] else 0.0, t),
+    "soft where hard was asked: at σ = 0 only the diagonal counts":
+        lambda a, b, s, t: _mean_cross(a, b, 0.3, t),
+    "wrong sign: the loss is minus the mean log-probability": lambda *x: -_mean_cross(*x),
+    "one direction only, ECG → CMR: add CMR → ECG with weight 0.5": _one_way,
+    "one direction only, CMR → ECG: add ECG → CMR with weight 0.5":
+        lambda a, b, s, t: _one_way(b, a, s, t),
+    "the larger of the two directions: their mean was asked":
+        lambda a, b, s, t: max(_one_way(a, b, s, t), _one_way(b, a, s, t)),
+    "the smaller of the two directions: their mean was asked":
+        lambda a, b, s, t: min(_one_way(a, b, s, t), _one_way(b, a, s, t)),
+    "the two directions are added: each has weight 0.5": lambda *x: 2 * _mean_cross(*x),
+    "the second direction has the weights of the columns: each frame, too, shares out a weight of 1, so "
+    "its "
+    "rows of P are the same P":
+        lambda a, b, s, t: (_one_way(a, b, s, t) + _one_way(b, a, s, t, turned=True)) / 2,
+    "wrong axis of the softmax: for each ECG segment (row) the candidates are the frames (columns)":
+        lambda *x: _mean_cross(*x, dim=-2),
+    "softmax over the patients: the local loss compares moments within one patient":
+        lambda *x: _mean_cross(*x, dim=0),
+    "the temperature is missing: divide the cosines by τ": lambda a, b, s, t: _mean_cross(a, b, s, 1.0),
+    "multiplied by the temperature: a small τ must sharpen, so divide":
+        lambda a, b, s, t: _mean_cross(a, b, s, 1 / t),
+    "missing normalisation: these are products of vectors, not cosines":
+        lambda *x: _mean_cross(*x, unit=False),
+}
+
+# %% ../../nbs/93_training_checks.ipynb #82562fee
+_LOCAL_MISTAKES |= {
+    "the logarithm stands outside of the sum: eq. 3 takes the weighted mean of log-probabilities (L_out), "
+    "not the "
+    "log of their mean": _log_outside,
+    "all patients are mixed: a frame of another patient is no candidate":
+        lambda a, b, s, t: global_contrastive_loss(a.flatten(0, 1), b.flatten(0, 1), t),
+    "a sum over segments: take the mean": lambda a, b, s, t: a.shape[1] * _mean_cross(a, b, s, t),
+    "a sum over patients: take the mean": lambda a, b, s, t: len(a) * _mean_cross(a, b, s, t),
+    "a sum over patients and segments: take the mean":
+        lambda a, b, s, t: a.shape[:2].numel() * _mean_cross(a, b, s, t),
+    "the mean over frames: P already weighs them, so add them up":
+        lambda a, b, s, t: _mean_cross(a, b, s, t) / a.shape[1],
+    "around the cycle: here the last segment does not touch the first":
+        lambda a, b, s, t: local_contrastive_loss(a, b, s, t, circular=True),
+    "the heartbeats are averaged first: this is the global loss":
+        lambda a, b, s, t: global_contrastive_loss(a.mean(1), b.mean(1), t),
+    "the two sets are mistaken: ECG segments are compared with ECG segments":
+        lambda a, b, s, t: _mean_cross(a, a, s, t),
+    "the distance of weights and probabilities: the cross-entropy was asked": lambda a, b, s, t: (
+        sum(
+            (alignment_matrix(a.shape[1], s) - (x / t).softmax(-1)).pow(2).sum(-1).mean()
+            for x in (cosine(a, b), cosine(b, a))
+        )
+        / 2
+    ),
+}
 
 # %% ../../nbs/93_training_checks.ipynb #93859f11
 def check_local_loss(answer):  # (B, T, D), (B, T, D), sigma, tau -> scalar
-    "The local contrastive loss, hard and soft."
-    a, b = _embeddings(3, 6, 8)
-    for sigma in (0.3, 0.0):
-        P, L = alignment_matrix(6, sigma), cosine(a, b) / 0.2
-
-        def cross(logits, P=P, dim=-1):
-            return -(P * logits.log_softmax(dim)).sum(-1).mean()
-
-        right = local_contrastive_loss(a, b, sigma, 0.2)
-        raw, flat = a @ b.mT / 0.2, [x.flatten(0, 1) for x in (a, b)]
-        mistakes = {
-            "hard where soft was asked: σ > 0, but only the diagonal counts":
-                local_contrastive_loss(a, b, 0.0, 0.2),
-            "soft where hard was asked: at σ = 0 only the diagonal counts":
-                local_contrastive_loss(a, b, 0.3, 0.2),
-            "wrong sign: the loss is minus the mean log-probability": -right,
-            "one direction only, ECG → CMR: add CMR → ECG with weight 0.5": cross(L),
-            "one direction only, CMR → ECG: add ECG → CMR with weight 0.5": cross(L.mT),
-            "wrong axis of the softmax: for each ECG segment (row) the candidates are the frames "
-            "(columns)":
-                (cross(L, dim=-2) + cross(L.mT, dim=-2)) / 2,
-            "softmax over the patients: the local loss compares moments within one patient":
-                (cross(L, dim=0) + cross(L.mT, dim=0)) / 2,
-            "the temperature is missing: divide the cosines by τ":
-                (cross(L * 0.2) + cross(L.mT * 0.2)) / 2,
-            "missing normalisation: these are products of vectors, not cosines":
-                (cross(raw) + cross(raw.mT)) / 2,
-            "the logarithm stands outside of the sum: eq. 3 takes the weighted mean of "
-            "log-probabilities (L_out), not the log of their mean":
-                sum(-(P * x.softmax(-1)).sum(-1).log().mean() for x in (L, L.mT)) / 2,
-            "all patients are mixed: a frame of another patient is no candidate":
-                global_contrastive_loss(*flat, 0.2),
-            "a sum over segments: take the mean": 6 * right,
-            "the mean over frames: P already weighs them, so add them up": right / 6,
-        }
-        compare(ask(answer, a, b, sigma, 0.2), right, mistakes)
+    "The local contrastive loss, hard, soft and narrow, and its gradient."
+    judge(answer, local_contrastive_loss, _LOCAL_CASES, _LOCAL_MISTAKES)
+    for case in _LOCAL_CASES[:2]:
+        judge_gradient(answer, local_contrastive_loss, case, learn=2)
     passed(answer)
 
 # %% ../../nbs/93_training_checks.ipynb #e8c52437
-def _example_maps(late: int = 0) -> torch.Tensor:  # (6, 13, 13)
+def _example_maps(
+    late: int = 0, T: int = 13, seed: int = 0, patients: int = 6
+) -> torch.Tensor:  # (patients, T, T)
     "Noisy maps with a ridge, `late` frames behind the diagonal; the last patient has no heartbeat."
-    noise = torch.rand(6, 13, 13, generator=torch.Generator().manual_seed(0))
-    maps = noise + torch.eye(13).roll(late, 1) * 0.5
+    noise = torch.rand(patients, T, T, generator=torch.Generator().manual_seed(seed))
+    maps = noise + torch.eye(T).roll(late, 1) * 0.5
     maps[-1] = torch.nan
     return maps
 
@@ -272,131 +666,347 @@ def _offsets(maps, dim: int = -1) -> torch.Tensor:  # (patients that have a map,
     maps = maps[maps.isfinite().all((1, 2))]
     return (maps.argmax(dim) - torch.arange(maps.shape[-1])).float()
 
+
+def _wrapped(maps) -> torch.Tensor:
+    "The same around the cycle, without sign."
+    off = _offsets(maps).abs()
+    return torch.minimum(off, maps.shape[-1] - off)
+
+
+def _all_offsets(maps) -> torch.Tensor:
+    "The same with the patients who have no heartbeat."
+    return (maps.argmax(-1) - torch.arange(maps.shape[-1])).float()
+
+
+def _share(hits: torch.Tensor) -> torch.Tensor:
+    "Share of True."
+    return hits.float().mean()
+
+
+_MAP_CASES = [
+    (_example_maps(1),),
+    (_example_maps(2, 7, 1),),
+    (_example_maps(-1, 10, 2, 4),),
+    (_example_maps(0, 13, 3)[:-1],),
+]
+
 # %% ../../nbs/93_training_checks.ipynb #556a9cad
+_WITHIN_MISTAKES: dict[str, Callable] = {
+    "only exact hits count: one step away is good enough": lambda m: _share(_offsets(m) == 0),
+    "two steps away count as hits: one is allowed": lambda m: _share(_offsets(m).abs() <= 2),
+    "only the neighbours count: exact hits do, too": lambda m: _share(_offsets(m).abs() == 1),
+    "wrong axis of argmax: each segment (row) looks for its best frame (column)":
+        lambda m: _share(_offsets(m, -2).abs() <= 1),
+    "the last frame counts as neighbour of the first: this score does not wrap":
+        lambda m: _share(_wrapped(m) <= 1),
+    "a number of hits: a share was asked": lambda m: (_offsets(m).abs() <= 1).sum(),
+    "percent: a share between 0 and 1 was asked": lambda m: 100 * _share(_offsets(m).abs() <= 1),
+    "hits per patient: divide by the number of segments, too":
+        lambda m: (_offsets(m).abs() <= 1).sum(1).float().mean(),
+    "NaN: leave out patients without a heartbeat before taking the mean": lambda m: m.mean() * np.nan,
+    "patients without a heartbeat count: their maps are NaN, leave them out":
+        lambda m: _share(_all_offsets(m).abs() <= 1),
+    "patients without a heartbeat count as misses: leave them out of the mean":
+        lambda m: (_offsets(m).abs() <= 1).sum() / (len(m) * m.shape[-1]),
+    "only frames that are late count: take the absolute difference": lambda m: _share(_offsets(m) <= 1),
+    "only frames that are early count: take the absolute difference":
+        lambda m: _share(_offsets(m) >= -1),
+    "argmin: the most similar frame has the largest cosine": lambda m: _share(_offsets(-m).abs() <= 1),
+    "the maps are averaged first: look for the best frame in each patient":
+        lambda m: _share(_offsets(m.nanmean(0)[None]).abs() <= 1),
+    "one share for each patient: take the mean over all":
+        lambda m: (_offsets(m).abs() <= 1).float().mean(1),
+    "the misses: the share of hits was asked": lambda m: _share(_offsets(m).abs() > 1),
+    "the mean distance: a share of hits was asked": lambda m: _offsets(m).abs().mean(),
+}
+
+
 def check_within_one(answer):  # (B, T, T) -> share
     "Share of segments whose best frame is at most one step away."
-    maps = _example_maps(1)
-    off = _offsets(maps).abs()
-    share = lambda hits: hits.float().mean()
-    mistakes = {
-        "only exact hits count: one step away is good enough": share(off == 0),
-        "wrong axis of argmax: each segment (row) looks for its best frame (column)":
-            share(_offsets(maps, -2).abs() <= 1),
-        "the last frame counts as neighbour of the first: this score does not wrap":
-            share(torch.minimum(off, 13 - off) <= 1),
-        "a number of hits: a share was asked": (off <= 1).sum(),
-        "NaN: leave out patients without a heartbeat before taking the mean": np.nan,
-        "patients without a heartbeat count: their maps are NaN, leave them out":
-            share((maps.argmax(-1) - torch.arange(13)).abs() <= 1),
-        "only frames that are late count: take the absolute difference": share(_offsets(maps) <= 1),
-    }
-    compare(ask(answer, maps), alignment_scores(maps)["within_one"], mistakes)
+    judge(answer, lambda m: alignment_scores(m)["within_one"], _MAP_CASES, _WITHIN_MISTAKES)
     passed(answer)
+
+# %% ../../nbs/93_training_checks.ipynb #53c9894f
+_PHASE_ERROR_MISTAKES: dict[str, Callable] = {
+    "a straight line: the last frame and segment 0 are one step apart around the cycle, not T − 1":
+        lambda m: _offsets(m).abs().mean() / m.shape[-1],
+    "counted in segments: divide by T to get cycles": lambda m: _wrapped(m).mean(),
+    "early and late cancel: take the absolute difference": lambda m: _offsets(m).mean() / m.shape[-1],
+    "early and late cancel, around the cycle, too: take the absolute difference":
+        lambda m: ((_offsets(m) + m.shape[-1] // 2) % m.shape[-1] - m.shape[-1] // 2).mean() / m.shape[-1],
+    "one way around: (t − k) modulo T may be long, take the shorter way":
+        lambda m: (_offsets(m) % m.shape[-1]).mean() / m.shape[-1],
+    "the longer way around: take the smaller of d and T − d":
+        lambda m: torch.maximum(_offsets(m).abs(), m.shape[-1] - _offsets(m).abs()).mean() / m.shape[-1],
+    "divided by T − 1: a cycle has T steps": lambda m: _wrapped(m).mean() / (m.shape[-1] - 1),
+    "divided by T/2, the largest distance: the unit is the cycle":
+        lambda m: 2 * _wrapped(m).mean() / m.shape[-1],
+    "divided by 13: use the T of the maps": lambda m: _wrapped(m).mean() / 13,
+    "wrapped at 1: around the cycle the distance is the smaller of d and T − d, in segments":
+        lambda m: torch.minimum(_offsets(m).abs(), 1 - _offsets(m).abs()).mean() / m.shape[-1],
+    "wrong axis of argmax: each segment (row) looks for its best frame (column)": lambda m: (
+        torch.minimum(_offsets(m, -2).abs(), m.shape[-1] - _offsets(m, -2).abs()).mean() / m.shape[-1]
+    ),
+    "NaN: leave out patients without a heartbeat before taking the mean": lambda m: m.mean() * np.nan,
+    "patients without a heartbeat count: their maps are NaN, leave them out": lambda m: (
+        torch.minimum(_all_offsets(m).abs(), m.shape[-1] - _all_offsets(m).abs()).mean() / m.shape[-1]
+    ),
+    "the root of the mean square: the mean distance was asked":
+        lambda m: _wrapped(m).pow(2).mean().sqrt() / m.shape[-1],
+    "the squared distance: the distance itself was asked":
+        lambda m: (_wrapped(m) / m.shape[-1]).pow(2).mean(),
+    "the median: the mean distance was asked": lambda m: _wrapped(m).median() / m.shape[-1],
+    "degrees: the unit is the cycle": lambda m: 360 * _wrapped(m).mean() / m.shape[-1],
+    "argmin: the most similar frame has the largest cosine":
+        lambda m: _wrapped(-m).mean() / m.shape[-1],
+    "the maps are averaged first: look for the best frame in each patient":
+        lambda m: _wrapped(m.nanmean(0)[None]).mean() / m.shape[-1],
+    "one distance for each patient: take the mean over all":
+        lambda m: _wrapped(m).mean(1) / m.shape[-1],
+}
 
 # %% ../../nbs/93_training_checks.ipynb #99cfd493
 def check_phase_error(answer):  # (B, T, T) -> cycles
     "Mean distance around the cycle."
-    maps = _example_maps(3)
-    off = _offsets(maps)
-    mistakes = {
-        "a straight line: frame 12 and segment 0 are one step apart around the cycle, not twelve":
-            (off.abs() / 13).mean(),
-        "counted in segments: divide by T to get cycles":
-            torch.minimum(off.abs(), 13 - off.abs()).mean(),
-        "early and late cancel: take the absolute difference": (off / 13).mean(),
-        "NaN: leave out patients without a heartbeat before taking the mean": np.nan,
-    }
-    compare(ask(answer, maps), alignment_scores(maps)["phase_error"], mistakes)
+    judge(answer, lambda m: alignment_scores(m)["phase_error"], _MAP_CASES, _PHASE_ERROR_MISTAKES)
     passed(answer)
 
+# %% ../../nbs/93_training_checks.ipynb #78aa87cb
+_DELAY_CASES = [
+    (_example_maps(2),),
+    (_example_maps(-3),),
+    (_example_maps(1, 8, 1),),
+    (_example_maps(0, 9, 2),),
+    (_example_maps(-2, 7, 3),),
+]
 
+
+def _late(maps) -> int:
+    "The right delay."
+    return int(lag_profile(maps).idxmax())
+
+
+_DELAY_MISTAKES: dict[str, Callable] = {
+    "wrong sign: positive means that the matching frame comes later than the segment":
+        lambda m: -_late(m),
+    "around the cycle, 10 steps late is 3 steps early: answer between −T/2 and T/2":
+        lambda m: _late(m) % m.shape[-1],
+    "wrong sign, and around the cycle: answer t − k between −T/2 and T/2":
+        lambda m: -_late(m) % m.shape[-1],
+    "0 is the main diagonal: compare all lags, not only that one": lambda m: 0,
+    "no sign: early and late must differ": lambda m: abs(_late(m)),
+    "a share of the beat: steps were asked": lambda m: _late(m) / m.shape[-1],
+    "the lag with the lowest mean cosine: the highest was asked":
+        lambda m: int(lag_profile(m).idxmin()),
+    "counted from 1: lag 0 is on time": lambda m: _late(m) + 1,
+    "the place in the list of lags, not yet the lag: the list begins at −T/2":
+        lambda m: _late(m) + m.shape[-1] // 2,
+    "that is the mean cosine at the best lag: the lag was asked": lambda m: float(lag_profile(m).max()),
+    "the mean of the best frames' offsets: one stray frame moves it; compare the mean cosine of whole "
+    "diagonals":
+        lambda m: _offsets(m).mean(),
+    "13 moments are written into the function: use the T of the maps":
+        lambda m: (_late(m) % m.shape[-1]) - 13 * (_late(m) % m.shape[-1] > 6),
+    "only lags to one side are compared: a model may be early, too":
+        lambda m: int(lag_profile(m).loc[0:].idxmax()),
+    "only lags to one side are compared: a model may be late, too":
+        lambda m: int(lag_profile(m).loc[:0].idxmax()),
+    "one delay for each patient: take the mean map": lambda m: [
+        _late(x[None]) for x in m if x.isfinite().all()
+    ],
+}
+
+# %% ../../nbs/93_training_checks.ipynb #371fb1b2
 def check_delay(answer):  # (B, T, T) -> steps
     "By how many frames the ridge is late."
-    for late in (2, -3):
-        mistakes = {
-            "wrong sign: positive means that the matching frame comes later than the segment": -late,
-            "around the cycle, 10 steps late is 3 steps early: answer between −T/2 and T/2": late % 13,
-            "0 is the main diagonal: compare all lags, not only that one": 0,
-        }
-        compare(
-            ask(answer, _example_maps(late)), int(lag_profile(_example_maps(late)).idxmax()), mistakes
-        )
+    judge(answer, _late, _DELAY_CASES, _DELAY_MISTAKES)
     passed(answer)
 
+# %% ../../nbs/93_training_checks.ipynb #d4551851
+def _squares(y, pred) -> float:
+    "Sum of squared errors."
+    return ((y - pred) ** 2).sum()
+
+
+def _score_cases() -> list[tuple]:
+    "Truth and predictions: too low and flat; about right; worse than the mean."
+    g, cases = np.random.default_rng(0), []
+    for n, level, slope in ((40, 100, 0.4), (25, 141, 0.9), (30, 150, -0.5)):
+        y = g.normal(140, 30, n)
+        cases.append((y, level + slope * (y - 140) + g.normal(0, 8, n)))
+    return cases
+
 # %% ../../nbs/93_training_checks.ipynb #155d5461
+_R2_MISTAKES: dict[str, Callable] = {
+    "the squared correlation: it forgives predictions that are all too low, R² does not":
+        lambda y, p: np.corrcoef(y, p)[0, 1] ** 2,
+    "the correlation: it forgives predictions that are all too low, R² does not":
+        lambda y, p: np.corrcoef(y, p)[0, 1],
+    "the unexplained share: R² is 1 minus it": lambda y, p: _squares(y, p) / _squares(y, y.mean()),
+    "the spread was taken around 0: compare with always answering the mean":
+        lambda y, p: 1 - _squares(y, p) / _squares(y, 0),
+    "the spread of the predictions: divide by that of the truth":
+        lambda y, p: 1 - _squares(y, p) / _squares(p, p.mean()),
+    "the mean squared error: R² compares it with the variance": lambda y, p: _squares(y, p) / len(y),
+    "the root of the mean squared error: R² compares squares with squares":
+        lambda y, p: (_squares(y, p) / len(y)) ** 0.5,
+    "roots were compared: R² compares squares with squares":
+        lambda y, p: 1 - (_squares(y, p) / _squares(y, y.mean())) ** 0.5,
+    "upside down: the error is divided by the spread of the truth":
+        lambda y, p: 1 - _squares(y, y.mean()) / _squares(y, p),
+    "never below 0: R² has no lower end, a model can be worse than the mean":
+        lambda y, p: max(0.0, 1 - _squares(y, p) / _squares(y, y.mean())),
+    "the spread of the predictions by that of the truth: that does not ask whether they agree":
+        lambda y, p: _squares(p, y.mean()) / _squares(y, y.mean()),
+    "the variance of the errors: predictions that are all too low must cost":
+        lambda y, p: 1 - (y - p).var() / y.var(),
+    "absolute errors: squared ones were asked":
+        lambda y, p: 1 - np.abs(y - p).sum() / np.abs(y - y.mean()).sum(),
+    "the mean over one and the sum over the other":
+        lambda y, p: 1 - _squares(y, p) / len(y) / _squares(y, y.mean()),
+    "the sum over one and the mean over the other": lambda y, p: 1 - _squares(y, p) / y.var(),
+    "percent: R² is 1 at best": lambda y, p: 100 * (1 - _squares(y, p) / _squares(y, y.mean())),
+    "compared with the mean of the predictions: always answering the mean of the truth is the yardstick":
+        lambda y, p: 1 - _squares(y, p) / _squares(y, p.mean()),
+    "compared with the median: always answering the mean is the yardstick":
+        lambda y, p: 1 - _squares(y, p) / _squares(y, np.median(y)),
+    "wrong sign: 1 is perfect": lambda y, p: _squares(y, p) / _squares(y, y.mean()) - 1,
+}
+
+
 def check_r_squared(answer):  # y (n,), pred (n,) -> R²
     "The coefficient of determination."
-    g = np.random.default_rng(0)
-    y = g.normal(140, 30, 40)
-    pred = 100 + 0.4 * (y - 140) + g.normal(0, 8, 40)
-    squares, spread = ((y - pred) ** 2).sum(), ((y - y.mean()) ** 2).sum()
-    mistakes = {
-        "the squared correlation: it forgives predictions that are all too low, R² does not":
-            np.corrcoef(y, pred)[0, 1] ** 2,
-        "the unexplained share: R² is 1 minus it": squares / spread,
-        "the spread was taken around 0: compare with always answering the mean":
-            1 - squares / (y**2).sum(),
-        "the spread of the predictions: divide by that of the truth":
-            1 - squares / ((pred - pred.mean()) ** 2).sum(),
-        "the mean squared error: R² compares it with the variance": squares / 40,
-    }
-    compare(ask(answer, y, pred), 1 - squares / spread, mistakes)
+    judge(answer, lambda y, p: 1 - _squares(y, p) / _squares(y, y.mean()), _score_cases(), _R2_MISTAKES)
     passed(answer)
+
+# %% ../../nbs/93_training_checks.ipynb #7e746b7e
+def _fit(x, y) -> np.ndarray:
+    "Least squares."
+    return np.linalg.lstsq(x, y, rcond=None)[0]
+
+
+def _one(x) -> np.ndarray:
+    "With a column of ones."
+    return np.c_[x, np.ones(len(x))]
+
+
+def _probe(x, y, new) -> np.ndarray:
+    "The right predictions."
+    return _one(new) @ _fit(_one(x), y)
+
+
+def _probe_cases() -> list[tuple]:
+    "Two linear worlds."
+    g, cases = np.random.default_rng(1), []
+    for n, m, weights, level in ((50, 20, [8, -5, 3, 1], 140), (30, 45, [0.5, -2], 60)):
+        x, new = g.normal(1, 2, (n, len(weights))), g.normal(2, 1, (m, len(weights)))
+        cases.append((x, level + x @ weights + g.normal(0, 5, n), new))
+    return cases
+
+# %% ../../nbs/93_training_checks.ipynb #5653bf04
+_PROBE_MISTAKES: dict[str, Callable] = {
+    "the intercept is missing: a heart of average features does not weigh 0 g; add a column of ones":
+        lambda x, y, new: new @ _fit(x, y),
+    "these are predictions of the training patients: apply the weights to test_x":
+        lambda x, y, new: _probe(x, y, x),
+    "test patients were standardised with their own mean: use that of the training patients":
+        lambda x, y, new: _probe(x, y, new - new.mean(0) + x.mean(0)),
+    "test patients were standardised with their own mean and SD: use those of the training patients":
+        lambda x, y, new: _probe(x, y, (new - new.mean(0)) / new.std(0) * x.std(0) + x.mean(0)),
+    "these are the weights, not yet predictions: multiply test_x by them":
+        lambda x, y, new: _fit(_one(x), y),
+    "the mean of the training patients is missing: add it back":
+        lambda x, y, new: _probe(x, y, new) - y.mean(),
+    "the intercept is fitted, and not added to the predictions":
+        lambda x, y, new: new @ _fit(_one(x), y)[:-1],
+    "always the mean: use the features": lambda x, y, new: np.full(len(new), y.mean()),
+    "fitted without intercept, and the mean added: that counts the level twice":
+        lambda x, y, new: new @ _fit(x, y) + y.mean(),
+    "only the first feature is used": lambda x, y, new: _probe(x[:, :1], y, new[:, :1]),
+    "the mean of the features was subtracted from the training patients alone":
+        lambda x, y, new: (new @ _fit(x - x.mean(0), y - y.mean())) + y.mean(),
+    "shrunk: that is ridge regression, plain least squares was asked": lambda x, y, new: (
+        (new - x.mean(0))
+        @ np.linalg.solve(
+            (x - x.mean(0)).T @ (x - x.mean(0)) + np.eye(x.shape[1]), (x - x.mean(0)).T @ (y - y.mean())
+        )
+        + y.mean()
+    ),
+    "the features were multiplied by Xᵀy: least squares divides by XᵀX":
+        lambda x, y, new: new @ (x.T @ y),
+    "one number: a prediction for each test patient was asked": lambda x, y, new: _probe(
+        x, y, new
+    ).mean(),
+}
 
 # %% ../../nbs/93_training_checks.ipynb #3753c250
 def check_probe(answer):  # train_x (n, D), train_y (n,), test_x (m, D) -> (m,)
     "Least squares with an intercept."
-    g = np.random.default_rng(1)
-    x, new = g.normal(1, 2, (50, 4)), g.normal(2, 1, (20, 4))
-    y = 140 + x @ [8, -5, 3, 1] + g.normal(0, 5, 50)
-    fit = lambda a: np.linalg.lstsq(a, y, rcond=None)[0]
-    one = lambda a: np.c_[a, np.ones(len(a))]
-    right = one(new) @ fit(one(x))
-    mistakes = {
-        "the intercept is missing: a heart of average features does not weigh 0 g; add a column of "
-        "ones": new @ fit(x),
-        "these are predictions of the training patients: apply the weights to test_x":
-            one(x) @ fit(one(x)),
-        "test patients were standardised with their own mean: use that of the training patients":
-            one(new - new.mean(0) + x.mean(0)) @ fit(one(x)),
-        "these are the weights, not yet predictions: multiply test_x by them": fit(one(x)),
-        "the mean of the training patients is missing: add it back": right - y.mean(),
-    }
-    compare(ask(answer, x, y, new), right, mistakes)
+    judge(answer, _probe, _probe_cases(), _PROBE_MISTAKES)
     passed(answer)
 
-# %% ../../nbs/93_training_checks.ipynb #7028212e
+# %% ../../nbs/93_training_checks.ipynb #8fc2ffef
 def _hits_at(
-    queries, gallery, y, k, tolerance, sign=1, own=True, unit=True
+    queries, gallery, y, k, tolerance=None, sign=1, own=True, unit=True, skip=0
 ):  # what typical mistakes make of P@k
     "Hits (n, k) of the first k found."
     s = sign * (cosine(queries, gallery) if unit else queries @ gallery.T)
     if own:
         s = s.fill_diagonal_(-torch.inf)
-    return (y[s.topk(k, 1).indices] - y[:, None]).abs() <= tolerance
+    near = 0.5 * y.std(correction=0) if tolerance is None else tolerance
+    return (y[s.topk(k + skip, 1).indices[:, skip:]] - y[:, None]).abs() <= near
+
+# %% ../../nbs/93_training_checks.ipynb #7028212e
+_PRECISION_MISTAKES: dict[str, Callable] = {
+    "the patient found himself: leave the own cine out of the gallery":
+        lambda *a: _share(_hits_at(*a, own=False)),
+    "the most similar cine is left out, and not the own one: they need not be the same":
+        lambda *a: _share(_hits_at(*a, own=False, skip=1)),
+    "least similar first: sort by falling similarity": lambda *a: _share(_hits_at(*a, sign=-1)),
+    "the tolerance is 0.5 in the unit of the phenotype: it is half a standard deviation":
+        lambda *a: _share(_hits_at(*a, 0.5)),
+    "the tolerance is one standard deviation: half of it was asked":
+        lambda *a: _share(_hits_at(*a, a[2].std(correction=0))),
+    "the tolerance is half of the variance: take the standard deviation":
+        lambda *a: _share(_hits_at(*a, a[2].var(correction=0) / 2)),
+    "missing normalisation: compare directions (cosines), not products":
+        lambda *a: _share(_hits_at(*a, unit=False)),
+    "any hit among k: precision is the share of hits": lambda *a: _share(_hits_at(*a).any(1)),
+    "all of k must be hits: precision is the share of hits": lambda *a: _share(_hits_at(*a).all(1)),
+    "a number of hits: divide by k": lambda *a: _hits_at(*a).float().sum(1).mean(),
+    "percent: a share between 0 and 1 was asked": lambda *a: 100 * _share(_hits_at(*a)),
+    "only the first found counts: k were asked": lambda q, c, y, k: _share(_hits_at(q, c, y, 1)),
+    "k − 1 cines: the own one is left out already, look at k":
+        lambda q, c, y, k: _share(_hits_at(q, c, y, k - 1)),
+    "k + 1 cines: look at k": lambda q, c, y, k: _share(_hits_at(q, c, y, k + 1)),
+    "5 is written into the function: use `k`": lambda q, c, y, k: _share(_hits_at(q, c, y, 5)),
+    "cines ask ECGs: each ECG (query) looks among the cines (gallery)":
+        lambda q, c, y, k: _share(_hits_at(c, q, y, k)),
+    "ECGs ask ECGs: look among the cines (gallery)": lambda q, c, y, k: _share(_hits_at(q, q, y, k)),
+    "one share for each patient: take the mean": lambda *a: _hits_at(*a).float().mean(1),
+    "the hits themselves: take their mean": _hits_at,
+    "the misses: the share of hits was asked": lambda *a: 1 - _share(_hits_at(*a)),
+    "no tolerance to one side: take the absolute difference": lambda q, c, y, k: _share(
+        y[cosine(q, c).fill_diagonal_(-torch.inf).topk(k, 1).indices] - y[:, None]
+        <= 0.5 * y.std(correction=0)
+    ),
+}
 
 # %% ../../nbs/93_training_checks.ipynb #de0c822c
+def _retrieval_cases() -> list[tuple]:
+    "ECGs, cines, a phenotype and k."
+    cases = []
+    for n, seed, k in ((40, 7, 5), (60, 25, 3), (30, 13, 8)):
+        q, c = _embeddings(n, 6, shared=2.0, seed=seed)
+        cases.append((q, c, 100 + 20 * q[:, 0], k))
+    return cases
+
+
 def check_precision_at_k(answer):  # queries (n, D), gallery (n, D), y (n,), k -> P@k
     "Precision of retrieval."
-    q, c = _embeddings(40, 6, shared=2.0, seed=3)
-    y = 100 + 20 * q[:, 0]
-    tol, args = 0.5 * y.std(correction=0), (q, c, y, 5)
-    mean = lambda hits: hits.float().mean()
-    mistakes = {
-        "the patient found himself: leave the own cine out of the gallery":
-            mean(_hits_at(*args, tol, own=False)),
-        "least similar first: sort by falling similarity": mean(_hits_at(*args, tol, sign=-1)),
-        "the tolerance is 0.5 in the unit of the phenotype: it is half a standard deviation":
-            mean(_hits_at(*args, 0.5)),
-        "the tolerance is one standard deviation: half of it was asked": mean(_hits_at(*args, 2 * tol)),
-        "missing normalisation: compare directions (cosines), not products":
-            mean(_hits_at(*args, tol, unit=False)),
-        "any hit among k: precision is the share of hits": mean(_hits_at(*args, tol).any(1)),
-        "a number of hits: divide by k": _hits_at(*args, tol).float().sum(1).mean(),
-    }
-    compare(
-        ask(answer, *args),
-        phenotype_retrieval(q, c, pd.DataFrame({"LVM": y.numpy()}), ks=(5,)).loc["LVM", "P@5"],
-        mistakes,
-    )
+
+    def right(q, c, y, k):
+        return phenotype_retrieval(q, c, pd.DataFrame({"LVM": y.numpy()}), ks=(k,)).loc["LVM", f"P@{k}"]
+
+    judge(answer, right, _retrieval_cases(), _PRECISION_MISTAKES)
     passed(answer)

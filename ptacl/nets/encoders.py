@@ -9,7 +9,7 @@ __all__ = ['Turn', 'Encoder', 'attend', 'Block', 'start_positions', 'take_tokens
 # %% ../../nbs/50_encoders.ipynb #e1b6a391
 import math
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -129,7 +129,7 @@ class _Layout(nn.Module):
     "An encoder's parts and where its tokens lie; a modality adds its stem, its layout and its typical values."
     modality = ""          # ECG or CMR, as the names of stored models have it
     mean, sd = 0.0, 1.0    # of the input: what comes in is standardised with them
-    patch: nn.Module       # a convolution of one patch, or a stem
+    patch: Any             # a convolution of one patch, or a stem
     blocks: nn.ModuleList
     cos: Tensor
     sin: Tensor
@@ -165,7 +165,7 @@ class _Layout(nn.Module):
     @property
     def stages(self) -> list[nn.Module]:
         "The parts in the order of the way through, of which `freeze` fixes the first."
-        return [*(self.patch.steps if self.convolves else ()), *self.blocks]
+        return [*self.patch.steps, *self.blocks] if self.convolves else list(self.blocks)
 
     @property
     def values(self) -> int:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from typing import Literal
 from ..core.distributed import distributed, gather, total
 from ..core.presets import LEADS, Preset
 
@@ -72,7 +73,7 @@ class _Layer(nn.Module):
         circular: bool = False,  # the last step is a neighbour of the first
     ):
         super().__init__()
-        mode = "circular" if circular else "zeros"
+        mode: Literal["circular", "zeros"] = "circular" if circular else "zeros"
         self.conv = conv(a, b, kernel, stride, kernel // 2, bias=False, padding_mode=mode)
         self.norm = PlaceNorm(b)
         self.act = act

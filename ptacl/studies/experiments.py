@@ -19,7 +19,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from pathlib import Path
-from ..core.errors import PtaclError
+from ..core.errors import PtaclError, did_you_mean
 from ..core.files import checkout, write_result
 from ..core.pages import write_html
 from ..core.privacy import mask_ids
@@ -33,7 +33,7 @@ def find_experiment(name: str) -> Path:  # of a notebook
     if name not in notebooks:
         raise PtaclError(
             f"unknown experiment {name!r}: choose from {', '.join(notebooks)}, "
-            "or give the path of a notebook")
+            "or give the path of a notebook", did_you_mean(name, notebooks))
     return notebooks[name]
 
 # %% ../../nbs/86_experiments.ipynb #a9d13523
@@ -66,7 +66,8 @@ def check_parameters(
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise PtaclError(
-            f"{notebook.stem} has no parameter {', '.join(unknown)}: it takes {', '.join(known)}")
+            f"{notebook.stem} has no parameter {', '.join(unknown)}: it takes {', '.join(known)}",
+            did_you_mean(unknown, known))
     checked = {}
     for name, value in given.items():
         kind = known[name]["inferred_type_name"]
@@ -103,7 +104,10 @@ def _failure(experiment: str, error: BaseException, parameters: dict) -> dict:
     if isinstance(error, PtaclError):
         reason = error.reason + "." * bool(error.remedy)
     names = {k: Path(v).name if isinstance(v, str) and "/" in v else v for k, v in parameters.items()}
-    return {"experiment": experiment, "error": mask_ids(reason or "stopped by hand"), "parameters": names}
+    failure = {"experiment": experiment, "error": mask_ids(reason), "parameters": names}
+    if isinstance(error, KeyboardInterrupt):  # no failure: the report tells them apart
+        failure |= {"error": "stopped by hand", "stopped": True}
+    return failure
 
 @contextmanager
 def failure_kept(folder: Path, experiment: str, parameters: dict) -> Iterator[None]:

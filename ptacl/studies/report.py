@@ -44,8 +44,13 @@ def read_runs(folder) -> tuple[list, list]:  # finished and failed runs
             "each would have left a result.json or a failed.json")
     runs = [_read_run(file, top) for file in files]
     finished = [run for run in runs if "error" not in run]
-    failed = [run for run in runs if "error" in run]
+    failed = [run for run in runs if "error" in run]  # also those that were stopped by hand: `_stopped`
     return finished, failed
+
+
+def _stopped(run: dict) -> bool:
+    "Was a run ended by hand?"
+    return bool(run.get("stopped"))
 
 # %% ../../nbs/90_report.ipynb #7a222724
 _SECTIONS = ("alignment", "retrieval", "regression")
@@ -137,14 +142,19 @@ def _failed_html(run: dict) -> str:
 def report_page(results: list, failed: list, title: str) -> str:  # HTML
     "The whole page."
     title = html.escape(title)
+    stopped = sum(map(_stopped, failed))
+    by_hand = f", {stopped} stopped by hand" if stopped else ""
     parts = [
         f"<!doctype html><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>",
-        f"<p>{len(results)} finished, {len(failed)} failed. For research, not for clinical use. "
+        f"<p>{len(results)} finished, {len(failed) - stopped} failed{by_hand}. "
+        "For research, not for clinical use. "
         "<i>Clearly</i> means that a 95 % interval excludes zero; "
         "intervals are not corrected for their number.</p>",
     ]
-    if failed:
-        parts += ["<div class='failed'><h2>Failed</h2>", *map(_failed_html, failed), "</div>"]
+    for heading, by_hand in (("Failed", False), ("Stopped by hand", True)):
+        shown = [_failed_html(run) for run in failed if _stopped(run) == by_hand]
+        if shown:
+            parts += [f"<div class='failed'><h2>{heading}</h2>", *shown, "</div>"]
     return "\n".join(parts + [_run_html(result) for result in results]) + "\n"
 
 # %% ../../nbs/90_report.ipynb #d8b80718
@@ -158,6 +168,7 @@ def write_report(folder) -> dict:  # kind -> path of html, csv, tex; finished an
     """Gather all runs below a folder into report.html, report.csv and report.tex (needs booktabs and
     longtable) in it. Raises `PtaclError` where there are none."""
     results, failed = read_runs(folder)
+    stopped = sum(map(_stopped, failed))
     title = f"ptacl: {mask_ids(Path(folder).resolve().name)}"
     texts = {
         "html": report_page(results, failed, title),
@@ -168,4 +179,4 @@ def write_report(folder) -> dict:  # kind -> path of html, csv, tex; finished an
     for kind, file in files.items():
         with written_whole(file) as new:
             new.write_text(texts[kind], encoding="utf-8")
-    return files | {"finished": len(results), "failed": len(failed)}
+    return files | {"finished": len(results), "failed": len(failed) - stopped, "stopped": stopped}

@@ -42,7 +42,8 @@ def outputs(
     task: Task,
     cmr: bool = False,  # features of the training films, too
 ) -> dict:              # train_ecg, train_cmr, ecg, cmr: features; z_ecg, z_cmr: embeddings; maps
-    "All that tables and figures need of a trained model; `maps` (n, T, T), and whether time runs in a circle, `circular`, only where the model has moments."
+    """All that tables and figures need of a trained model; `maps` (n, T, T), and whether time runs in a
+    circle, `circular`, only where the model has moments."""
     model = model.to(choose_device()).eval()
     out = dict(zip(_OUTPUTS, infer(lambda batch: _outputs_of_batch(model, batch), model, task.test)))
     if "maps" in out:

@@ -6,10 +6,7 @@
 __all__ = ['mae_ecg_step', 'mae_cmr_step', 'joint_step']
 
 # %% ../../nbs/54_steps.ipynb #f15bcedd
-import torch
-from torch import Tensor
 from ..core.devices import full_precision
-from ..core.presets import Preset
 from ..nets.joint import PTACL, View, joint_loss, turned_view
 from ..nets.mae import MAE
 from ..signal.augment import augment_ecg, cmr_augment, corrupt_ecg, random_crop

@@ -1,0 +1,68 @@
+"What people do by hand: Ctrl-C, a mistyped name, a file that is there already."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from ptacl.app.cli import app
+from ptacl.studies.report import write_report
+
+
+def interrupted(command, ready, folder):
+    "The command, Ctrl-C to its whole group as soon as `ready()`: seconds until it ended, status, what it said at last."
+    process = subprocess.Popen([sys.executable, "-m", "ptacl.app.cli", *command], cwd=folder, start_new_session=True, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for _ in range(600):
+        if ready() or process.poll() is not None: break
+        time.sleep(0.1)
+    assert process.poll() is None, process.communicate()
+    asked = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    return time.monotonic() - asked, process.returncode, [line for line in said.splitlines() if line.startswith("ptacl: ")]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="ends by a signal")
+def test_a_run_ends_within_two_seconds_and_is_no_failure(tmp_path):
+    running = tmp_path / "reports" / "quickstart" / "running.ipynb"
+    seconds, status, said = interrupted(["run", "quickstart"], running.exists, tmp_path)
+    assert seconds < 2 and status == 130
+    assert len(said) == 1 and "stopped by hand" in said[0] and "running.ipynb" in said[0] and "the same command" in said[0]
+    kept = json.loads((running.parent / "failed.json").read_text(encoding="utf-8"))
+    assert kept["stopped"] is True and kept["error"] == "stopped by hand"
+    report = write_report(tmp_path / "reports")
+    assert (report["finished"], report["failed"], report["stopped"]) == (0, 0, 1)
+    assert "0 failed, 1 stopped by hand" in report["html"].read_text(encoding="utf-8")
+    answer = CliRunner().invoke(app, ["report", str(tmp_path / "reports")])
+    assert answer.exit_code == 0 and "0 failed, 1 stopped by hand" in answer.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="ends by a signal")
+def test_simulate_ends_within_two_seconds_and_says_what_is_kept(tmp_path):
+    begun = time.monotonic()
+    seconds, status, said = interrupted(["simulate", "5000", "raw", "--format", "ukb"], lambda: time.monotonic() - begun > 3, tmp_path)
+    assert seconds < 2 and status == 130 and len(said) == 1 and "stopped by hand" in said[0]
+
+
+@pytest.mark.parametrize("args, meant", [(["run", "quickstrat"], "quickstart"), (["run", "quickstart", "-p", "n_trian", "8"], "n_train"),
+                                         (["simulate", "3", "out", "-p", "rythm", "af"], "rhythm"), (["embedd"], "embed")])
+def test_a_mistyped_name_gets_the_nearest(args, meant, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = CliRunner().invoke(app, args)
+    assert answer.exit_code and f"Did you mean {meant}?" in answer.stderr.replace("'", "")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [["embed", "ecgs", "--model", "model"], ["predict", "ecgs", "--model", "model", "--probe", "probe"]])
+def test_a_file_is_not_replaced_unasked(command, tmp_path):
+    out = tmp_path / "table.csv"
+    out.write_text("mine")
+    answer = CliRunner().invoke(app, [*command, "--out", str(out)])
+    assert answer.exit_code == 1 and f"{out}: exists already" in answer.stderr and "--force" in answer.stderr
+    asked = CliRunner().invoke(app, [*command, "--out", str(out), "--force"])
+    assert "exists already" not in asked.stderr and out.read_text() == "mine"       # refused for the model that is not there
