@@ -546,11 +546,11 @@ def test_the_shell_from_end_to_end(saved, cohort, files, tmp_path):
     command = ["predict", str(files), "--model", str(saved), "--probe", p, "--out", out, "--workers", "1"]
     done = shell.invoke(app, [*command, "--level", "0.8", "--own-names"])
     assert done.exit_code == 0 and "4 recordings; 0 refused" in done.output and len(pd.read_csv(out)) == 4
-    few = shell.invoke(app, ["predict", str(files), "--model", str(saved), "--probe", p, "--out", out, "--level", "0.99", "--workers", "1"])
+    few = shell.invoke(app, [*command, "--level", "0.99", "--force"])
     assert few.exit_code == 1 and "99 are needed" in few.output
     for wrong, why in ((["--allow", "hum"], "hum cannot be allowed: choose from flat"), (["--out", "x.xlsx"], "ends in .parquet or .csv"),
                        (["--out", str(tmp_path / "none" / "x.csv")], "no folder for x.csv"), (["--level", "1.5"], "between 0 and 1")):
-        bad = shell.invoke(app, ["predict", str(files), "--model", str(saved), "--probe", p, "--out", out, "--workers", "1", *wrong])
+        bad = shell.invoke(app, ["predict", str(files), "--model", str(saved), "--probe", p, "--out", out, "--workers", "1", "--force", *wrong])
         assert bad.exit_code == 1 and why in bad.output
 
 
