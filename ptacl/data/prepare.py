@@ -65,7 +65,8 @@ def compared_with(
 
 def _with_doubt(verdict: str, compared: dict) -> str:
     "A verdict on R-peaks, with what speaks against them."
-    against = f"the file marks {compared['marks']} beats, {compared['found']} were found, F1 {compared['agree']:.2f}"
+    against = (f"the file marks {compared['marks']} beats, {compared['found']} were found, "
+               f"F1 {compared['agree']:.2f}")
     return f"doubtful: {against}" if verdict == "good" else f"{verdict}, {against}"
 
 # %% ../../nbs/42_prepare.ipynb #596834a9

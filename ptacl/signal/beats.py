@@ -223,11 +223,11 @@ def _shown(units: Tensor, votes: Tensor, least: float, step: float) -> Tensor:  
     seen = F.max_pool1d(units, 2 * reach + 1, 1, reach) > least
     return (seen * votes).sum(1) / votes.sum(1).clamp(min=1e-6)
 
-# from the right QRS is an S wave, whose lowest point is 20 ms later: those decide only where there are no others
+# from the right QRS is an S wave, whose lowest point is 20 ms later: those decide where there are no others
 _LEFT = torch.tensor([1.] * 6 + [1e-3] * 3 + [0.5, 1, 1])
 
 def _placed(places: Tensor, waves: Tensor, votes: Tensor) -> Tensor:  # (n, K), (n, 12, 2·L), (n, 12)
-    "Where the leads that look from the left swing most within 70 ms: (n, K) samples of the waves, not whole."
+    "Where leads that look from the left swing most within 70 ms: (n, K) samples of the waves, not whole."
     size = torch.einsum("nl,nlt->nt", votes * _LEFT.to(votes.device), waves.square())
     reach = round(0.07 * 2 * _RATE)
     start = 2 * places - reach
