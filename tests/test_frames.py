@@ -1,4 +1,5 @@
 """What orders the frames of a cine, what a frame shows, and what is no film at all."""
+import gzip
 import io
 
 import nibabel as nib
@@ -226,6 +227,11 @@ def test_one_moment_is_no_film(tmp_path, shape):
     with pytest.raises(PtaclError, match="Give the file with all moments") as e: read_cine(file)
     assert "end-diastole" in str(e.value)
     assert read_cine(file, still=True).frames.shape == (1, *shape[-3:])
+
+
+def test_a_name_that_says_another_packing(tmp_path):
+    for name, data, right in (("a.nii.gz", nifti(beating()), ".nii"), ("a.nii", gzip.compress(nifti(beating()), 1), ".nii.gz")):
+        with pytest.raises(PtaclError, match=rf"against its name. Rename it to {right}\."): read_cine(written(tmp_path, name=name, content=data))
 
 
 # where a film begins

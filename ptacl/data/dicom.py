@@ -583,6 +583,10 @@ def _cine_reader(path: Path): # -> function of the path
         return _folder_reader(path)
     start = first_bytes(path)
     if path.name.lower().endswith((".nii", ".nii.gz")):
+        zipped = start[:2] == b"\x1f\x8b"
+        if zipped != path.name.lower().endswith(".gz"):
+            raise PtaclError(f"is {'' if zipped else 'not '}packed by gzip, against its name",
+                             f"Rename it to {'.nii.gz' if zipped else '.nii'}.")
         return read_nifti
     if start[:2] == b"PK" or is_dicom(start):
         return _read_images
