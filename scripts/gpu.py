@@ -18,7 +18,6 @@ fastcore, kornia (with kornia_rs), neurokit2, PyWavelets, threadpoolctl, platfor
 """
 import argparse
 import json
-import math
 import subprocess
 import sys
 import time
@@ -42,7 +41,7 @@ from ptacl.evaluate.alignment import alignment_scores, cosine_maps
 from ptacl.evaluate.scoreboard import table1, table2
 from ptacl.nets.encoders import CMREncoder, ECGEncoder
 from ptacl.nets.joint import PTACL, from_pretrained, save_pretrained, start_joint
-from ptacl.nets.losses import global_contrastive_loss
+from ptacl.evaluate.retrieval import contrast
 from ptacl.nets.mae import MAE
 from ptacl.signal.beats import r_peaks_of
 from ptacl.signal.cmr import minmax
@@ -211,18 +210,6 @@ def encode(study: Study, model: PTACL, data: Pairs) -> dict:
     return dict(zip(("ecg", "cmr", "z_ecg", "z_cmr", "maps"), infer(everything, model, data, size=512)))
 
 
-def learning(outputs: dict, preset: Preset, size: int) -> dict:
-    "The global loss of held-out patients beside chance, and where the own patient stands among all."
-    z_ecg, z_cmr = outputs["z_ecg"], outputs["z_cmr"]
-    size = min(size, len(z_ecg))
-    whole = len(z_ecg) // size * size
-    parts = zip(z_ecg[:whole].split(size), z_cmr[:whole].split(size))
-    losses = [global_contrastive_loss(e, c, preset.tau_global).item() for e, c in parts]
-    similar = F.normalize(z_ecg, dim=1) @ F.normalize(z_cmr, dim=1).T
-    ranks = (similar > similar.diag()[:, None]).sum(1).float() + 1
-    return {"loss": float(np.mean(losses)), "chance": math.log(size), "rank_share": (ranks.median() / len(ranks)).item()}
-
-
 def joint_setting(study: Study, name: str, parts: tuple, seconds: dict) -> dict:
     "Global and PTACL in one of the paper's two settings: method -> model, outputs of the test patients."
     preset = study.presets[name]
@@ -232,7 +219,8 @@ def joint_setting(study: Study, name: str, parts: tuple, seconds: dict) -> dict:
         p = replace(preset, beta=beta)
         model = trained(study, key, lambda p=p: start_joint(p, *(m.encoder for m in parts)), joint_step, p, p.lr_joint, seconds[key])
         outputs = encode(study, model, study.test)
-        said = learning(outputs, p, preset.batch_size) | {"alignment": alignment_scores(outputs.pop("maps"))}
+        learned = contrast(outputs["z_ecg"], outputs["z_cmr"], p.tau_global, preset.batch_size)
+        said = learned | {"alignment": alignment_scores(outputs.pop("maps"), circular=p.circular)}
         study.keep(learning=study.results.get("learning", {}) | {key: said})
         print(f"{key:<18} loss {said['loss']:.3f} of {said['chance']:.3f}, own patient at {said['rank_share']:.1%}", flush=True)
         found[method] = model, outputs

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PAPER_TABLE1', 'gaussian_random_precision', 'as_numbers', 'query_results', 'retrieval_table', 'phenotype_retrieval',
-           'random_retrieval', 'retrieval_draws', 'retrieval_interval']
+           'random_retrieval', 'retrieval_draws', 'retrieval_interval', 'contrast']
 
 # %% ../../nbs/60_retrieval.ipynb #86282403
+import math
 import numpy as np
 import pandas as pd
 import torch
@@ -252,3 +253,25 @@ def _paper_table1() -> pd.DataFrame:
     return pd.concat(parts, names=["method"])
 
 PAPER_TABLE1 = _paper_table1()  # index (method, phenotype): the values as printed in the paper
+
+# %% ../../nbs/60_retrieval.ipynb #46798e23
+def contrast(
+    z_ecg: Tensor,      # (n, D) embeddings of held-out patients
+    z_cmr: Tensor,      # (n, D) of the same
+    temperature: float,
+    size: int,          # patients of a batch in training
+) -> dict[str, float]:  # loss, chance, rank_share
+    """Contrastive loss in batches as large as those of the training, and where the own film stands in the
+    gallery of all. Raises `PtaclError` on fewer than two patients."""
+    if len(z_ecg) < 2:
+        raise PtaclError(f"{len(z_ecg)} held-out patients are too few to tell apart, at least 2 are needed")
+    a, b = F.normalize(z_ecg.float(), dim=1), F.normalize(z_cmr.float(), dim=1)
+    size = min(size, len(a))
+    own = torch.arange(size)
+    losses = []
+    for rows in torch.arange(len(a) // size * size).split(size):
+        logits = a[rows] @ b[rows].T / temperature
+        losses.append((F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)).item() / 2)
+    similarity = a @ b.T
+    better = (similarity > similarity.diagonal()[:, None]).sum(1).float()
+    return {"loss": sum(losses) / len(losses), "chance": math.log(size), "rank_share": (better.median() / len(a)).item()}
