@@ -1,5 +1,4 @@
 "Augmentation: shapes, ranges, phase, repeatability, and what each item must leave alone."
-from dataclasses import replace
 
 import math
 
@@ -12,7 +11,7 @@ from ptacl.signal.augment import CMRAugment, augment_ecg, centre_crop, _crop_at,
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import get_preset, paper_regression, workshop
 
-FULL = replace(workshop, augment=1.0)  # the workshop's sizes, augmented at full strength
+FULL = paper_regression  # augmented at full strength
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 

@@ -17,7 +17,7 @@ from ptacl.signal.ecg import denoise
 from ptacl.nets.encoders import attend
 from ptacl.core.errors import PtaclError
 from ptacl.nets.losses import global_contrastive_loss
-from ptacl.core.presets import workshop
+from ptacl.core.presets import paper_regression, workshop
 from ptacl.simulate.patients import simulate
 
 
@@ -45,11 +45,15 @@ def test_attention_counts_the_same_by_every_kernel():
     q = torch.randn(2, 4, 30, 16)
     assert training._count_flops(lambda: attend(q, q, q)) == training._count_flops(lambda: attend(*[q.bfloat16()] * 3)) == 4 * 2 * 4 * 30**2 * 16
 
+# of the paper's kind, as the plain models are, and small
+LINEAR = replace(paper_regression, name="small", ecg_crop=1500, ecg_layers=3, cmr_patch=(2, 21, 21), cmr_layers=3, width=128, heads=4,
+                 decoder_width=128, frozen_layers=1, proj_dim=64)
+
 
 def test_frozen_layers_cost_their_forward_pass_only():
-    whole, free = (training._step_flops("joint", p) for p in (workshop, replace(workshop, frozen_layers=0)))
-    block = lambda n: 24 * n * workshop.width**2 + 4 * n**2 * workshop.width
-    ecg, cmr = 12 * workshop.ecg_times, workshop.T * workshop.cmr_places
+    whole, free = (training._step_flops("joint", p) for p in (LINEAR, replace(LINEAR, frozen_layers=0)))
+    block = lambda n: 24 * n * LINEAR.width**2 + 4 * n**2 * LINEAR.width
+    ecg, cmr = 12 * LINEAR.ecg_times, LINEAR.T * LINEAR.cmr_places
     assert 0.97 < ((3 + 2 * 2) * (block(ecg) + block(cmr))) / whole < 1
     assert 0.96 < ((3 + 3 * 2) * (block(ecg) + block(cmr))) / free < 1
 
@@ -62,7 +66,7 @@ def test_a_row_has_median_quartiles_and_shares():
 def test_the_yardstick_multiplies_what_the_blocks_multiply():
     "Forward, apart from patches, head and attention's own products, the products of a model are those of its yardstick."
     for kind in training.STEPS:
-        p, seen = workshop, []
+        p, seen = LINEAR, []
         model, view = training.start_model(kind, p), {"ecg": torch.randn(2, 12, p.ecg_crop), "cine": torch.rand(2, p.frames, p.size, p.size)}
         hooks = [m.register_forward_hook(lambda m, x, y, seen=seen: seen.append((x[0].shape[0] * x[0].shape[1], m.in_features, m.out_features)))
                  for b in model.modules() if type(b).__name__ == "Block" for m in b.modules() if isinstance(m, torch.nn.Linear)]
@@ -138,7 +142,7 @@ def test_attention_in_bf16_is_the_fused_one_but_for_rounding(n):
 
 def test_plain_models_have_our_weights_and_freeze_where_we_do():
     for kind in training.STEPS:
-        ours, theirs = training.start_model(kind, workshop), plain.plain_model(kind, workshop)
+        ours, theirs = training.start_model(kind, LINEAR), plain.plain_model(kind, LINEAR)
         count = lambda m: [sum(x.numel() for x in m.parameters() if x.requires_grad == free) for free in (True, False)]
         assert count(ours) == count(theirs)
 
@@ -146,10 +150,10 @@ def test_plain_models_have_our_weights_and_freeze_where_we_do():
 def test_plain_steps_do_the_work_of_ours():
     "Counted operations agree but for the patches, which a plain autoencoder embeds before it hides them."
     for kind, most in {"mae_ecg": 1.02, "mae_cmr": 1.2, "joint": 1.001}.items():
-        model = plain.plain_model(kind, workshop)
-        inputs = plain._plain_inputs(kind, training.noise_pairs(2).__getitems__([0, 1]), workshop)
+        model = plain.plain_model(kind, LINEAR)
+        inputs = plain._plain_inputs(kind, training.noise_pairs(2).__getitems__([0, 1]), LINEAR)
         counted = training._count_flops(lambda model=model, inputs=inputs: model(*inputs).backward()) / 2
-        assert 0.999 < counted / training._step_flops(kind, workshop) < most
+        assert 0.999 < counted / training._step_flops(kind, LINEAR) < most
 
 
 def test_plainly_nobody_is_aligned_without_a_whole_beat():
