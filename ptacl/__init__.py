@@ -5,7 +5,8 @@ from importlib import import_module
 
 _HOMES = {
     "core.errors": ("PtaclError",),
-    "core.presets": ("LEADS", "PHENOTYPES", "Preset", "get_preset", "paper_regression", "paper_retrieval", "workshop"),
+    "core.presets": ("LEADS", "PHENOTYPES", "Preset", "get_preset", "paper_regression", "paper_retrieval",
+                     "workshop", "laptop"),
     "data.ecg_files": ("read_ecg",),
     "data.dicom": ("read_cine",),
     "data.cohort": ("Cohort",),

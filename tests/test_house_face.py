@@ -9,7 +9,7 @@ import ptacl
 OFFERED = """
     alignment_matrix global_contrastive_loss local_contrastive_loss cosine_local_loss denoise normalize detect_r_peaks
     segment_beats preprocess ECGEncoder CMREncoder read_ecg read_cine phenotype_retrieval linear_probe alignment_map
-    alignment_scores simulate Cohort paper_regression paper_retrieval workshop PtaclError PTACL MAE from_pretrained
+    alignment_scores simulate Cohort paper_regression paper_retrieval workshop laptop PtaclError PTACL MAE from_pretrained
     save_pretrained Pairs fit ingest AlignmentExplorer""".split()
 
 
