@@ -15,14 +15,16 @@ from ptacl.core.errors import PtaclError
 from ptacl.train.finetune import AttentionPool, Tuned, attention_map, finetune, load_tuned, masked_error, predict
 from ptacl.train.finetune import supervised, training_view, tune_step, with_targets
 from ptacl.nets.joint import PTACL, from_pretrained
-from ptacl.core.presets import workshop
+from ptacl.core.presets import paper_regression
 from ptacl.evaluate.scoreboard import table1, table2
 from ptacl.data.pairs import Pairs
 from ptacl.train.loop import infer
 from ptacl.train.optimiser import make_optimizer
 
-tiny = replace(workshop, ecg_crop=500, frames=4, size=32, width=16, heads=2, ecg_layers=2, cmr_layers=2, frozen_layers=0,
-               decoder_width=16, proj_dim=8, batch_size=8, augment=0.)
+# of the paper's kind; tests/test_stems.py has the other one
+tiny = replace(paper_regression, ecg_crop=500, frames=4, size=42, cmr_patch=(2, 21, 21), width=16, heads=2, ecg_layers=2, cmr_layers=2, frozen_layers=0,
+               decoder_width=16, proj_dim=8, batch_size=8, augment=0.,
+               centred=True, lr_tune=1e-3, epochs_mae=5, epochs_joint=5)
 ENCODERS = {"ecg": ECGEncoder, "cmr": CMREncoder}
 
 
@@ -157,11 +159,11 @@ def test_targets_travel_with_their_patients(pairs):
 
 def test_the_view_keeps_the_size_of_the_heart():
     torch.manual_seed(0)
-    e = CMREncoder(replace(tiny, augment=1.))
+    e = CMREncoder(replace(tiny, augment=1., size=84, cmr_patch=(2, 21, 21)))
     disc = ((torch.arange(84) - 41.5)[:, None]**2 + (torch.arange(84) - 41.5)**2 < 15**2).float() * 200
     x = training_view(e, {"ecg": torch.zeros(16, 12, 1), "cine": disc.to(torch.uint8).expand(16, 6, 84, 84)})
-    seen = (x[:, 0] > x[:, 0].amax((1, 2), keepdim=True) / 2).sum((1, 2)) / (disc > 100).sum() * (84 / 32) ** 2
-    assert x.shape == (16, 4, 32, 32) and (seen - 1).abs().max() < 0.12
+    seen = (x[:, 0] > x[:, 0].amax((1, 2), keepdim=True) / 2).sum((1, 2)) / (disc > 100).sum()
+    assert x.shape == (16, 4, 84, 84) and (seen - 1).abs().max() < 0.12
 
 
 def test_a_run_resumes_and_comes_back_from_disk(pairs, tmp_path):

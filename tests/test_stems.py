@@ -2,6 +2,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +14,8 @@ from ptacl.nets.encoders import CMREncoder, ECGEncoder
 from ptacl.nets.joint import PTACL, joint_loss, start_joint
 from ptacl.nets.mae import MAE
 from ptacl.nets.stems import PlaceNorm
+from ptacl.data.pairs import Pairs
+from ptacl.train.finetune import finetune
 
 SMALL = replace(workshop, width=32, heads=2, proj_dim=8, decoder_width=32)
 DEPTHS = (0, 1)
@@ -140,3 +143,20 @@ def test_batch_norms_want_whole_batches():
 
 def test_encoders_of_another_kind_do_not_fit():
     with pytest.raises(PtaclError, match="does not fit"): start_joint(workshop, ECGEncoder(replace(workshop, width=64)))
+
+
+@pytest.mark.parametrize("kind", ["ecg", "cmr"])
+@pytest.mark.parametrize("freeze", [0, 2, 4])
+def test_fine_tuning_moves_what_is_free(kind, freeze):
+    start = encoder(kind, batch_size=8)
+    before = {name: w.clone() for name, w in start.state_dict().items()}
+    data = Pairs(torch.randn(16, 12, 5000), torch.zeros(16, 1), torch.randint(0, 256, (16, 50, 84, 84), dtype=torch.uint8))
+    y = pd.DataFrame({"LVEDV": np.arange(16.) + 100})
+    model = finetune(start, data, y, epochs=2, freeze=freeze)
+    assert all(torch.equal(w, before[name]) for name, w in start.state_dict().items())
+    stages = model.encoder.stages
+    for i, (mine, old) in enumerate(zip(stages, start.stages)):
+        still = all(torch.equal(a, b) for a, b in zip(mine.parameters(), old.parameters()))
+        assert still == (i < freeze)
+    assert type(model.pool).__name__ == ("CyclePool" if kind == "cmr" else "AttentionPool")
+    with pytest.raises(PtaclError, match="has 4 layers"): finetune(start, data, y, freeze=5)
