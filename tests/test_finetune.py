@@ -22,8 +22,8 @@ from ptacl.train.loop import infer
 from ptacl.train.optimiser import make_optimizer
 
 # of the paper's kind; tests/test_stems.py has the other one
-tiny = replace(paper_regression, ecg_crop=500, frames=4, size=42, cmr_patch=(2, 21, 21), width=16, heads=2, ecg_layers=2, cmr_layers=2, frozen_layers=0,
-               decoder_width=16, proj_dim=8, batch_size=8, augment=0.,
+tiny = replace(paper_regression, ecg_crop=500, frames=4, size=42, cmr_patch=(2, 21, 21), width=16, heads=2, ecg_layers=2, cmr_layers=2,
+               frozen_layers=0, decoder_width=16, proj_dim=8, batch_size=8, augment=0.,
                centred=True, lr_tune=1e-3, epochs_mae=5, epochs_joint=5)
 ENCODERS = {"ecg": ECGEncoder, "cmr": CMREncoder}
 

@@ -19,6 +19,9 @@ from ptacl.train.optimiser import make_optimizer
 from ptacl.nets.joint import turned_view
 
 tiny = replace(workshop, width=16, heads=2, ecg_layers=2, cmr_layers=2, frozen_layers=1, decoder_width=16, proj_dim=8)
+# of the paper's kind: positions that are learned, patches by a linear map
+LINEAR = replace(paper_regression, name="linear", ecg_crop=1500, cmr_patch=(2, 21, 21), width=16, heads=2, ecg_layers=2, cmr_layers=2,
+                 frozen_layers=1, decoder_width=16, proj_dim=8, centred=True)
 PAPER = pytest.mark.parametrize("preset", [paper_regression, paper_retrieval], ids=lambda p: p.name)
 
 
@@ -156,14 +159,14 @@ def one_step(model, batch):
 
 @pytest.mark.parametrize("layers", [0, 1, 2])
 def test_frozen_parameters_stay_and_all_others_move(layers):
-    maes = models()
-    model = start_joint(replace(tiny, frozen_layers=layers), maes["MAE-ECG"].encoder, maes["MAE-CMR"].encoder)
+    maes = models(LINEAR)
+    model = start_joint(replace(LINEAR, frozen_layers=layers), maes["MAE-ECG"].encoder, maes["MAE-CMR"].encoder)
     names = {n for n, _ in model.named_parameters()}
     def fixed(n): return layers and (".patch." in n or n.endswith(".pos") or any(f".blocks.{i}." in n for i in range(layers)))
     assert {n for n, p in model.named_parameters() if not p.requires_grad} == {n for n in names if fixed(n)}
     assert one_step(model, a_batch(4)) == {n for n in names if not fixed(n)}
     for part in ("MAE-ECG", "MAE-CMR"):                                             # copied, not shared
-        for mine, theirs in zip(models()[part].parameters(), maes[part].parameters()): assert torch.equal(mine, theirs)
+        for mine, theirs in zip(models(LINEAR)[part].parameters(), maes[part].parameters()): assert torch.equal(mine, theirs)
 
 
 def test_joint_model_starts_from_the_pre_trained_encoders():
@@ -194,10 +197,10 @@ def test_patients_without_a_beat_are_left_out_of_the_local_loss():
 
 def test_a_turned_film_means_the_same_moments_once_its_frames_have_no_number():
     "Without positions in time the encoder cannot tell where a film begins; with them it can."
-    model = models()["PTACL"].eval()
-    view = centre_view(a_batch(3), tiny)
+    model = models(LINEAR)["PTACL"].eval()
+    view = centre_view(a_batch(3), LINEAR)
     torch.manual_seed(3)
-    elsewhere = turned_view(view, tiny)
+    elsewhere = turned_view(view, LINEAR)
     assert elsewhere["turn"].any() and not torch.equal(elsewhere["cine"], view["cine"])
     apart = lambda: (model.local_embeddings(elsewhere)[1] - model.local_embeddings(view)[1]).abs().max().item()
     with torch.no_grad():
@@ -231,7 +234,7 @@ def test_round_trip(kind, tmp_path):
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda p: p.name)
 def test_every_preset_survives_its_config(preset, tmp_path):
-    mae = MAE(CMREncoder(replace(tiny, name=preset.name, betas=preset.betas, sigma=preset.sigma, cmr_patch=preset.cmr_patch)))
+    mae = MAE(CMREncoder(replace(preset, width=32, heads=2, cmr_layers=1, frozen_layers=0, decoder_width=16, decoder_heads=2)))
     assert from_pretrained(save_pretrained(mae, tmp_path / "m")).encoder.preset == mae.encoder.preset
 
 

@@ -134,6 +134,16 @@ def test_processes_have_the_loss_and_the_gradients_of_one(world, case, tmp_path,
     for part in parts: close(part, whole)
 
 
+@pytest.mark.parametrize("size", [8, 11])
+def test_stems_have_the_loss_gradients_and_statistics_of_one_process(size, tmp_path, doubled):
+    data, model = doubled(noise(), start("stems"))
+    parts = together(lambda rank, world: learn(model, data, rank, world, size), 2, tmp_path / "run")
+    whole = learn(model, data, 0, 1, size)
+    names = [name for name in whole if not name.endswith("num_batches_tracked")]
+    assert sum("running_var" in name for name in names) > 10
+    for part in parts: close({k: part[k] for k in names}, {k: whole[k] for k in names}, atol=1e-6, rtol=1e-6)
+
+
 BY_TORCHRUN = """
 import os, sys
 import torch

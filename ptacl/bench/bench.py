@@ -63,11 +63,11 @@ def _steps_of(name: str, size: Size, batch: dict, device: str) -> list[dict]: # 
     return time_steps(PRESETS[name], batch, size.repeats, device, size.square, kinds, compiling)
 
 def _for_peers(preset: Preset) -> Preset:
-    "The plain models are built as the paper's: a preset with a stem has a small one of that kind in its place."
+    "The plain models are of the paper's kind; a preset with a stem has a small one of it in its place."
     if preset.stem == "linear":
         return preset
-    sizes = {"width": 128, "heads": 4, "ecg_layers": 2, "cmr_layers": 2, "decoder_width": 128, "frozen_layers": 1}
-    return replace(PRESETS["paper_regression"], name="paper_small", **sizes)
+    return replace(PRESETS["paper_regression"], name="paper_small", width=128, heads=4,
+                   ecg_layers=2, cmr_layers=2, decoder_width=128, frozen_layers=1)
 
 def _bench_sections(size: Size, device: str) -> dict[str, Callable]: # name -> () -> rows
     "The parts of a run, in their order."
@@ -75,7 +75,8 @@ def _bench_sections(size: Size, device: str) -> dict[str, Callable]: # name -> (
     preset, fewer = PRESETS[size.presets[0]], max(3, size.repeats // 2)
     sections = {f"steps, {name}": partial(_steps_of, name, size, batch, device) for name in size.presets}
     for kind in STEPS:
-        sections[f"against plain, {kind}"] = partial(time_peers, kind, _for_peers(preset), batch[kind], fewer, device)
+        peers = partial(time_peers, kind, _for_peers(preset), batch[kind], fewer, device)
+        sections[f"against plain, {kind}"] = peers
     return sections | {
         "InfoNCE": partial(time_infonce, size.losses, size.repeats, device),
         "segmentation": partial(time_segmentation, size.segments, size.repeats, device),

@@ -101,7 +101,8 @@ def _stem_rules(p: "Preset") -> _Rules:
         layers, least = getattr(p, name), 0 if convolves else 1
         yield layers >= least, f"{name} must be ≥ {least} with stem {p.stem!r}, got {layers}"
     if convolves:
-        yield p.ecg_patch % 10 == 0, f"stem 'conv' needs an ecg_patch that is a multiple of 10, got {p.ecg_patch}"
+        tenths = p.ecg_patch % 10 == 0
+        yield tenths, f"stem 'conv' needs an ecg_patch that is a multiple of 10, got {p.ecg_patch}"
         side = p.cmr_patch[1]
         yield side % 8 == 0, f"stem 'conv' needs patches of 8, 16, … pixels a side, got {side}"
         yield p.width % 16 == 0, f"stem 'conv' needs a width that is a multiple of 16, got {p.width}"

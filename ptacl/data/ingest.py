@@ -351,7 +351,8 @@ def _renewed(
     bad: list,     # rows of those who failed
 ) -> pd.DataFrame:
     "The quarantine after a run: those who were not tried and are still there, and those who failed now."
-    untried = {(visit.name, visit.stamp) for visit in plan.visits} - {(visit.name, visit.stamp) for visit in tried}
+    asked = {(visit.name, visit.stamp) for visit in tried}
+    untried = {(visit.name, visit.stamp) for visit in plan.visits} - asked
     # what failed in another state of the files is no news where that of the cohort is back
     old = quarantine[[fact in untried for fact in zip(quarantine.patient, quarantine.stamp)]]
     new = pd.DataFrame(bad, columns=list(QUARANTINE))

@@ -274,4 +274,5 @@ def contrast(
         losses.append((F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)).item() / 2)
     similarity = a @ b.T
     better = (similarity > similarity.diagonal()[:, None]).sum(1).float()
-    return {"loss": sum(losses) / len(losses), "chance": math.log(size), "rank_share": (better.median() / len(a)).item()}
+    rank_share = (better.median() / len(a)).item()
+    return {"loss": sum(losses) / len(losses), "chance": math.log(size), "rank_share": rank_share}

@@ -126,7 +126,7 @@ def _check_shape(name: str, x: Tensor, *expected: int):
 
 # %% ../../nbs/50_encoders.ipynb #3ad0dcf0
 class _Layout(nn.Module):
-    "An encoder's parts and where its tokens lie; a modality adds its stem, its layout and its typical values."
+    "An encoder's parts and where its tokens lie; a modality adds its stem, layout and typical values."
     modality = ""          # ECG or CMR, as the names of stored models have it
     mean, sd = 0.0, 1.0    # of the input: what comes in is standardised with them
     patch: Any             # a convolution of one patch, or a stem
@@ -167,10 +167,9 @@ class _Layout(nn.Module):
         "The parts in the order of the way through, of which `freeze` fixes the first."
         return [*self.patch.steps, *self.blocks] if self.convolves else list(self.blocks)
 
-    @property
-    def values(self) -> int:
-        "Numbers under a token."
-        raise NotImplementedError
+# %% ../../nbs/50_encoders.ipynb #6055f00f
+class _Vectors(_Layout):
+    "A vector for each token that is seen."
 
     def patches(self, x: Tensor) -> Tensor:  # (B, …) -> (B, N, values)
         "What of the input lies under each token."
@@ -180,9 +179,6 @@ class _Layout(nn.Module):
         "The inverse of `patches`."
         raise NotImplementedError
 
-# %% ../../nbs/50_encoders.ipynb #6055f00f
-class _Vectors(_Layout):
-    "A vector for each token that is seen."
     def _visible(self, x: Tensor, keep: Tensor | None, corrupt: Callable | None) -> Tensor:
         "Values under the tokens that are seen, corrupted, standardised: (B, N or K, values)."
         values = self.patches(x)
@@ -247,8 +243,8 @@ class TokenEncoder(_Vectors):
         return self
 
 # %% ../../nbs/50_encoders.ipynb #37786e59
-def tokens_by_depth(encoder: TokenEncoder, x: Tensor) -> list[Tensor]:  # the input -> so many times (B, N, D)
-    "Tokens at every depth, from the shallowest on, each through the last norm; the last are the encoder's own."
+def tokens_by_depth(encoder: TokenEncoder, x: Tensor) -> list[Tensor]:  # (B, N, D) each
+    "Tokens at every depth, from the shallowest on, each through the last norm; the last are its own."
     standard = (x - encoder.mean) / encoder.sd
     pos = encoder.pos.expand(*encoder.places, -1).flatten(0, 1)
     if encoder.convolves:

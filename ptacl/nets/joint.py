@@ -300,12 +300,7 @@ def stored_kind(folder: str | Path) -> str:  # "" where that is not known
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
-# %% ../../nbs/53_ptacl.ipynb #bc74eddd
-def _load_weights(model: nn.Module, folder: Path):
-    """Weights from a folder.
-    Read whole: safetensors 0.8 leaves two objects behind for each tensor that it reads from a file."""
-    model.load_state_dict(load((folder / "model.safetensors").read_bytes()))
-
+# %% ../../nbs/53_ptacl.ipynb #eb90fd02
 def _check_age(folder: Path):
     "Refuse a model of the workshop's preset as it was before encoders had stems. Raises `PtaclError`."
     try:
@@ -318,6 +313,12 @@ def _check_age(folder: Path):
             f"{folder.name} was trained with the workshop preset of an earlier version, "
             "whose encoders were of another kind and learned next to nothing",
             "Train it again, or take a model that came with this version")
+
+# %% ../../nbs/53_ptacl.ipynb #bc74eddd
+def _load_weights(model: nn.Module, folder: Path):
+    """Weights from a folder.
+    Read whole: safetensors 0.8 leaves two objects behind for each tensor that it reads from a file."""
+    model.load_state_dict(load((folder / "model.safetensors").read_bytes()))
 
 def _built(folder: Path, builders: Mapping[str, Builder]) -> nn.Module:
     "The model that the folder's config describes, with the folder's weights."

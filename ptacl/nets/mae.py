@@ -48,8 +48,8 @@ def _error(guess: Tensor, target: Tensor, encoder: Encoder) -> Tensor:  # (B, N,
     return F.mse_loss(guess, wanted, reduction="none").mean(-1)
 
 # %% ../../nbs/51_mae.ipynb #0fb186f8
-class MAE(nn.Module):
-    "A masked autoencoder around either encoder."
+class _Decoder(nn.Module):
+    "An encoder, and what guesses all patches from the tokens that it was shown."
     cos: Tensor
     sin: Tensor
 
@@ -86,6 +86,9 @@ class MAE(nn.Module):
             x = block(x, turn)
         return self.head(x)
 
+# %% ../../nbs/51_mae.ipynb #25694cf9
+class MAE(_Decoder):
+    "A masked autoencoder around either encoder."
     def forward(
         self,
         x: Tensor,                        # what the encoder sees

@@ -129,43 +129,20 @@ class ECGStem(nn.Module):
         return x.mT
 
 # %% ../../nbs/48_stems.ipynb #824c4af7
-class CMRStem(nn.Module):
-    """Pairs of frames → maps of an eighth of the side → what is at each place, plus what the moment shows
-    as a whole among the others of its cycle: (B, frames, size, size) → (B, T·s, width)."""
+class _Film(nn.Module):
+    "What the convolutions see in each pair of frames."
     def __init__(self, preset: Preset):
         super().__init__()
-        width, half = preset.width, preset.width // 2
+        width = preset.width
         self.T = preset.T
         self.side = preset.size // preset.cmr_patch[1]  # places of a side
         self.cell = preset.cmr_patch[1] // 8            # of a place, steps of a map's side
         self.stages = nn.ModuleList([
             _Layer(nn.Conv2d, preset.cmr_patch[0], 3 * width // 16, 7, 4),
-            _Layer(nn.Conv2d, 3 * width // 16, half, 3, 2)])
-        self.place = nn.Linear(half * self.cell**2, width)
-        self.moment = nn.Linear(half * (self.side * self.cell)**2, width)
-        kernel = min(7, 2 * self.T - 1)  # a circle that is shorter cannot be gone around
-        self.time = _Residual(width, width, kernel, circular=True)
-        self.cycle = nn.Linear(width, width)
+            _Layer(nn.Conv2d, 3 * width // 16, width // 2, 3, 2)])
 
-    @property
-    def steps(self) -> list[nn.Module]:
-        "Its four parts in the order of the way through."
-        return [*self.stages, nn.ModuleList([self.place, self.moment]), nn.ModuleList([self.time, self.cycle])]
-
-    def forward(self, cine: Tensor, seen: Tensor | None = None, shallow: bool = False) -> Tensor:
-        "`seen` (B, T·s): ones and zeros; `shallow` leaves out that moments know of each other."
-        n = cine.shape[0]
-        by_moment = None if seen is None else seen.view(n, self.T, -1)
-        maps = self._maps(cine, by_moment)
-        cells = rearrange(maps, "n c (h i) (w j) -> n (h w) (i j c)", i=self.cell, j=self.cell)
-        each = self.place(cells).unflatten(0, (n, self.T))                # (B, T, s, width)
-        whole = self.moment(maps.permute(0, 2, 3, 1).flatten(1)).unflatten(0, (n, self.T)).mT
-        if not shallow:
-            whole = self._over_cycle(whole, None if by_moment is None else by_moment.amax(-1)[:, None])
-        return (each + whole.mT[:, :, None]).flatten(1, 2)
-
-    def _maps(self, cine: Tensor, seen: Tensor | None) -> Tensor:  # (B, T, s) -> (B·T, channels, size/8, size/8)
-        "What the convolutions see in each pair of frames."
+    def _maps(self, cine: Tensor, seen: Tensor | None) -> Tensor:
+        "(B, frames, size, size), (B, T, s) → (B·T, channels, size/8, size/8)"
         device = cine.device.type
         if torch.is_autocast_enabled(device):  # converted before it is laid out anew: half to move
             cine = cine.to(torch.get_autocast_dtype(device))
@@ -177,7 +154,40 @@ class CMRStem(nn.Module):
             x = stage(x, seen)
         return x
 
-    def _over_cycle(self, x: Tensor, seen: Tensor | None) -> Tensor:  # (B, width, T), (B, 1, T) -> (B, width, T)
+# %% ../../nbs/48_stems.ipynb #b0af63ae
+class CMRStem(_Film):
+    """Pairs of frames → maps of an eighth of the side → what is at each place, plus what the moment
+    shows as a whole among the others of its cycle: (B, frames, size, size) → (B, T·s, width)."""
+    def __init__(self, preset: Preset):
+        super().__init__(preset)
+        width, half = preset.width, preset.width // 2
+        self.place = nn.Linear(half * self.cell**2, width)
+        self.moment = nn.Linear(half * (self.side * self.cell)**2, width)
+        kernel = min(7, 2 * self.T - 1)  # a circle that is shorter cannot be gone around
+        self.time = _Residual(width, width, kernel, circular=True)
+        self.cycle = nn.Linear(width, width)
+
+    @property
+    def steps(self) -> list[nn.Module]:
+        "Its four parts in the order of the way through."
+        return [*self.stages, nn.ModuleList([self.place, self.moment]),
+                nn.ModuleList([self.time, self.cycle])]
+
+    def forward(self, cine: Tensor, seen: Tensor | None = None, shallow: bool = False) -> Tensor:
+        "`seen` (B, T·s): ones and zeros; `shallow` leaves out that moments know of each other."
+        n = cine.shape[0]
+        by_moment = None if seen is None else seen.view(n, self.T, -1)
+        maps = self._maps(cine, by_moment)
+        cells = rearrange(maps, "n c (h i) (w j) -> n (h w) (i j c)", i=self.cell, j=self.cell)
+        each = self.place(cells).unflatten(0, (n, self.T))                # (B, T, s, width)
+        whole = self.moment(maps.permute(0, 2, 3, 1).flatten(1))
+        whole = whole.unflatten(0, (n, self.T)).mT
+        if not shallow:
+            seen_moments = None if by_moment is None else by_moment.amax(-1)[:, None]
+            whole = self._over_cycle(whole, seen_moments)
+        return (each + whole.mT[:, :, None]).flatten(1, 2)
+
+    def _over_cycle(self, x: Tensor, seen: Tensor | None) -> Tensor:  # (B, width, T), (B, 1, T)
         "Moments that know their neighbours, and the greatest of each feature in the cycle."
         if seen is not None:
             x = x * seen

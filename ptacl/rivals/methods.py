@@ -168,7 +168,8 @@ def run_phase(
     if step:
         resume = folder is not None
         fit_in_processes(
-            processes, model, step, data, preset, epochs, lr, own, seed=seed, resume=resume, name=name, watch=watch
+            processes, model, step, data, preset, epochs, lr, own,
+            seed=seed, resume=resume, name=name, watch=watch
         )
     elif folder:
         save_pretrained(model.eval(), own / "model")

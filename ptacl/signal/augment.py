@@ -205,9 +205,11 @@ def _shifted(film: Tensor, pixels: int) -> Tensor:  # (B, F, H, W) -> the same s
     B, _, height, width = film.shape
     by = torch.randint(2 * pixels + 1, (2, B, 1), device=film.device)
     wide = F.pad(film, (pixels,) * 4)
-    rows, columns = by[0] + torch.arange(height, device=film.device), by[1] + torch.arange(width, device=film.device)
-    wide = wide.gather(2, rows[:, None, :, None].expand(-1, film.shape[1], -1, wide.shape[-1]))
-    return wide.gather(3, columns[:, None, None].expand(-1, film.shape[1], height, -1))
+    rows = by[0] + torch.arange(height, device=film.device)
+    columns = by[1] + torch.arange(width, device=film.device)
+    frames = film.shape[1]
+    wide = wide.gather(2, rows[:, None, :, None].expand(-1, frames, -1, wide.shape[-1]))
+    return wide.gather(3, columns[:, None, None].expand(-1, frames, height, -1))
 
 # %% ../../nbs/23_augment.ipynb #fe9d7b15
 class GentleCMRAugment(nn.Module):

@@ -120,7 +120,8 @@ class Watch:
     m: int = 512             # held-out patients who are asked
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        "loss and chance, rank_share of a joint model, local and local_chance of PTACL, probe_r2 where there is one."
+        """loss and chance, rank_share of a joint model, local and local_chance of PTACL,
+        probe_r2 where there is one."""
         test = _first(self.test, self.m)
         if hasattr(model, "embeddings"):
             asked = self._joint(model, test)
@@ -207,19 +208,22 @@ def _title(name: str) -> str:
     return f"{METHODS[method].title if method in METHODS else method}, {modality.upper()}"
 
 # %% ../../nbs/88_learning.ipynb #025ffccc
+def _rank_cell(asked: dict) -> str:
+    return f"{asked['rank_share']:.0%}" if "rank_share" in asked else "–"
+
 def show_learning(
     learning: dict[str, dict],  # of `learning_of`
     provenance: dict,           # cohort, preset, seed, budget
 ) -> GT:
     "Loss beside chance for each training, and the own film's rank; what ended at chance stands in red."
     red = "<span style='color:#c00'>{}: at chance</span>"
-    titles = {name: _title(name) if has_learned(x) else red.format(_title(name)) for name, x in learning.items()}
+    titles = {name: ("{}" if has_learned(x) else red).format(_title(name)) for name, x in learning.items()}
     def column(show: Callable) -> dict:
         return {titles[name]: show(x) for name, x in learning.items()}
     columns = {
         "held-out loss": column(lambda x: f"{x['loss']:.3f}"),
         "loss of chance": column(lambda x: f"{x['chance']:.3f}"),
-        "own film's rank, share of the gallery": column(lambda x: f"{x['rank_share']:.0%}" if "rank_share" in x else "–"),
+        "own film's rank, share of the gallery": column(_rank_cell),
     }
     note = "; ".join(f"{k}: {v}" for k, v in provenance.items())
     return show_table(columns, "Has each of them learned? Held-out patients", note, first="training")

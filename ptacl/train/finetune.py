@@ -195,7 +195,7 @@ def predict(
     return pd.DataFrame(infer(model.predict, model, data).numpy(), index=index, columns=model.names)
 
 # %% ../../nbs/62_finetune.ipynb #70851313
-def attention_map(model: Tuned, batch: dict) -> Tensor: # (B, rows, n) rows of leads × times, or (B, T, places)
+def attention_map(model: Tuned, batch: dict) -> Tensor: # (B, rows of leads, n), or (B, T, places)
     "Weight of each token in the pooling; every map sums to 1."
     tokens = model.encoder(model.view(batch))
     return model.pool.weights(tokens).unflatten(1, model.encoder.places)

@@ -340,7 +340,7 @@ def _report(run: _Run, epochs: int) -> None:
 # %% ../../nbs/58_loop.ipynb #631b08b7
 _SETTLING_STEPS = 32  # three times as many as batch norms remember
 
-def _settle(run: _Run, step: Callable) -> None:
+def _settle(run: _Run, step: Callable, keep: int) -> None:
     "Statistics of whole inputs for the batch norms of an autoencoder's stem; nothing else changes."
     mae = run.parts.model
     if not (isinstance(mae, MAE) and mae.encoder.convolves):
@@ -352,6 +352,8 @@ def _settle(run: _Run, step: Callable) -> None:
         for batch in batches:
             step(mae, send_to_device(batch, run.accelerator.device))
     mae.eval()
+    if run.kept:
+        save_state(run.folder, keep, settings=run.settings, history=run.history, **vars(run.parts))
 
 # %% ../../nbs/58_loop.ipynb #471d7712
 _RED, _PLAIN = "\033[31m", "\033[0m"
@@ -402,7 +404,8 @@ def fit(
     bad = BadSteps(bad_steps, name, data, folder)
     bar = _progress(run, epochs)
     with bar, compiled(model, run.accelerator.device.type), with_the_others(name, folder):
-        for epoch in range(len(run.history), epochs):
+        first = len(run.history)
+        for epoch in range(first, epochs):
             started = time.perf_counter()
             _draw_from(seed, epoch, run)
             row = run_epoch(step, run.loader, run.size, run.parts, run.accelerator, preset.clip, bad, bar)
@@ -411,8 +414,9 @@ def fit(
             _report(run, epochs)
             if run.kept:
                 save_state(folder, keep, settings=run.settings, history=run.history, **vars(run.parts))
-        _draw_from(seed, epochs, run)
-        _settle(run, step)
+        if first < epochs:
+            _draw_from(seed, epochs, run)
+            _settle(run, step, keep)
     _end(run, tracker)
     return run.history
 
