@@ -43,7 +43,7 @@ from ptacl.train.loop import fit
 from ptacl.simulate.patients import simulate
 from ptacl.simulate.writers import write_patients
 
-tiny = replace(workshop, width=16, heads=2, ecg_layers=1, cmr_layers=1, cmr_patch=(2, 42, 42), frozen_layers=0, proj_dim=8)
+tiny = replace(workshop, width=16, heads=2, ecg_layers=1, cmr_layers=1, frozen_layers=0, proj_dim=8)
 shell = CliRunner()
 
 

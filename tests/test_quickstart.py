@@ -85,7 +85,7 @@ def test_last_lines_say_where_and_the_key_numbers(run):
 def test_progress_is_seen_while_it_runs(run):
     at = {line.strip("─ "): t for t, line in run.lines if line.startswith("──")}
     assert list(at) == list(run.result["seconds"])
-    assert at["simulate"] < at["pre-train CMR"] < at["train PTACL"] < run.seconds - 1    # not all at the end
+    assert at["virtual patients"] < at["pre-train CMR"] < at["train PTACL"] < run.seconds - 1    # not all at the end
     epochs = {"MAE, ECG": 5, "MAE, CMR": 5, "global": 1, "PTACL": 1}
     for name in epochs:
         lines = [line for _, line in run.lines if re.match(rf"{name}  epoch \d+/\d+  loss \d", line)]
@@ -296,4 +296,4 @@ def test_a_bad_value_ends_with_one_line_and_leaves_the_earlier_report(tmp_path):
     said = [line for line in run.stderr.splitlines() if line.startswith("ptacl: ")]
     assert run.rc == 1 and len(said) == 1 and "sigma must be ≥ 0, got -1" in said[0] and "Traceback" not in run.stderr + run.stdout
     assert (run.out / "result.json").read_text() == '{"old": 1}' and (run.out / "failed.json").exists()
-    assert "simulate" not in run.stdout and run.seconds < 60
+    assert "virtual patients" not in run.stdout and run.seconds < 60

@@ -89,7 +89,7 @@ def test_a_sentence_says_clearly_only_where_the_interval_excludes_zero(shift, se
 def test_a_table_says_cohort_preset_seed_and_budget():
     said = tasks.provenance(made_up_task(), replace(workshop, sigma=0.1), [3])
     assert "60 for training and 40 for testing" in said["cohort"] and said["preset"] == "workshop, sigma 0.1"
-    assert said["seed"] == "3" and "5 epochs" in said["budget"]
+    assert said["seed"] == "3" and f"{workshop.epochs_joint} of joint" in said["budget"]
     html = scores.show_comparison(scores.comparison_table({("a",): {"R2": np.arange(3.)}}, ["m"]), ["m"], "t", said).as_raw_html()
     assert all(text in html for text in said.values())
 

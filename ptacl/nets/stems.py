@@ -54,7 +54,7 @@ def _wide(v: Tensor, x: Tensor) -> Tensor:  # (C,), (B, C, …) -> (1, C, 1, …
     return v.view(1, -1, *[1] * (x.ndim - 2))
 
 # %% ../../nbs/48_stems.ipynb #b837e6a3
-def _cover(seen: Tensor | None, x: Tensor) -> Tensor | None:  # (B, 1, …) of the tokens, (B, C, …) -> (B, 1, …)
+def _cover(seen: Tensor | None, x: Tensor) -> Tensor | None:  # (B, 1, …) of tokens, (B, C, …) -> (B, 1, …)
     "What is seen of x, whose grid is as fine as the tokens' or finer."
     if seen is None:
         return None

@@ -191,7 +191,7 @@ class CMRAugment(_Moving):
         return self.shade(self.blur(self.move(cine)))
 
 # %% ../../nbs/23_augment.ipynb #f34e2e96
-def _nearest_frames(cine: Tensor, n: int, shift: Tensor) -> Tensor:  # (B, F, H, W), (B,) steps -> (B, n, H, W)
+def _nearest_frames(cine: Tensor, n: int, shift: Tensor) -> Tensor:  # (B, F, H, W), (B,) -> (B, n, H, W)
     "The film begun a part of a step later, each moment by the frame nearest to it."
     B, frames = cine.shape[:2]
     at = (torch.arange(n, device=cine.device) + shift[:, None]) * (frames / n)

@@ -60,6 +60,7 @@ def _constant_error(model: MAE | Autoencoder, batch: dict) -> float:
             p.copy_(value)
     return loss
 
+# %% ../../nbs/88_learning.ipynb #b32e9825
 @torch.no_grad()
 def own_loss(
     model: nn.Module,   # of one modality

@@ -409,8 +409,7 @@ def fit(
             started = time.perf_counter()
             _draw_from(seed, epoch, run)
             row = run_epoch(step, run.loader, run.size, run.parts, run.accelerator, preset.clip, bad, bar)
-            seconds = time.perf_counter() - started
-            run.history.append(_completed(row, run, epoch, seconds, watch))
+            run.history.append(_completed(row, run, epoch, time.perf_counter() - started, watch))
             _report(run, epochs)
             if run.kept:
                 save_state(folder, keep, settings=run.settings, history=run.history, **vars(run.parts))
