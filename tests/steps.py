@@ -15,13 +15,15 @@ from ptacl.data.pairs import Pairs
 from ptacl.train.steps import joint_step, mae_cmr_step, mae_ecg_step
 
 # of the paper's kind, as small as a workshop's
-small_paper = replace(paper_regression, name="small_paper", ecg_crop=1500, ecg_layers=3, cmr_patch=(2, 21, 21), cmr_layers=3, width=128, heads=4,
-                      decoder_width=128, frozen_layers=1, proj_dim=64, sigma=0.0, tau_global=0.07, tau_local=0.07, centred=True, augment=0.3,
+small_paper = replace(paper_regression, name="small_paper", ecg_crop=1500, ecg_layers=3, cmr_patch=(2, 21, 21), cmr_layers=3, width=128,
+                      heads=4, decoder_width=128, frozen_layers=1, proj_dim=64, sigma=0.0,
+                      tau_global=0.07, tau_local=0.07, centred=True, augment=0.3,
                       batch_size=32, lr_mae=2e-3, lr_joint=3e-3, lr_tune=1e-3, epochs_mae=5, epochs_joint=5)
 SIZES = dict(width=16, heads=2, ecg_layers=1, cmr_layers=1, frozen_layers=0, decoder_width=16, proj_dim=8, batch_size=4)
 tiny = replace(small_paper, **SIZES)
 stems = replace(workshop, **SIZES)
-KINDS = {"joint": (lambda: PTACL(tiny), joint_step), "stems": (lambda: PTACL(stems), joint_step), "ecg": (lambda: MAE(ECGEncoder(tiny)), mae_ecg_step),
+KINDS = {"joint": (lambda: PTACL(tiny), joint_step), "stems": (lambda: PTACL(stems), joint_step),
+         "ecg": (lambda: MAE(ECGEncoder(tiny)), mae_ecg_step),
          "cmr": (lambda: MAE(CMREncoder(tiny)), mae_cmr_step)}
 
 

@@ -131,7 +131,7 @@ def test_compared_models_share_one_scale(both):
     ([], "one, two or three"), ([PTACL(tiny)] * 4, "one, two or three"),
     ([PTACL(tiny), PTACL(replace(tiny, frames=20))], "frames is 26, 20"),
     ([PTACL(tiny), PTACL(replace(tiny, ecg_crop=1500))], "ecg_crop is "), ([PTACL(tiny), PTACL(replace(tiny, size=32))], "size is 48, 32"),
-    ([PTACL(tiny), PTACL(replace(tiny, cmr_patch=(2, 12, 12)))], "cmr_patch is "), (["nowhere"], "holds no model")])
+    ([PTACL(tiny), PTACL(replace(tiny, cmr_patch=(2, 8, 8)))], "cmr_patch is "), (["nowhere"], "holds no model")])
 def test_models_that_cannot_be_compared_are_refused(models, why):
     with pytest.raises(PtaclError, match=why): open_models(models)
 

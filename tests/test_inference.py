@@ -450,7 +450,7 @@ def holds_newer(path):
 
 @pytest.mark.parametrize("change, why", [
     (lambda c: c["preset"].update(width=32), "weights are not those of the preset in its config.json. Put the config.json back"),
-    (lambda c: c["preset"].update(ecg_crop=2500), "weights are not those of the preset"),
+    (lambda c: c["preset"].update(cmr_patch=[2, 8, 8]), "weights are not those of the preset"),
     (lambda c: c["preset"].update(beats=3), "update ptacl"),
     (lambda c: c.update(kind="PTACL-2"), "'PTACL-2'.*update ptacl"),
     (lambda c: c["preset"].update(heads=3), "no multiple of heads"),
