@@ -228,7 +228,7 @@ def test_a_full_disk_leaves_the_model_before_it(tmp_path):
 # --- what does not fit -----------------------------------------------------------------------------------------------------
 
 def test_an_encoder_of_another_preset_is_refused():
-    with pytest.raises(PtaclError, match="an encoder of preset workshop does not fit preset paper_regression"):
+    with pytest.raises(PtaclError, match="an encoder of preset small_paper does not fit preset paper_regression"):
         start_joint(paper_regression, ECGEncoder(tiny))
 
 
