@@ -331,7 +331,7 @@ def test_explorer_in_voila(chromium, cohort, tmp_path, data_samples):
         def upload(files):
             with page.expect_file_chooser() as chooser: page.get_by_role("button", name="own ECG").click()
             chooser.value.set_files(files)
-        upload({"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no ECG"})
+        upload({"name": "notes.md", "mimeType": "text/plain", "buffer": b"no ECG"})
         page.wait_for_function("document.querySelector('.px-alert').textContent.includes('no format of an ECG')")
         upload(str(next((data_samples / "ecg").rglob("*.xml"))))
         page.wait_for_function("document.querySelector('.px-title').textContent.includes('own ECG')")
