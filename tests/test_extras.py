@@ -61,6 +61,6 @@ def test_another_missing_package_is_a_fault_of_the_kit(monkeypatch, tmp_path, ca
 
 def test_every_optional_package_leads_to_an_extra():
     extras = [e for e in metadata("ptacl").get_all("Provides-Extra") if e != "dev"]
-    assert sorted(extras) == ["app", "cluster", "course", "export"]
-    assert {cli._extra_of(p) for p in ("plotly", "django-static-mathjax", "django_static_mathjax", "dask", "onnx")} == set(extras)
+    assert sorted(extras) == ["app", "cluster", "course", "export", "formats"]
+    assert {cli._extra_of(p) for p in ("plotly", "django-static-mathjax", "django_static_mathjax", "dask", "onnx", "h5py")} == set(extras)
     assert cli._extra_of("torch") == cli._extra_of("ptacl") == cli._extra_of("") == ""

@@ -125,7 +125,7 @@ def _ending_soon(kept: str) -> Iterator[None]:
 def _extra_of(package: str) -> str: # "" where none brings it
     "The optional part of the kit that brings a package."
     for requirement in requires("ptacl") or ():
-        found = re.match(r"([\w.-]+).*;.*extra == .(app|course|cluster|export)\b", requirement)
+        found = re.match(r"([\w.-]+).*;.*extra == .(app|course|cluster|export|formats)\b", requirement)
         if found and found[1].replace("-", "_").lower() == package.replace("-", "_").lower():
             return found[2]
     return ""

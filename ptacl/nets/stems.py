@@ -28,13 +28,26 @@ class PlaceNorm(nn.modules.batchnorm._BatchNorm):
         if not learns or (seen is None and not distributed()):
             known = self.running_mean, self.running_var
             return F.batch_norm(x, *known, self.weight, self.bias, learns, self.momentum, self.eps)
+        if not distributed():
+            return self._at_seen(x, seen)
         return self._normed(x, torch.ones_like(x[:, :1]) if seen is None else seen)
+
+    def _at_seen(self, x: Tensor, seen: Tensor) -> Tensor:
+        "Only what is seen is looked at, which costs a share of the whole; the rest is zeros."
+        rows = x.movedim(1, -1)
+        table = rows.reshape(-1, x.shape[1])
+        places = seen.flatten().nonzero()[:, 0]
+        known = self.running_mean, self.running_var
+        values = F.embedding(places, table)
+        values = F.batch_norm(values, *known, self.weight, self.bias, True, self.momentum, self.eps)
+        filled = torch.zeros_like(table).index_copy(0, places, values.to(table.dtype))
+        return filled.view(rows.shape).movedim(-1, 1)
 
     def _check_input_dim(self, input: Tensor):
         "Any number of axes will do."
 
     def _normed(self, x: Tensor, seen: Tensor) -> Tensor:
-        "Statistics of what is seen; they are kept as running ones, too."
+        "The same from the sums of all processes; the statistics are kept as running ones, too."
         n = total(seen.sum(dtype=torch.float32))
         mean = _everywhere(x.float() * seen) / n
         z = (x.float() - _wide(mean, x)) * seen

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRETRAININGS', 'METHODS', 'Pretraining', 'Method', 'methods_table', 'with_standard_targets', 'run_phase',
-           'train_method', 'load_method']
+           'train_method', 'train_methods', 'load_method']
 
 # %% ../../nbs/85_methods.ipynb #40e4c358
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from ..nets.mae import MAE
 from .mmcl import MMCL, mmcl_step, start_mmcl
 from ..nets.joint import BUILDERS, PTACL, Builder, load_model, save_pretrained, start_joint, stored_kind
 from ..core.presets import PHENOTYPES, Preset
-from ..train.launch import fit_in_processes
+from ..train.launch import fit_in_processes, fit_side_by_side
 from .simclr import SimCLR, simclr_step
 from ..data.pairs import Pairs
 from ..train.steps import joint_step, mae_cmr_step, mae_ecg_step
@@ -211,6 +211,72 @@ def train_method(
     build = partial(method.build, p, *pretrained)
     budget = p.epochs_joint, p.lr_joint
     return run_phase(name, build, method.step, data, p, *budget, seed, folder, processes, watch)
+
+# %% ../../nbs/85_methods.ipynb #2ae822e9
+@dataclass(frozen=True)
+class _Plan:
+    "What all trainings of a study share."
+    data: Pairs
+    preset: Preset
+    folder: Path              # with a folder for each seed
+    watch: Callable | None
+
+    def training(
+        self, seed: int, name: str, build: Callable, step: Callable, preset: Preset, budget: tuple[int, float]
+    ) -> dict:
+        "One phase as the arguments of `fit`; budget: epochs and learning rate."
+        torch.manual_seed(seed)
+        model = build()
+        epochs, lr = budget
+        return {
+            "model": model,
+            "step": step,
+            "data": self.data,
+            "preset": preset,
+            "epochs": epochs,
+            "lr": lr,
+            "folder": self.folder / f"seed-{seed}" / name,
+            "seed": seed,
+            "resume": True,
+            "watch": self.watch,
+        }
+
+    def pretraining(self, seed: int, name: str) -> dict:
+        build, step, budget = PRETRAININGS[name]
+        return self.training(seed, name, partial(build, self.preset), step, self.preset, budget(self.preset))
+
+    def joint_phase(self, seed: int, name: str, pretrained: list) -> dict:
+        method = METHODS[name]
+        p = replace(self.preset, **method.changes)
+        budget = p.epochs_joint, p.lr_joint
+        return self.training(seed, name, partial(method.build, p, *pretrained), method.step, p, budget)
+
+# %% ../../nbs/85_methods.ipynb #1e69c52c
+def _by_title(trainings: dict) -> dict:  # (seed, name) -> arguments
+    return {f"{name}, seed {seed}": arguments for (seed, name), arguments in trainings.items()}
+
+def train_methods(
+    wanted: dict[int, list[str]],   # seed -> names of methods
+    data: Pairs,                    # as in `train_method`
+    preset: Preset,
+    folder: str | Path,             # with a folder for each seed, seed-0, seed-1 …
+    watch: Callable | None = None,  # as in `fit`
+    at_once: int | None = None,     # as in `fit_side_by_side`
+) -> None:
+    """Train what these methods lack, several phases side by side.
+    Raises `PtaclError` as `train_method` does."""
+    for name in {name for names in wanted.values() for name in names}:
+        _check_method(name, data)
+    methods = [(seed, METHODS[name]) for seed, names in wanted.items() for name in names]
+    plan = _Plan(with_standard_targets(data), preset, Path(folder), watch)
+    first = {(seed, part): plan.pretraining(seed, part) for seed, method in methods for part in method.start}
+    fit_side_by_side(_by_title(first), at_once)
+    then = {}
+    for seed, method in methods:
+        if method.step:
+            pretrained = [first[seed, part]["model"].eval() for part in method.start]
+            then[seed, method.name] = plan.joint_phase(seed, method.name, pretrained)
+    fit_side_by_side(_by_title(then), at_once)
 
 # %% ../../nbs/85_methods.ipynb #edd00971
 _RIVALS: dict[str, Builder] = {"MMCL": MMCL, "CMAE": CMAE, "DualPhase": DualPhase}  # kind -> builder
