@@ -85,7 +85,7 @@ def test_last_lines_say_where_and_the_key_numbers(run):
 def test_progress_is_seen_while_it_runs(run):
     at = {line.strip("─ "): t for t, line in run.lines if line.startswith("──")}
     assert list(at) == list(run.result["seconds"])
-    assert at["virtual patients"] < at["pre-train CMR"] < at["train PTACL"] < run.seconds - 1    # not all at the end
+    assert at["virtual patients"] < at["pre-train both"] < at["train both"] < run.seconds - 1    # not all at the end
     epochs = {"MAE, ECG": 5, "MAE, CMR": 5, "global": 1, "PTACL": 1}
     for name in epochs:
         lines = [line for _, line in run.lines if re.match(rf"{name}  epoch \d+/\d+  loss \d", line)]

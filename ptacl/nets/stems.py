@@ -28,9 +28,9 @@ class PlaceNorm(nn.modules.batchnorm._BatchNorm):
         if not learns or (seen is None and not distributed()):
             known = self.running_mean, self.running_var
             return F.batch_norm(x, *known, self.weight, self.bias, learns, self.momentum, self.eps)
-        if not distributed():
-            return self._at_seen(x, seen)
-        return self._normed(x, torch.ones_like(x[:, :1]) if seen is None else seen)
+        if seen is None:
+            return self._normed(x, torch.ones_like(x[:, :1]))
+        return self._normed(x, seen) if distributed() else self._at_seen(x, seen)
 
     def _at_seen(self, x: Tensor, seen: Tensor) -> Tensor:
         "Only what is seen is looked at, which costs a share of the whole; the rest is zeros."
