@@ -151,7 +151,8 @@ def draw_ecg(
     out = 0
     for beat in [after - k for k in range(back, -1, -1)]:
         d = (times - r.gather(1, beat))[:, None] - centre[..., None]  # (n, C, N)
-        shape = d.div_(sd[..., None]).square_().mul_(-0.5).exp_()
+        # no less than e⁻⁸⁰: smaller numbers are slow to work out and cannot be seen
+        shape = d.div_(sd[..., None]).square_().mul_(-0.5).clamp_(min=-80).exp_()
         out = out + heights @ shape.mul_(gain.gather(1, beat)[:, None])
     return out
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from torch import Tensor
 from ..core.presets import SPACING
-from .draws import bulk_bits, split16
+from .draws import cosine_, folded, square_and_phase, uniform16
 from .heart import DRIFT, WOBBLE_ORDERS, coverage, cross_sections, polar_maps
 
 # %% ../../nbs/16_image.ipynb #b2941f33
@@ -22,7 +22,7 @@ def _texture(
     size: int,    # pixels of a side
 ) -> Tensor:      # (n, 1, 1, size, size), about mean 0 and SD 1
     "A smooth random field."
-    coarse = (split16(bits)[0] - 0.5) * 12**0.5
+    coarse = (uniform16(bits >> 16 & 0xFFFF) - 0.5) * 12**0.5
     smooth = F.interpolate(coarse[:, None], size=(size, size), mode="bicubic", align_corners=False)
     return smooth[:, None] * 1.25
 
@@ -174,19 +174,24 @@ def _coil(
     down = (0.10 + 0.04 * _per_patient(b[3])) * c.view(1, 1, 1, -1, 1)
     return torch.exp(-across - down - 0.05 * (c.view(-1, 1).square() + c.square()))
 
+_GREYS = "still", "moved", "fatty", "dark", "muscle", "rv_blood", "blood"
+
+def _lit(m: dict, field: Tensor) -> dict: # scenery, coil sensitivity -> maps
+    "Tissues as the coil sees them, 0 … 255: once for all frames, which only mix them."
+    return {name: m[name] * (255 * field) for name in _GREYS}
+
 def _scan_(
-    img: Tensor,   # (n, Z, F, size, size) signal, changed in place
-    field: Tensor, # (n, 1, 1, size, size) coil sensitivity
+    img: Tensor,   # (n, Z, F, size, size) signal in grey levels, changed in place
     noise: Tensor, # (n,) SD of each channel
     keys: Tensor,  # (n,) int32
-    base: Tensor,  # (Z, F, size, size) int32, hashed counters
+    base: Tensor,  # (Z, F, size, size) int32, `folded` counters
 ) -> Tensor:       # uint8
-    "Coil sensitivity, Rician noise, eight bits."
-    img.mul_(field)
-    u, w = split16(bulk_bits(keys, base))
-    power = u.log_().mul_(-2 * _per_patient(noise).square())  # squared size of the complex noise
-    real = w.mul_(2 * math.pi).cos_().mul_(power.sqrt()).mul_(2).add_(img)
-    return img.mul_(real).add_(power).sqrt_().mul_(255).add_(0.5).clamp_(0, 255).to(torch.uint8)
+    "Rician noise, eight bits."
+    power, phase = square_and_phase(keys, base)
+    power.mul_(_per_patient(255 * noise).square())  # squared size of the complex noise
+    real = cosine_(phase).mul_(power.sqrt()).mul_(2).add_(img)
+    size = img.mul_(real).add_(power).sqrt_()
+    return size.add_(0.5).clamp_(max=255).to(torch.int16).to(torch.uint8)  # straight to bytes is slower
 
 # %% ../../nbs/16_image.ipynb #4289d2a1
 SLICES, SLICE = 12, 1.0  # slices at most; cm from one to the next
@@ -282,16 +287,17 @@ def draw_cine(
     share: Tensor | None = None, # (n, Z, F) of the slice below the base; draws labels
 ) -> tuple[Tensor, Tensor | None]: # images and labels, (n, Z, F, size, size) uint8
     "Frames as they leave the scanner; on the CPU a few at a time, so that they stay in the cache."
-    m, field = _scenery(a, size, bits, spacing), _coil(a, size, spacing)
+    m, base = _scenery(a, size, bits, spacing), folded(base)
+    m |= _lit(m, _coil(a, size, spacing))
     _, Z, frames = cut[0].shape
     images = torch.empty(len(keys), Z, frames, size, size, dtype=torch.uint8, device=keys.device)
     labels = torch.empty_like(images) if share is not None else None
-    step = frames if images.is_cuda else 10
+    step = frames if images.is_cuda else 25
     for k in range(0, frames, step):
         now = slice(k, k + step)
         inner, outer, area, done = (x[..., now] for x in cut)
         c = coverage(a, m, inner, outer, area, done)
         if share is not None:
             labels[:, :, now] = _open_base_(c, m, share[..., now])
-        images[:, :, now] = _scan_(_paint_heart(m, c, inner, done), field, a["noise"], keys, base[:, now])
+        images[:, :, now] = _scan_(_paint_heart(m, c, inner, done), a["noise"], keys, base[:, now])
     return images, labels
