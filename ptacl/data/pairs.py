@@ -83,7 +83,7 @@ def as_bytes(x: Tensor) -> Tensor: # [0, 1] -> 0 … 255
 
 def pairs_of_virtual(patients) -> Pairs: # VirtualPatients
     "Virtual patients, whose cines are cropped around the heart already, as pairs."
-    signals = [preprocess_ecg(part.cpu().numpy(), FS) for part in patients.ecg.split(64)]
+    signals = [preprocess_ecg(part.cpu().numpy(), FS) for part in patients.ecg.split(8)]
     ecg = torch.cat([torch.from_numpy(signal) for signal in signals])
     cine = torch.cat([as_bytes(minmax(part)).cpu() for part in patients.cine.split(4)])
     beats = find_beats(patients.ecg.cpu(), FS)

@@ -224,7 +224,8 @@ def normalize(
 ) -> np.ndarray:                 # same shape, float32, no unit
     "Z-score. A lead without variance becomes zero. Raises `PtaclError` on an unknown scope."
     mean, sd = ecg_stats(ecg, scope) if stats is None else stats
-    return ((np.asarray(ecg) - mean) / divisor(sd)).astype(np.float32)
+    centred = np.asarray(ecg) - mean
+    return np.divide(centred, divisor(sd), out=centred, casting="same_kind").astype(np.float32, copy=False)
 
 # %% ../../nbs/20_ecg.ipynb #5f8a89e2
 def _pooled(mean: np.ndarray, sd: np.ndarray, axis: Any) -> tuple:  # axes are kept

@@ -249,9 +249,10 @@ def coverage(
     "Which part of each pixel lies inside the cavity, the LV with its wall, and LV and RV together."
     px = lambda x: (x / m["cm"])[..., None, None]
     # the whole heart moves to the right side in systole
-    r = torch.addcmul(m["r"], px(DRIFT * done), m["toward"])
+    # products and sums one by one: with three arguments of unlike shapes torch goes pixel by pixel
+    r = (px(DRIFT * done) * m["toward"]).add_(m["r"])
     width = _rv_width(area, outer, a["span"], a["skew"])
-    beyond = torch.addcmul(px(outer) + 0.5, px(width), m["bump"]).sub_(r)
+    beyond = (px(width) * m["bump"]).add_(px(outer) + 0.5).sub_(r)
     lv = (px(inner) + 0.5 - r).clamp_(0, 1)
     epi = (px(outer) + 0.5 - r).clamp_(0, 1)
     return dict(lv=lv, epi=epi, beyond=beyond, r=r)

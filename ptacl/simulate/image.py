@@ -159,20 +159,27 @@ def _paint_heart_(
     img: Tensor,   # (n, Z, F, h, w) what surrounds it, changed in place
     m: dict,       # scenery
     c: dict,       # coverage, used up
-    inner: Tensor, # (n, Z, F) cm, radius of the cavity
 ) -> Tensor:       # (n, Z, F, h, w) signal, background of air 0
-    "The heart of some frames, without noise."
-    beyond, cavity = c["beyond"], c["lv"]
+    "Fat, muscle and the RV's blood of some frames, without noise."
+    beyond = c["beyond"]
     img.lerp_(m["fatty"], (beyond + m["to_fat"]).clamp_(0, 1))
     img.lerp_(m["dark"], (beyond + m["to_dark"]).clamp_(0, 1).mul_(0.8))
     img.lerp_(m["muscle"], (beyond + m["wall"]).clamp_(0, 1))
     img.lerp_(m["rv_blood"], beyond.clamp_(0, 1))
-    img.lerp_(m["muscle"], c["epi"])
-    where = (0.70 * inner / m["cm"])[..., None, None]  # of the papillary muscles, pixels from the centre
-    both = torch.addcmul(m["pap_0"], where.square(), m["pap_2"])
+    return img.lerp_(m["muscle"], c["epi"])
+
+def _paint_cavity_(
+    img: Tensor,    # (n, Z, F, h, w) the heart, changed in place
+    m: dict,        # scenery
+    cavity: Tensor, # (n, Z, F, h, w) how much of each pixel lies in the LV's cavity, used up
+    inner: Tensor,  # (n, Z, F) cm, radius of the cavity
+):
+    "The LV's blood with the papillary muscles."
+    where = (0.70 * inner / m["cm"])[..., None, None]  # of the muscles, pixels from the centre
+    both = (where.square() * m["pap_2"]).add_(m["pap_0"])
     for name in ("pap_1a", "pap_1b"):
-        cavity.mul_(torch.addcmul(both, where, m[name]).clamp_(0.15, 1))
-    return img.lerp_(m["blood"], cavity)
+        cavity.mul_((where * m[name]).add_(both).clamp_(0.15, 1))
+    img.lerp_(m["blood"], cavity)
 
 # %% ../../nbs/16_image.ipynb #23cf1cdf
 def _coil(
@@ -200,11 +207,10 @@ def _scan_(
     base: Tensor,  # (Z, F, size, size) int32, `folded` counters
 ) -> Tensor:       # uint8
     "Rician noise, eight bits."
-    power, phase = square_and_phase(keys, base)
-    power.mul_(_per_patient(255 * noise).square())  # squared size of the complex noise
-    real = cosine_(phase).mul_(power.sqrt()).mul_(2).add_(img)
-    size = img.mul_(real).add_(power).sqrt_()
-    return size.add_(0.5).clamp_(max=255).to(torch.int16).to(torch.uint8)  # straight to bytes is slower
+    power, phase = square_and_phase(keys, base, _per_patient(255 * noise).square())
+    real = cosine_(phase).mul_(power.sqrt())
+    size = torch.addcmul(power, img, torch.add(img, real, alpha=2, out=real), out=img).sqrt_()
+    return size.add_(0.5).to(torch.int16).clamp_(max=255).to(torch.uint8)  # straight to bytes is slower
 
 # %% ../../nbs/16_image.ipynb #4289d2a1
 SLICES, SLICE = 12, 1.0  # slices at most; cm from one to the next
@@ -289,45 +295,80 @@ def _open_base_(
     return torch.where(lv, 1, torch.where(epi, 2, torch.where(rv, 3, 0))).to(torch.uint8)
 
 # %% ../../nbs/16_image.ipynb #6efc0eb2
-def _heart_boxes(a: dict, m: dict, cut: list) -> Tensor: # anatomy, scenery, cross-sections -> (n, 4) int
-    "First row, last row + 1, first column, last column + 1 of what the heart ever covers."
-    seen = most_beyond(a, m, *cut[1:]) + torch.maximum(m["to_fat"], m["to_dark"]) > 0
+def _boxes(seen: Tensor) -> Tensor: # (n, Z, 1, size, size) bool -> (n, 2, 2) int
+    "First row and last row + 1, first column and last column + 1 of what is seen."
     seen = seen.flatten(1, 2).any(1)
     edges = []
     for axis in (2, 1):
         along = seen.any(axis).byte()
         edges += [along.argmax(1), seen.shape[axis] - along.flip(1).argmax(1)]
-    return torch.stack(edges, 1)
+    return torch.stack(edges, 1).unflatten(1, (2, 2))
 
-def _cropped(m: dict, box: Tensor) -> tuple: # scenery, (n, 4) -> rows, columns, the maps there
-    "The maps around the hearts of some patients."
-    box = box.unflatten(1, (2, 2))
-    rows, columns = (slice(*edge) for edge in zip(box[..., 0].amin(0).tolist(), box[..., 1].amax(0).tolist()))
-    return rows, columns, {k: x[..., rows, columns].contiguous() if torch.is_tensor(x) else x for k, x in m.items()}
+def _around(boxes: Tensor, inside: tuple | None = None) -> tuple: # (n, 2, 2), another part -> rows, columns
+    "The part of a picture in which some boxes lie, as an index into the picture or into another part of it."
+    rows, columns = zip(boxes[..., 0].amin(0).tolist(), boxes[..., 1].amax(0).tolist())
+    if inside is None:
+        return ..., slice(*rows), slice(*columns)
+    within = lambda edges, part: slice(*(min(max(at, part.start), part.stop) - part.start for at in edges))
+    return ..., within(rows, inside[1]), within(columns, inside[2])
 
 # %% ../../nbs/16_image.ipynb #ee1bd8cc
+_CAVITY = "blood", "pap_0", "pap_1a", "pap_1b", "pap_2"
+_HEART = ("r", "toward", "bump", "angle", "fatty", "dark", "muscle", "rv_blood", "wall", "to_dark", "to_fat",
+          *_CAVITY)
+
+@dataclass(frozen=True)
+class _Scene:
+    "What some patients' frames are drawn from."
+    a: dict              # anatomy
+    cm: float            # side of a pixel
+    still: Tensor        # (n, 1, 1, size, size) surround at end-diastole
+    change: Tensor       # … until end-systole
+    heart: Tensor        # (n, maps, 1, 1, size, size), one map for each name in `_HEART`
+    heart_boxes: Tensor  # (n, 2, 2) from `_boxes`: where the heart ever is
+    cavity_boxes: Tensor # … and the LV's cavity
+
+    def of(self, k: slice) -> "_Scene":
+        "That of a few of the patients."
+        a = {name: self.a[name][k] for name in ("span", "skew", "noise")}
+        maps = (x[k] for x in (self.still, self.change, self.heart, self.heart_boxes, self.cavity_boxes))
+        return _Scene(a, self.cm, *maps)
+
+def _scene(a: dict, m: dict, cut: list) -> _Scene: # anatomy, scenery, cross-sections
+    "Where heart and cavity ever are, and the maps that they are painted from."
+    inner, outer, area, done = cut
+    heart = most_beyond(a, m, outer, area, done) + torch.maximum(m["to_fat"], m["to_dark"]) > 0
+    cavity = most_beyond(a, m, inner, 0 * area, done) > 0
+    maps = torch.stack([m[name] for name in _HEART], 1)
+    return _Scene(a, m["cm"], m["still"], m["moved"] - m["still"], maps, _boxes(heart), _boxes(cavity))
+
+# %% ../../nbs/16_image.ipynb #ab05a73b
 def _draw_films(
-    a: dict, m: dict, cut: list, # anatomy, scenery, cross-sections (n, Z, F) of some patients
-    box: Tensor,   # (n, 4) from `_heart_boxes`
+    scene: _Scene,
+    cut: list,     # cross-sections (n, Z, F)
     keys: Tensor,  # (n,) int32, of the noise
     base: Tensor,  # (Z, F, size, size) int32, `folded` counters
-    share: Tensor | None,
+    share: Tensor | None, # (n, Z, F) of the slice below the base; draws labels
     images: Tensor, labels: Tensor | None, # (n, Z, F, size, size), filled in
 ):
-    "The films of some patients, some frames at a time; the heart is painted in its box."
-    rows, columns, near = _cropped(m, box)
+    "The films of some patients, some frames at a time; heart and cavity are painted where they ever are."
+    place = _around(scene.heart_boxes)
+    cavity = _around(scene.cavity_boxes, place)
+    m = dict(zip(_HEART, scene.heart[place].contiguous().unbind(1)), cm=scene.cm)
+    m |= {name: m[name][cavity].contiguous() for name in _CAVITY}
     frames = images.shape[2]
     step = frames if images.is_cuda else 25
     for k in range(0, frames, step):
         now = slice(k, k + step)
         inner, outer, area, done = (x[..., now] for x in cut)
-        img = torch.lerp(m["still"], m["moved"], done[..., None, None])
-        c = coverage(a, near, inner, outer, area, done)
+        img = (done[..., None, None] * scene.change).add_(scene.still)
+        c = coverage(scene.a, m, inner, outer, area, done)
         if share is not None:
-            labels[:, :, now, rows, columns] = _open_base_(c, near, share[..., now])
-        heart = _paint_heart_(img[..., rows, columns].contiguous(), near, c, inner)
-        img[..., rows, columns] = heart
-        images[:, :, now] = _scan_(img, a["noise"], keys, base[:, now])
+            labels[:, :, now][place] = _open_base_(c, m, share[..., now])
+        heart = _paint_heart_(img[place].contiguous(), m, c)
+        _paint_cavity_(heart[cavity], m, c["lv"][cavity].contiguous(), inner)
+        img[place] = heart
+        images[:, :, now] = _scan_(img, scene.a["noise"], keys, base[:, now])
 
 # %% ../../nbs/16_image.ipynb #7a008225
 def draw_cine(
@@ -343,14 +384,13 @@ def draw_cine(
     "Frames as they leave the scanner; on the CPU film by film, so that they stay in the cache."
     m = _scenery(a, size, bits, spacing)
     m |= _lit(m, _coil(a, size, spacing))
-    boxes, base = _heart_boxes(a, m, cut), folded(base)
+    scene, base = _scene(a, m, cut), folded(base)
     shape = len(keys), *cut[0].shape[1:], size, size
     images = torch.empty(shape, dtype=torch.uint8, device=keys.device)
     labels = torch.zeros_like(images) if share is not None else None
-    of = lambda d, k: {name: x[k] if torch.is_tensor(x) else x for name, x in d.items()}
     step = len(keys) if images.is_cuda else 1
     for i in range(0, len(keys), step):
         k = slice(i, i + step)
         below, drawn = (None, None) if share is None else (share[k], labels[k])
-        _draw_films(of(a, k), of(m, k), [x[k] for x in cut], boxes[k], keys[k], base, below, images[k], drawn)
+        _draw_films(scene.of(k), [x[k] for x in cut], keys[k], base, below, images[k], drawn)
     return images, labels
