@@ -10,6 +10,7 @@ __all__ = ['wavelet_bands', 'denoise', 'quality', 'ecg_stats', 'divisor', 'norma
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
 from typing import Any
@@ -99,6 +100,17 @@ def _blas() -> ThreadpoolController:
     Looked for once, which takes milliseconds."""
     return ThreadpoolController().select(user_api="blas")
 
+@contextmanager
+def _short_is_fine(n: int, wavelet: str, levels: int):
+    """Under 6 s every A8 coefficient sees an end; mirroring copes, and no warning is needed.
+    Longer records leave the warnings of other threads alone."""
+    if levels <= pywt.dwt_max_level(n, wavelet):
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
 _PART = 48  # leads: four records, which fit a core's cache
 
 def denoise(
@@ -120,10 +132,8 @@ def denoise(
     def clean(i: int):
         out[i:i + _PART] = _without_bands(leads[i:i + _PART], wavelet, keep)
     starts = range(0, len(leads), _PART)
-    with warnings.catch_warnings(), _blas().limit(limits=1):
+    with _short_is_fine(n, wavelet, len(keep) - 1), _blas().limit(limits=1):
         # BLAS rounds otherwise when it shares out a product, and its threads would wait for each other
-        # under 6 s every A8 coefficient sees an end; mirroring copes
-        warnings.simplefilter("ignore", UserWarning)
         if len(starts) < 3:
             list(map(clean, starts))
         else:
@@ -214,7 +224,8 @@ def normalize(
 ) -> np.ndarray:                 # same shape, float32, no unit
     "Z-score. A lead without variance becomes zero. Raises `PtaclError` on an unknown scope."
     mean, sd = ecg_stats(ecg, scope) if stats is None else stats
-    return ((np.asarray(ecg) - mean) / divisor(sd)).astype(np.float32)
+    centred = np.asarray(ecg) - mean
+    return np.divide(centred, divisor(sd), out=centred, casting="same_kind").astype(np.float32, copy=False)
 
 # %% ../../nbs/20_ecg.ipynb #5f8a89e2
 def _pooled(mean: np.ndarray, sd: np.ndarray, axis: Any) -> tuple:  # axes are kept

@@ -104,10 +104,11 @@ def cosine_(x: Tensor) -> Tensor: # radians, changed in place
 def square_and_phase(
     keys: Tensor, # (n,) int32
     base: Tensor, # int32 of any shape, `folded` counters
+    variance: float | Tensor = 1., # of each part, a number or beside the result
 ) -> tuple[Tensor, Tensor]: # (n, *base.shape) twice, the phase in radians
-    "Complex normal numbers in bulk, SD 1 in each part: squared size and phase (Box and Muller)."
+    "Complex normal numbers in bulk: squared size and phase (Box and Muller)."
     upper, lower = bulk_halves(keys, base)
-    return _in_place("log", uniform16(upper)).mul_(-2), uniform16(lower, to=2 * math.pi)
+    return _in_place("log", uniform16(upper)).mul_(-2 * variance), uniform16(lower, to=2 * math.pi)
 
 def normals(
     keys: Tensor, # (n,) int32

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SLICE_PARAMETERS', 'WOBBLE_ORDERS', 'DRIFT', 'volume_curve', 'anatomy', 'cross_sections', 'crossings',
-           'slice_parameters', 'polar_maps', 'coverage', 'masks']
+           'slice_parameters', 'polar_maps', 'coverage', 'most_beyond', 'masks']
 
 # %% ../../nbs/15_heart.ipynb #cc47a7c7
 import math
 import torch
 from torch import Tensor
 from ..core.presets import SPACING
-from .draws import Streams
+from .draws import Streams, cosine_
 
 # %% ../../nbs/15_heart.ipynb #9a0e31c2
 def _power(x: Tensor, k) -> Tensor:  # k: a number or a tensor
@@ -218,11 +218,13 @@ def polar_maps(
     angle = torch.atan2(Y, X)
     wobble = 1
     for k, order in enumerate(WOBBLE_ORDERS):
-        wobble = wobble + v(a["wobble"][:, k]) * torch.cos(order * angle + v(a["wobble_phase"][:, k]))
-    phi = torch.atan2(-Y, -X) / v(a["span"])  # 0 in the middle of the septum, ±1 where the RV ends
+        wobble = wobble + v(a["wobble"][:, k]) * cosine_(order * angle + v(a["wobble_phase"][:, k]))
+    opposite = angle - math.pi * torch.sign(angle)
+    phi = opposite / v(a["span"])  # 0 in the middle of the septum, ±1 where the RV ends
     bump = (1 - phi.square()).clamp(min=0) * (1 + v(a["skew"]) * phi)
-    r = torch.hypot(X, Y) / wobble / cm
-    return dict(X=X / cm, Y=Y / cm, r=r, toward=torch.cos(angle), bump=bump, angle=angle, phi=phi, cm=cm)
+    r = (X.square() + Y.square()).sqrt_() / wobble / cm
+    toward = cosine_(angle.clone())
+    return dict(X=X / cm, Y=Y / cm, r=r, toward=toward, bump=bump, angle=angle, phi=phi, cm=cm)
 
 # %% ../../nbs/15_heart.ipynb #0b9f9e9e
 def _rv_width(
@@ -247,12 +249,23 @@ def coverage(
     "Which part of each pixel lies inside the cavity, the LV with its wall, and LV and RV together."
     px = lambda x: (x / m["cm"])[..., None, None]
     # the whole heart moves to the right side in systole
-    r = torch.addcmul(m["r"], px(DRIFT * done), m["toward"])
+    # products and sums one by one: with three arguments of unlike shapes torch goes pixel by pixel
+    r = (px(DRIFT * done) * m["toward"]).add_(m["r"])
     width = _rv_width(area, outer, a["span"], a["skew"])
-    beyond = torch.addcmul(px(outer) + 0.5, px(width), m["bump"]).sub_(r)
+    beyond = (px(width) * m["bump"]).add_(px(outer) + 0.5).sub_(r)
     lv = (px(inner) + 0.5 - r).clamp_(0, 1)
     epi = (px(outer) + 0.5 - r).clamp_(0, 1)
     return dict(lv=lv, epi=epi, beyond=beyond, r=r)
+
+def most_beyond(
+    a: dict, m: dict,       # anatomy, polar maps
+    outer: Tensor, area: Tensor, done: Tensor, # cross-sections, (n, Z, F)
+) -> Tensor:                # (n, Z, 1, size, size) pixels
+    "No frame of `coverage` has more `beyond`: where the heart may be at all."
+    most = lambda x: (x.amax(-1, keepdim=True) / m["cm"])[..., None, None]
+    width = most(_rv_width(area, outer, a["span"], a["skew"]))
+    towards_us = most(DRIFT * done) * (-m["toward"]).clamp(min=0)
+    return most(outer) + 0.5 + width * m["bump"].clamp(min=0) + towards_us - m["r"]
 
 def masks(
     cover: dict, # what `coverage` returns

@@ -11,20 +11,28 @@ import torch
 import torch.nn.functional as F
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from torch import Tensor
 from ..core.presets import SPACING
 from .draws import cosine_, folded, square_and_phase, uniform16
-from .heart import DRIFT, WOBBLE_ORDERS, coverage, cross_sections, polar_maps
+from .heart import DRIFT, WOBBLE_ORDERS, coverage, cross_sections, most_beyond, polar_maps
 
 # %% ../../nbs/16_image.ipynb #b2941f33
+@cache
+def _stretch(k: int, size: int) -> Tensor: # (size, k)
+    "From `k` coarse pixels to `size` fine ones, bicubic."
+    return F.interpolate(torch.eye(k)[None, None], size=(size, k), mode="bicubic")[0, 0]
+
 def _texture(
     bits: Tensor, # (n, k, k) int32, random
     size: int,    # pixels of a side
 ) -> Tensor:      # (n, 1, 1, size, size), about mean 0 and SD 1
     "A smooth random field."
     coarse = (uniform16(bits >> 16 & 0xFFFF) - 0.5) * 12**0.5
-    smooth = F.interpolate(coarse[:, None], size=(size, size), mode="bicubic", align_corners=False)
-    return smooth[:, None] * 1.25
+    finer = _stretch(bits.shape[-1], size).to(bits.device)
+    # one by one: BLAS rounds otherwise for another number of them
+    smooth = torch.stack([finer @ field @ finer.T for field in coarse])
+    return smooth[:, None, None] * 1.25
 
 def _per_patient(x: Tensor) -> Tensor: # (n,) -> (n, 1, 1, 1, 1), beside (n, Z, F, size, size)
     return x.view(-1, 1, 1, 1, 1)
@@ -41,43 +49,45 @@ class _Canvas:
     pulse: Tensor # 0 at end-diastole, 1 at end-systole
     body: Tensor  # (16, n, 1, 1, 1, 1) standard normal, what differs between people
 
-    def disc(self, cx, cy, radius, soft: float = 1.) -> Tensor:
-        "Share of each pixel inside a disc; sizes in cm."
-        return ((radius - torch.hypot(self.x - cx, self.y - cy)) / (self.cm * soft) + 0.5).clamp(0, 1)
+    def away(self, cx, cy) -> Tensor:
+        "How far each pixel lies from a place, cm."
+        return ((self.x - cx).square() + (self.y - cy).square()).sqrt_()
 
-    def inside(self, depth: Tensor) -> Tensor:
+    def inside(self, depth: Tensor, soft: float = 1.) -> Tensor:
         "Share of each pixel inside a border, from its distance in cm."
-        return (depth / self.cm + 0.5).clamp(0, 1)
+        return (depth / (self.cm * soft)).add_(0.5).clamp_(0, 1)
 
 # %% ../../nbs/16_image.ipynb #29031e42
 def _organs(canvas: _Canvas) -> Iterator: # (cover, grey level) of each
     "Liver, stomach, spine and aorta from back to front."
-    b, disc, rough, fine, pulse = canvas.body, canvas.disc, canvas.rough, canvas.fine, canvas.pulse
+    b, inside, rough, fine, pulse = canvas.body, canvas.inside, canvas.rough, canvas.fine, canvas.pulse
     bulge = 0.10 * pulse
-    x, y, radius = -5.6 + 0.6 * b[0], 9.5 + 0.5 * b[1] - bulge, 6.2 + 0.4 * b[2]
-    yield disc(x, y, radius + 0.15), 0.06  # diaphragm
+    depth = 6.2 + 0.4 * b[2] - canvas.away(-5.6 + 0.6 * b[0], 9.5 + 0.5 * b[1] - bulge)
+    yield inside(depth + 0.15), 0.06  # diaphragm
     vessels = 0.16 * (fine - 1.0).clamp(min=0)
-    yield disc(x, y, radius), (0.26 + 0.03 * b[3]) * (1 + 0.10 * rough) + vessels  # liver
-    x, y, radius = 2.0 + 0.8 * b[4], 9.1 + 0.4 * b[5] - bulge, 4.9 + 0.4 * b[6]
-    yield disc(x, y, radius + 0.25), 0.50  # fat under the diaphragm
-    yield disc(x, y, radius), (0.24 + 0.10 * b[7]).clamp(0.08, 0.5) + 0.07 * rough  # stomach
-    yield disc(9.6 + 0.3 * b[8], 9.3 + 0.3 * b[9], 2.7, 1.5), 0.30 + 0.05 * fine  # spine
-    x, y, radius = 6.0 + 0.3 * b[10], 5.7 + 0.3 * b[11], 1.15 + 0.09 * b[12] + 0.05 * pulse
-    yield disc(x, y, radius + 0.2), 0.14
-    yield disc(x, y, radius), 0.60 + 0.03 * fine - 0.06 * pulse  # aorta
+    yield inside(depth), (0.26 + 0.03 * b[3]) * (1 + 0.10 * rough) + vessels  # liver
+    depth = 4.9 + 0.4 * b[6] - canvas.away(2.0 + 0.8 * b[4], 9.1 + 0.4 * b[5] - bulge)
+    yield inside(depth + 0.25), 0.50  # fat under the diaphragm
+    yield inside(depth), (0.24 + 0.10 * b[7]).clamp(0.08, 0.5) + 0.07 * rough  # stomach
+    yield inside(2.7 - canvas.away(9.6 + 0.3 * b[8], 9.3 + 0.3 * b[9]), 1.5), 0.30 + 0.05 * fine  # spine
+    radius = 1.15 + 0.09 * b[12] + 0.05 * pulse
+    depth = radius - canvas.away(6.0 + 0.3 * b[10], 5.7 + 0.3 * b[11])
+    yield inside(depth + 0.2), 0.14
+    yield inside(depth), 0.60 + 0.03 * fine - 0.06 * pulse  # aorta
 
 # %% ../../nbs/16_image.ipynb #341a7980
 def _chest_wall(canvas: _Canvas) -> Iterator: # (cover, grey level) of each
     "Fat, muscle and ribs in front."
     b, inside, rough, fine = canvas.body, canvas.inside, canvas.rough, canvas.fine
-    x, y = canvas.x - 3.2, canvas.y - 4.6
     chest = 11.2 + 0.45 * b[13] + 0.03 * canvas.pulse
-    out = torch.hypot(x, y) - chest + 0.12 * rough  # cm outside of the chest wall's inside
+    out = canvas.away(3.2, 4.6) - chest + 0.12 * rough  # cm outside of the chest wall's inside
     thick = 0.35 + 0.3 * (0.5 * b[14]).exp()
     yield inside(out + 0.75 + 0.35 * rough), 0.50 + 0.07 * fine  # fat behind the sternum
     yield inside(out), 0.17 + 0.03 * fine
-    from_rib = torch.remainder(torch.atan2(y, x) * 13 + 2 * b[15], 6.5) - 3.2
-    yield inside(0.42 - torch.hypot(from_rib * 0.8, out - 0.75)), 0.36
+    angle = torch.atan2(canvas.y - 4.6, canvas.x - 3.2)
+    from_rib = torch.remainder(angle * 13 + 2 * b[15], 6.5) - 3.2
+    across = (from_rib * 0.8).square()
+    yield inside(0.42 - (across + (out - 0.75).square()).sqrt_()), 0.36
     yield inside(out - 1.4 - 0.1 * fine), 0.70 + 0.05 * rough
     yield inside(out - 1.4 - 2.5 * thick), 0.02
 
@@ -108,9 +118,11 @@ def _tissues(a: dict, m: dict, rough: Tensor, fine: Tensor) -> dict: # anatomy, 
     groove = torch.exp(-((m["phi"].abs() - 1.0) / 0.22).square())
     depth = 0.5 + 0.45 * rough.clamp(-1, 1.5) + 1.6 * groove + 0.9 * (m["phi"].abs() < 1)
     trabeculae = 0.30 * (fine - 0.3).clamp(0, 1.2) * m["bump"].clamp(0, 1)
+    wall = (1 - m["phi"].square()).clamp(min=0).sqrt() * (0.30 / cm)  # the thin one of the RV
     return dict(
-        wall=(1 - m["phi"].square()).clamp(min=0).sqrt() * (0.30 / cm),  # the thin one of the RV
-        fat=v(a["fat"]) * depth.clamp(min=0) / cm,
+        wall=wall,
+        to_dark=wall + 0.35,  # a dark line between fat and water
+        to_fat=wall + v(a["fat"]) * depth.clamp(min=0) / cm,
         fatty=(0.60 + 0.05 * fine).clamp(0, 1),
         dark=0.10 + 0 * rough,
         muscle=v(a["myo"]) * (1 + 0.06 * fine),
@@ -119,11 +131,15 @@ def _tissues(a: dict, m: dict, rough: Tensor, fine: Tensor) -> dict: # anatomy, 
     )
 
 def _papillary_muscles(a: dict, m: dict, fine: Tensor) -> dict: # anatomy, polar maps, texture -> maps
-    "How far each pixel lies along the direction of each muscle, and the muscles' borders."
+    """How far each pixel lies outside of a muscle `where` pixels from the centre: a polynomial of `where`,
+    0 and 1 at the muscle's soft border."""
     radius = _per_patient(a["pap_size"]) * (1 + 0.18 * fine) / m["cm"]
-    angles = [_per_patient(a["pap"][:, k]) for k in (0, 1)]
-    along = [m["X"] * torch.cos(angle) + m["Y"] * torch.sin(angle) for angle in angles]
-    return dict(r2=m["r"].square(), pap=along, pap_in=radius * radius - radius, pap_edge=2 * radius)
+    maps = dict(pap_0=(m["r"].square() - radius * radius + radius) / (2 * radius), pap_2=0.5 / radius)
+    for name, k in (("pap_1a", 0), ("pap_1b", 1)):
+        angle = _per_patient(a["pap"][:, k])
+        along = m["X"] * torch.cos(angle) + m["Y"] * torch.sin(angle)
+        maps[name] = -along / radius
+    return maps
 
 def _scenery(
     a: dict,       # anatomy, float32 on the device
@@ -139,27 +155,31 @@ def _scenery(
     return m | _tissues(a, m, rough, fine) | _papillary_muscles(a, m, fine) | dict(still=still, moved=moved)
 
 # %% ../../nbs/16_image.ipynb #b77a5132
-def _paint_heart(
+def _paint_heart_(
+    img: Tensor,   # (n, Z, F, h, w) what surrounds it, changed in place
     m: dict,       # scenery
     c: dict,       # coverage, used up
-    inner: Tensor, # (n, Z, F) cm, radius of the cavity
-    done: Tensor,  # (n, Z, F) how far systole has come
-) -> Tensor:       # (n, Z, F, size, size) signal, background of air 0
-    "Some frames without noise."
-    inner, done = inner[..., None, None], done[..., None, None]
-    beyond, cavity = c["beyond"], c["lv"]
-    img = torch.lerp(m["still"], m["moved"], done.expand(*c["r"].shape[:3], 1, 1))
-    img.lerp_(m["fatty"], beyond.add_(m["wall"] + m["fat"]).clamp(0, 1))
-    # a dark line between fat and water
-    img.lerp_(m["dark"], beyond.sub_(m["fat"] - 0.35).clamp(0, 1).mul_(0.8))
-    img.lerp_(m["muscle"], beyond.sub_(0.35).clamp(0, 1))
-    img.lerp_(m["rv_blood"], beyond.sub_(m["wall"]).clamp_(0, 1))
-    img.lerp_(m["muscle"], c["epi"])
-    where = 0.70 * inner / m["cm"]  # of the papillary muscles, pixels from the centre
-    for along in m["pap"]:
-        d2 = torch.addcmul(m["r2"] + where.square(), -2 * where, along)
-        cavity.mul_(d2.sub_(m["pap_in"]).div_(m["pap_edge"]).clamp_(0.15, 1))
-    return img.lerp_(m["blood"], cavity)
+) -> Tensor:       # (n, Z, F, h, w) signal, background of air 0
+    "Fat, muscle and the RV's blood of some frames, without noise."
+    beyond = c["beyond"]
+    img.lerp_(m["fatty"], (beyond + m["to_fat"]).clamp_(0, 1))
+    img.lerp_(m["dark"], (beyond + m["to_dark"]).clamp_(0, 1).mul_(0.8))
+    img.lerp_(m["muscle"], (beyond + m["wall"]).clamp_(0, 1))
+    img.lerp_(m["rv_blood"], beyond.clamp_(0, 1))
+    return img.lerp_(m["muscle"], c["epi"])
+
+def _paint_cavity_(
+    img: Tensor,    # (n, Z, F, h, w) the heart, changed in place
+    m: dict,        # scenery
+    cavity: Tensor, # (n, Z, F, h, w) how much of each pixel lies in the LV's cavity, used up
+    inner: Tensor,  # (n, Z, F) cm, radius of the cavity
+):
+    "The LV's blood with the papillary muscles."
+    where = (0.70 * inner / m["cm"])[..., None, None]  # of the muscles, pixels from the centre
+    both = (where.square() * m["pap_2"]).add_(m["pap_0"])
+    for name in ("pap_1a", "pap_1b"):
+        cavity.mul_((where * m[name]).add_(both).clamp_(0.15, 1))
+    img.lerp_(m["blood"], cavity)
 
 # %% ../../nbs/16_image.ipynb #23cf1cdf
 def _coil(
@@ -187,11 +207,10 @@ def _scan_(
     base: Tensor,  # (Z, F, size, size) int32, `folded` counters
 ) -> Tensor:       # uint8
     "Rician noise, eight bits."
-    power, phase = square_and_phase(keys, base)
-    power.mul_(_per_patient(255 * noise).square())  # squared size of the complex noise
-    real = cosine_(phase).mul_(power.sqrt()).mul_(2).add_(img)
-    size = img.mul_(real).add_(power).sqrt_()
-    return size.add_(0.5).clamp_(max=255).to(torch.int16).to(torch.uint8)  # straight to bytes is slower
+    power, phase = square_and_phase(keys, base, _per_patient(255 * noise).square())
+    real = cosine_(phase).mul_(power.sqrt())
+    size = torch.addcmul(power, img, torch.add(img, real, alpha=2, out=real), out=img).sqrt_()
+    return size.add_(0.5).to(torch.int16).clamp_(max=255).to(torch.uint8)  # straight to bytes is slower
 
 # %% ../../nbs/16_image.ipynb #4289d2a1
 SLICES, SLICE = 12, 1.0  # slices at most; cm from one to the next
@@ -276,9 +295,85 @@ def _open_base_(
     return torch.where(lv, 1, torch.where(epi, 2, torch.where(rv, 3, 0))).to(torch.uint8)
 
 # %% ../../nbs/16_image.ipynb #6efc0eb2
+def _boxes(seen: Tensor) -> Tensor: # (n, Z, 1, size, size) bool -> (n, 2, 2) int
+    "First row and last row + 1, first column and last column + 1 of what is seen."
+    seen = seen.flatten(1, 2).any(1)
+    edges = []
+    for axis in (2, 1):
+        along = seen.any(axis).byte()
+        edges += [along.argmax(1), seen.shape[axis] - along.flip(1).argmax(1)]
+    return torch.stack(edges, 1).unflatten(1, (2, 2))
+
+def _around(boxes: Tensor, inside: tuple | None = None) -> tuple: # (n, 2, 2), another part -> rows, columns
+    "The part of a picture in which some boxes lie, as an index into the picture or into another part of it."
+    rows, columns = zip(boxes[..., 0].amin(0).tolist(), boxes[..., 1].amax(0).tolist())
+    if inside is None:
+        return ..., slice(*rows), slice(*columns)
+    within = lambda edges, part: slice(*(min(max(at, part.start), part.stop) - part.start for at in edges))
+    return ..., within(rows, inside[1]), within(columns, inside[2])
+
+# %% ../../nbs/16_image.ipynb #ee1bd8cc
+_CAVITY = "blood", "pap_0", "pap_1a", "pap_1b", "pap_2"
+_HEART = ("r", "toward", "bump", "angle", "fatty", "dark", "muscle", "rv_blood", "wall", "to_dark", "to_fat",
+          *_CAVITY)
+
+@dataclass(frozen=True)
+class _Scene:
+    "What some patients' frames are drawn from."
+    a: dict              # anatomy
+    cm: float            # side of a pixel
+    still: Tensor        # (n, 1, 1, size, size) surround at end-diastole
+    change: Tensor       # … until end-systole
+    heart: Tensor        # (n, maps, 1, 1, size, size), one map for each name in `_HEART`
+    heart_boxes: Tensor  # (n, 2, 2) from `_boxes`: where the heart ever is
+    cavity_boxes: Tensor # … and the LV's cavity
+
+    def of(self, k: slice) -> "_Scene":
+        "That of a few of the patients."
+        a = {name: self.a[name][k] for name in ("span", "skew", "noise")}
+        maps = (x[k] for x in (self.still, self.change, self.heart, self.heart_boxes, self.cavity_boxes))
+        return _Scene(a, self.cm, *maps)
+
+def _scene(a: dict, m: dict, cut: list) -> _Scene: # anatomy, scenery, cross-sections
+    "Where heart and cavity ever are, and the maps that they are painted from."
+    inner, outer, area, done = cut
+    heart = most_beyond(a, m, outer, area, done) + torch.maximum(m["to_fat"], m["to_dark"]) > 0
+    cavity = most_beyond(a, m, inner, 0 * area, done) > 0
+    maps = torch.stack([m[name] for name in _HEART], 1)
+    return _Scene(a, m["cm"], m["still"], m["moved"] - m["still"], maps, _boxes(heart), _boxes(cavity))
+
+# %% ../../nbs/16_image.ipynb #ab05a73b
+def _draw_films(
+    scene: _Scene,
+    cut: list,     # cross-sections (n, Z, F)
+    keys: Tensor,  # (n,) int32, of the noise
+    base: Tensor,  # (Z, F, size, size) int32, `folded` counters
+    share: Tensor | None, # (n, Z, F) of the slice below the base; draws labels
+    images: Tensor, labels: Tensor | None, # (n, Z, F, size, size), filled in
+):
+    "The films of some patients, some frames at a time; heart and cavity are painted where they ever are."
+    place = _around(scene.heart_boxes)
+    cavity = _around(scene.cavity_boxes, place)
+    m = dict(zip(_HEART, scene.heart[place].contiguous().unbind(1)), cm=scene.cm)
+    m |= {name: m[name][cavity].contiguous() for name in _CAVITY}
+    frames = images.shape[2]
+    step = frames if images.is_cuda else 25
+    for k in range(0, frames, step):
+        now = slice(k, k + step)
+        inner, outer, area, done = (x[..., now] for x in cut)
+        img = (done[..., None, None] * scene.change).add_(scene.still)
+        c = coverage(scene.a, m, inner, outer, area, done)
+        if share is not None:
+            labels[:, :, now][place] = _open_base_(c, m, share[..., now])
+        heart = _paint_heart_(img[place].contiguous(), m, c)
+        _paint_cavity_(heart[cavity], m, c["lv"][cavity].contiguous(), inner)
+        img[place] = heart
+        images[:, :, now] = _scan_(img, scene.a["noise"], keys, base[:, now])
+
+# %% ../../nbs/16_image.ipynb #7a008225
 def draw_cine(
     a: dict,       # anatomy, float32 on the device
-    cut: tuple,    # cross-sections (n, Z, F): inner, outer, area, done
+    cut: list,     # cross-sections (n, Z, F): inner, outer, area, done
     size: int,
     bits: tuple,   # random bits for two textures
     keys: Tensor,  # (n,) int32, of the noise
@@ -286,18 +381,16 @@ def draw_cine(
     spacing: float = SPACING,    # mm
     share: Tensor | None = None, # (n, Z, F) of the slice below the base; draws labels
 ) -> tuple[Tensor, Tensor | None]: # images and labels, (n, Z, F, size, size) uint8
-    "Frames as they leave the scanner; on the CPU a few at a time, so that they stay in the cache."
-    m, base = _scenery(a, size, bits, spacing), folded(base)
+    "Frames as they leave the scanner; on the CPU film by film, so that they stay in the cache."
+    m = _scenery(a, size, bits, spacing)
     m |= _lit(m, _coil(a, size, spacing))
-    _, Z, frames = cut[0].shape
-    images = torch.empty(len(keys), Z, frames, size, size, dtype=torch.uint8, device=keys.device)
-    labels = torch.empty_like(images) if share is not None else None
-    step = frames if images.is_cuda else 25
-    for k in range(0, frames, step):
-        now = slice(k, k + step)
-        inner, outer, area, done = (x[..., now] for x in cut)
-        c = coverage(a, m, inner, outer, area, done)
-        if share is not None:
-            labels[:, :, now] = _open_base_(c, m, share[..., now])
-        images[:, :, now] = _scan_(_paint_heart(m, c, inner, done), a["noise"], keys, base[:, now])
+    scene, base = _scene(a, m, cut), folded(base)
+    shape = len(keys), *cut[0].shape[1:], size, size
+    images = torch.empty(shape, dtype=torch.uint8, device=keys.device)
+    labels = torch.zeros_like(images) if share is not None else None
+    step = len(keys) if images.is_cuda else 1
+    for i in range(0, len(keys), step):
+        k = slice(i, i + step)
+        below, drawn = (None, None) if share is None else (share[k], labels[k])
+        _draw_films(scene.of(k), [x[k] for x in cut], keys[k], base, below, images[k], drawn)
     return images, labels

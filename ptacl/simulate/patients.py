@@ -84,7 +84,7 @@ def _draw_in_steps(
 ) -> tuple[Tensor, Tensor | None]: # images and labels, (slices, frames, size, size) uint8
     "Slices drawn one by one, on a GPU 128 at a time."
     size, device = base.shape[2], base.device
-    step = 128 if device.type == "cuda" else 1
+    step = 128 if device.type == "cuda" else 8
     done = []
     for start in range(0, len(slices.patients), step):
         k = slice(start, start + step)

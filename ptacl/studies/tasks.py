@@ -15,8 +15,9 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
+from threadpoolctl import threadpool_limits
 from torch import Tensor
-from tqdm import tqdm
 from ..core.devices import choose_device
 from ..core.errors import PtaclError
 from ..core.files import written_whole
@@ -28,6 +29,7 @@ from ..data.store import BEATS, name_of
 from ..signal.cmr import minmax
 from ..simulate.calibration import ceilings
 from ..simulate.patients import VirtualPatients, simulate
+from ..simulate.virtual_ecg import work_through
 from ..train.finetune import with_targets
 
 # %% ../../nbs/87_tasks.ipynb #7e44d7db
@@ -68,24 +70,28 @@ def simulate_pairs(
     n: int,           # patients
     seed: int,
     start: int = 0,   # patients to skip
-    batch: int = 64,  # patients at a time
+    batch: int = 64,  # patients at a time, for each core
     **options,        # of `simulate`
 ) -> tuple:           # Pairs, phenotypes, covariates
     "Virtual patients, prepared."
     size = round(SIZE * SPACING / options.get("spacing", SPACING))
     device = choose_device()
-    tensors, phenotypes, covariates = {}, [], []
-    for at in tqdm(range(0, n, batch), "virtual patients", mininterval=1, delay=5):
-        vp = simulate(min(batch, n - at), seed, device, start=start + at, size=size, **options)
-        phenotypes.append(vp.phenotypes)
-        covariates.append(vp.covariates)
+    tensors: dict = {}
+    tables: dict = {}
+    making = Lock()
+    def prepare(part):
+        vp = simulate(part.stop - part.start, seed, device, start=start + part.start, size=size, **options)
+        tables[part.start] = vp.phenotypes, vp.covariates
         for name, x in _tensors_of(vp).items():
-            if name not in tensors:
-                tensors[name] = torch.empty(n, *x.shape[1:], dtype=x.dtype)
-            tensors[name][at:at + len(x)] = x
+            with making:
+                if name not in tensors:
+                    tensors[name] = torch.empty(n, *x.shape[1:], dtype=x.dtype)
+            tensors[name][part] = x
+    with threadpool_limits(1, "blas"):  # each core has patients of its own
+        work_through(prepare, n, torch.device(device), "virtual patients", batch)
+    y, c = (pd.concat(parts) for parts in zip(*(tables[at] for at in sorted(tables))))
     parts = [tensors.pop(name) for name in ("ecg", "r_peaks", "cine")]
-    y = pd.concat(phenotypes)
-    return Pairs(*parts, tensors, list(y.index)), y, pd.concat(covariates)
+    return Pairs(*parts, tensors, list(y.index)), y, c
 
 # %% ../../nbs/87_tasks.ipynb #e2305aed
 @dataclass
