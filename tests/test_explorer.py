@@ -24,6 +24,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from ptacl.evaluate.alignment import alignment_map
@@ -31,8 +32,12 @@ from ptacl.data.cohort import Cohort
 from ptacl.data.store import to_counts
 from ptacl.core.errors import PtaclError
 from ptacl.app.comparison import Compared, open_models, shipped_cohort, shipped_models
-from ptacl.app.explorer import AlignmentExplorer, serve
-from ptacl.app.views import Asked, map_values, view_of
+from ptacl.app.asked import Asked
+from ptacl.app.explorer import AlignmentExplorer
+from ptacl.app.doubts import record_doubts
+from ptacl.app.records import judged, recorded
+from ptacl.app.serving import serve
+from ptacl.app.views import map_values, view_of
 from ptacl.evaluate.figures import asset, standalone
 from ptacl.nets.joint import PTACL
 from ptacl.core.presets import paper_regression, workshop
@@ -172,29 +177,100 @@ def exported(e, kind):
     return got[0][0], got[0][2]
 
 
-def test_files_say_whose_maps_and_which_ecg_they_hold(cohort):
+def test_files_say_whose_maps_and_all_that_is_set(cohort):
     e = AlignmentExplorer(cohort, [PTACL(tiny)])
     who = e.page.view["patient"]
-    e.noise.value = 0.1; e.drop["V1"].value = True
+    e.noise.value = 0.1; e.drop["V1"].value = True; e.depth.value = 1; e.film.value = "elsewhere"
+    line, name = "layer 1 · noise 0.10 mV · V1 lost · film begins elsewhere", f"{who}_layer-1_noise-0.10-mV_V1-lost_film-begins-elsewhere"
+    assert e.page.view["state"] == line
+    for kind in ("PNG", "SVG", "CSV", "HTML"):
+        file, content = exported(e, kind)
+        assert file == f"{name}.{kind.lower()}"
+        if kind == "CSV": assert set(pd.read_csv(io.BytesIO(content)).state) == {line}
+        elif kind == "PNG": assert line in Image.open(io.BytesIO(content)).text["Description"]
+        else: assert line in content.decode() or line in json.loads(f'"{re.search(r"layer 1 [^<>]*?elsewhere", content.decode())[0]}"')
+    assert "individual-level data" in exported(e, "HTML")[1].decode()
     views = []
     e.page.observe(lambda _: views.append(1), "view")
-    assert exported(e, "PNG")[0] == f"{who}-disturbed.png" and "individual-level data" in exported(e, "HTML")[1].decode()
-    e.undo()
-    assert len(views) == 1 and exported(e, "CSV")[0] == f"{who}.csv"
+    e.page.resets += 1                                                                  # the button of the page
+    assert len(views) == 1 and e.page.view["state"] == "" and e.asked() == Asked() and exported(e, "CSV")[0] == f"{who}.csv"
     e.group.value = "all"
     name, content = exported(e, "CSV")
-    assert name == "mean-of-5.csv" and set(pd.read_csv(io.BytesIO(content)).patient) == {"mean-of-5"}
+    assert name == "mean-of-5_mean-of-all.csv" and set(pd.read_csv(io.BytesIO(content)).patient) == {"mean-of-5"}
+    e.circular.value = True
+    assert exported(e, "scores")[0] == "scores_circular-time.csv"
 
 
-def test_an_own_ecg_is_named_and_its_quality_told(cohort, data_samples, monkeypatch):
+def test_one_reset_resets_all(cohort):
+    e = AlignmentExplorer(cohort, [PTACL(tiny), PTACL(replace(tiny, sigma=0.1))])
+    def other(control):
+        if hasattr(control, "options"): return [value if isinstance(value, str) else value[1] for value in control.options][-1]
+        return not control.value if isinstance(control.value, bool) else control.min if control.value != control.min else control.max
+    for control in e.controls:
+        if control.disabled: continue                                                   # another rhythm of a heart that is not virtual
+        e.reset()
+        control.value = other(control)
+        softmax = control is e.temperature                                              # which alone draws nothing
+        assert bool(e.page.view["state"]) != softmax, control.description
+    with e._quietly():
+        for control in e.controls: control.value = control.value if control.disabled else other(control)
+    e.reset()
+    assert [control.value for control in e.controls] == e.defaults and e.page.view["state"] == "" and not e.own
+
+
+def test_a_view_is_opened_again_from_its_address(cohort):
+    models = [PTACL(tiny), PTACL(replace(tiny, sigma=0.1))]
+    e = AlignmentExplorer(cohort, models)
+    e.page.patient = 4; e.page.cell = [3, 7]; e.shown["σ = 0"].value = False; e.shift.value = -50; e.softmax.value = True; e.film.value = "still"
+    again = AlignmentExplorer(cohort, models, query=e.page.query)
+    assert again.asked() == e.asked() and again.page.patient == 4 and again.page.cell == [3, 7] and again.page.view["state"] == e.page.view["state"]
+    odd = AlignmentExplorer(cohort, models, query="patient=nobody&cell=99-1&depth=77&drop=V9&film=backwards&group=x&shown=none&carries=me&token=abc")
+    assert odd.asked().film == "" and odd.page.cell == [0, 0] and "token" not in odd.page.query
+
+
+def test_another_rhythm_is_the_same_virtual_heart(tmp_path):
+    both = Compared(shipped_cohort(tmp_path, n=6), PTACL(tiny))
+    i = next(i for i in range(6) if recorded(both, i).rhythm == "regular")
+    view, _ = view_of(both, i, Asked(rhythm="af"))
+    assert view["state"] == "atrial fibrillation" and any("irregular" in x for x in view["doubts"])
+    with pytest.raises(PtaclError, match="unknown rhythm"): view_of(both, i, Asked(rhythm="tango"))
+
+
+def test_another_rhythm_of_a_real_heart_is_refused(both, cohort):
+    with pytest.raises(PtaclError, match="virtual patients alone"): view_of(both, 0, Asked(rhythm="af"))   # this cohort does not know its seed
+    e = AlignmentExplorer(cohort, [PTACL(tiny)], query="rhythm=af&depth=1")
+    assert e.rhythm.disabled and e.page.view["state"] == "layer 1" and "virtual patients alone" in e.page.view["alert"]
+
+
+def test_the_shortcut_is_seen_in_one_switch(both):
+    "Models trained on films that begin at the R-peak read a film that stands still as if it moved."
+    as_it_is, still = (view_of(both, 0, Asked(film=film), over=[0, 1, 2, 4, 5])[1]["σ = 0"] for film in ("", "still"))
+    diagonal = torch.arange(13)
+    assert (as_it_is.argmax(1) - diagonal).abs().le(1).float().mean() > 0.8 and (still.argmax(1) - diagonal).abs().le(1).float().mean() > 0.8
+
+
+def test_a_doubtful_record_is_said_to_be_one(both):
+    record = recorded(both, 0)
+    assert not record_doubts(record)
+    noise = replace(record, mv=torch.randn(1, 12, 5000, generator=torch.Generator().manual_seed(0)))
+    r_peaks, verdict, rhythm = judged(noise.mv)
+    told = record_doubts(replace(noise, r_peaks=r_peaks, verdict=verdict, rhythm=rhythm))
+    assert verdict.startswith("doubtful") and "R-peaks are doubtful" in told[0] and not r_peaks.isfinite().any()
+
+
+def test_an_own_ecg_is_named_and_leaves_the_film_its_times(cohort, data_samples, monkeypatch):
     e = AlignmentExplorer(cohort, [PTACL(tiny)])
-    file = next((data_samples / "ecg").rglob("*.xml"))
+    file, before = next((data_samples / "ecg").rglob("*.xml")), e.page.view["systole"][0]
     monkeypatch.setattr("ptacl.data.prepare.verdict_on", lambda *_: "flat: V2")
     e.take(({"name": file.name, "content": file.read_bytes()},))
-    assert "not of good quality: flat: V2" in e.page.view["alert"]
-    assert exported(e, "SVG")[0] == f"{e.page.view['patient']}-own-ecg.svg"
-    e.undo()
-    assert not e.page.view["alert"]
+    view = e.page.view
+    assert any("not of good quality: flat: V2" in x for x in view["doubts"]) and file.name in view["title"] and file.name in view["state"]
+    assert view["systole"][0] == before and "does not say that they belong together" in view["notes"][0]
+    assert exported(e, "SVG")[0] == f"{view['patient']}_own-ECG.svg" and "own" not in e.page.query
+    e.reset()
+    assert not e.page.view["alert"] and not e.page.view["notes"] and not e.page.view["state"]
+    e.take(({"name": "1234567_20205_2_0.xml", "content": file.read_bytes()},))  # audit: ok, the file of no participant
+    assert "1234567" not in json.dumps({k: e.page.view[k] for k in ("title", "state", "notes", "doubts")})  # audit: ok
 
 
 EVIL = '"><img src=x onerror=alert(1)>'
