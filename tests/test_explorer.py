@@ -13,10 +13,12 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import nbformat
 import numpy as np
@@ -142,8 +144,8 @@ def test_models_that_cannot_be_compared_are_refused(models, why):
 
 
 def test_nothing_is_served_that_cannot_be_opened(cohort):
-    with pytest.raises(PtaclError, match="no such cohort"): serve("nowhere")
-    with pytest.raises(PtaclError, match="holds no model"): serve(cohort, ["nowhere"])
+    with pytest.raises(PtaclError, match="no such cohort"): serve("nowhere", browser=False)
+    with pytest.raises(PtaclError, match="holds no model"): serve(cohort, ["nowhere"], browser=False)
 
 
 def test_shipped_cohort_is_made_once(tmp_path):
@@ -335,22 +337,60 @@ def server(command, port, folder, **env):
         assert not left, f"still there: {[p.cmdline()[:3] for p in left]}"
 
 
-def only_with_token(port):
-    "Whoever has no token gets neither the page nor a kernel."
-    for path in ("", "api/kernels", "api/kernels/any/channels"):
-        with urlopen(f"http://127.0.0.1:{port}/{path}") as answer: assert urlparse(answer.url).path == "/login", answer.url
-    with pytest.raises(HTTPError, match="403"): urlopen(f"http://127.0.0.1:{port}/voila/files/ptacl.ipynb")
+def answer(port, path="", **headers):
+    "Where a request without cookies ends."
+    with urlopen(Request(f"http://127.0.0.1:{port}/{path}", headers=headers)) as got: return urlparse(got.url).path
+
+
+AS_ANOTHER = "import sys; from urllib.request import urlopen; print(urlopen(sys.argv[1]).url)"
+
+
+def only_for_us(port):
+    "Whoever has no token gets neither the page nor a kernel, unless they are who started it and ask for the page itself."
+    for path in ("api/kernels", "api/kernels/any/channels"): assert answer(port, path) == "/login"
+    assert answer(port, Host="elsewhere.example") == "/login" and answer(port, **{"Sec-Fetch-Site": "cross-site"}) == "/login"
+    with pytest.raises(HTTPError, match="403"): answer(port, "voila/files/ptacl.ipynb")
+    python = shutil.which("python3", path=os.defpath)
+    if python and getattr(os, "geteuid", lambda: 1)() == 0:                            # another user of this computer
+        said = subprocess.run([python, "-I", "-c", AS_ANOTHER, f"http://127.0.0.1:{port}/"], capture_output=True, text=True, user=65534, group=65534,
+                              extra_groups=[], cwd="/", env={})
+        assert "/login" in said.stdout, said.stderr
+
+
+def wait_until(true, seconds=300):
+    started = time.time()
+    while not true():
+        assert time.time() - started < seconds
+        time.sleep(0.3)
+
+
+def waits(port):
+    "Is it still the page that says what is loading?"
+    with urlopen(f"http://127.0.0.1:{port}/waiting") as got: return got.headers.get("X-Ptacl") == "waiting"
+
+
+def voila_is_there(port):
+    try: return not waits(port)
+    except (HTTPError, URLError) as e: return isinstance(e, HTTPError)
+
+
+def kernels(): return [p for p in psutil.Process().children(recursive=True) if "ipykernel_launcher" in " ".join(p.cmdline())]
 
 
 @contextmanager
-def explore(chromium, folder, *options):
+def explore(chromium, folder, *options, query=""):
     port = free_port()
     command = [sys.executable, "-c", "from ptacl.app.cli import app; app()", "explore", "--no-browser", "--port", str(port), *options]
     with server(command, port, folder), browser(chromium) as (page, hosts):
-        only_with_token(port)
-        address = re.search(rf"http://127.0.0.1:{port}/\?token=\w+", (folder / "server.log").read_text())
-        page.goto(address[0], wait_until="commit")
-        page.wait_for_selector(".px[data-ready='1']")
+        assert waits(port)                                                              # a page at once
+        wait_until(lambda: "token=" in (folder / "server.log").read_text())
+        address = re.search(rf"http://127.0.0.1:{port}/\?token=\w+", (folder / "server.log").read_text())[0]
+        linux = sys.platform == "linux"
+        page.goto((address.split("?")[0] + query) if linux else address + query.replace("?", "&"), wait_until="commit")   # the bare address
+        assert page.inner_text("h1") == "The explorer is loading"
+        wait_until(lambda: voila_is_there(port))
+        only_for_us(port)
+        page.wait_for_selector(".px[data-ready='1']", timeout=400_000)
         yield page, hosts
 
 
@@ -385,14 +425,21 @@ def check_pointing(page):
 def only_here(hosts): assert hosts <= {"127.0.0.1", "localhost", "blob", "data", "file"}, hosts
 
 
+def seen(page, what): page.wait_for_function(f"document.querySelector('.px-state').textContent.includes('{what}')")
+def reset(page): page.get_by_role("button", name="Reset").click(); page.wait_for_function("document.querySelector('.px-set').hidden")
+
+
 def test_explorer_in_voila(chromium, cohort, tmp_path, data_samples):
     options = ["--cohort", str(cohort)]
-    with explore(chromium, tmp_path, *options) as (page, hosts):
+    with explore(chromium, tmp_path, *options, query="?depth=2&cell=3-5") as (page, hosts):
         assert page.locator(".px-maps > div").count() == 3
+        assert page.inner_text(".px-state") == "layer 2" and "segment 3" in told(page)  # opened from its address
+        reset(page)
         first = page.get_attribute(".px", "data-patient")
         check_pointing(page)
         page.locator(".px-table tbody tr").nth(1).click()                      # another patient
         page.wait_for_function(f"document.querySelector('.px').dataset.patient != '{first}'")
+        page.wait_for_function("location.search.includes('patient=') && !location.search.includes('token')")
         page.keyboard.press("Tab")
         page.get_by_role("button", name="difference to global").click()        # compare
         page.wait_for_function("document.querySelectorAll('.px-maps > div').length == 2")
@@ -401,30 +448,102 @@ def test_explorer_in_voila(chromium, cohort, tmp_path, data_samples):
         page.wait_for_function("document.querySelectorAll('.px-maps > div').length == 3")
         page.get_by_role("tab", name="What if").click()                        # disturb
         page.get_by_role("button", name="V1", exact=True).click()
-        page.wait_for_function("document.querySelector('.px-title').textContent.includes('disturbed')")
-        page.get_by_role("button", name="undo all").click()
-        page.wait_for_function("!document.querySelector('.px-title').textContent.includes('disturbed')")
+        seen(page, "V1 lost")
+        page.get_by_role("button", name="film stands still").click()
+        seen(page, "V1 lost · film stands still")
+        assert "not from the heart" in page.inner_text(".px-notes")
+        reset(page)
         def upload(files):
             with page.expect_file_chooser() as chooser: page.get_by_role("button", name="own ECG").click()
             chooser.value.set_files(files)
         upload({"name": "notes.md", "mimeType": "text/plain", "buffer": b"no ECG"})
         page.wait_for_function("document.querySelector('.px-alert').textContent.includes('no format of an ECG')")
         upload(str(next((data_samples / "ecg").rglob("*.xml"))))
-        page.wait_for_function("document.querySelector('.px-title').textContent.includes('own ECG')")
+        page.wait_for_function("document.querySelector('.px-title').textContent.includes('ECG of')")
         check_inside(page)
         check_exports(page, chromium, tmp_path)
+        check_plane(page)
+        check_names(page)
+        check_sizes(page)
+        check_axe(page)
+        only_here(hosts)
+        assert len(kernels()) == 1                                              # and a closed tab ends it
+        page.close()
+        wait_until(lambda: not kernels(), 60)
+
+
+def check_plane(page):
+    "All patients: a click on one opens them."
+    page.get_by_role("tab", name="All patients").click()
+    page.wait_for_selector(".px-plane .points path")
+    who = page.get_attribute(".px", "data-patient")
+    for mark in page.locator(".px-plane .trace").nth(1).locator(".points path").all():
+        box = mark.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2); page.wait_for_timeout(200)
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2); page.wait_for_timeout(700)
+        if page.get_attribute(".px", "data-patient") != who: break
+    assert page.get_attribute(".px", "data-patient") != who
+    page.get_by_role("tab", name="Compare").click()
+    page.wait_for_function("document.querySelector('.px-plane').hidden")
+
+
+def check_names(page):
+    "Whoever does not see the page: sliders have names, nothing is called null, and one link leads past the controls."
+    assert page.evaluate("[...document.querySelectorAll('[role=slider]')].map(s => s.getAttribute('aria-label'))").count(None) == 0
+    assert page.locator("[title='null']").count() == 0
+    page.locator(".px-skip").focus(); page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.className") == "px-panels"
+    assert page.evaluate("document.querySelectorAll('.px-table tbody [tabindex=\"0\"]').length") == 2
+    page.locator(".px-table tbody [tabindex='0']").last.focus(); page.keyboard.press("ArrowUp"); page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement.className") == "px-open"
+
+
+def check_sizes(page):
+    "Maps are large and in sight on a laptop, with twelve leads on the same screen; nothing is wider than a phone."
+    page.set_viewport_size({"width": 1280, "height": 800}); page.wait_for_timeout(1500)
+    assert min(page.locator(".px-maps > div").nth(i).bounding_box()["width"] for i in range(3)) >= 245
+    page.mouse.move(700, 700); page.mouse.wheel(0, 400); page.wait_for_timeout(500)
+    boxes = [page.locator(f"{part} > div").nth(i).bounding_box() for part in (".px-maps", ".px-ecg") for i in range(3)]
+    assert all(box["y"] >= -1 and box["y"] + box["height"] <= 801 for box in boxes), boxes
+    page.set_viewport_size({"width": 390, "height": 844}); page.wait_for_timeout(1500)
+    assert page.evaluate("[document.documentElement, document.body].every(x => x.scrollWidth <= 390)")
+    page.set_viewport_size({"width": 1400, "height": 950}); page.wait_for_timeout(1000)
+
+
+def check_axe(page):
+    "axe-core finds nothing serious, in either scheme."
+    if not find_spec("axe_playwright_python"): return
+    axe = import_module("axe_playwright_python.sync_playwright").Axe()
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme); page.wait_for_timeout(800)
+        found = [(v["impact"], v["id"], v["nodes"][0]["html"][:200]) for v in axe.run(page).response["violations"]]
+        assert not [v for v in found if v[0] in ("serious", "critical")], found
+
+
+def test_the_exported_page_is_accessible_and_dark_where_the_system_is(chromium, both, tmp_path):
+    (tmp_path / "view.html").write_text(standalone(view_of(both, 0, Asked(depth=1, carries="σ = 0", film="still"))[0], "note"), encoding="utf-8")
+    with browser(chromium) as (page, hosts):
+        page.goto((tmp_path / "view.html").as_uri())
+        page.wait_for_selector(".px-maps .nsewdrag")
+        assert page.inner_text(".px-state") == "layer 1 · film stands still · what carries a cell under σ = 0" and not page.is_visible(".px-reset")
+        click_cell(page, 2, 2)
+        assert re.search(r"Most for this cell: \S+\s[+−]0\.\d\d", page.inner_text(".px-carried")) and "cosine" in page.inner_text(".px-cscale")
+        assert all(page.locator(".px-maps > div").nth(i).get_attribute("aria-label").startswith("Map of") for i in range(3))
+        check_axe(page)
+        page.emulate_media(color_scheme="dark"); page.wait_for_timeout(500)
+        assert page.evaluate("getComputedStyle(document.querySelector('.px')).backgroundColor") == "rgb(20, 23, 27)"
         only_here(hosts)
 
 
 def check_inside(page):
     "What carries a cell lies over the leads and over the film, and the words say what the colours mean."
-    tinted = "[...document.querySelectorAll('.px-ecg path')].filter(p => /rgb.(230, 120, 0|20, 90, 200)/.test(p.style.fill)).length"
+    tinted = "[...document.querySelectorAll('.px-ecg path')].filter(p => /rgb.(118, 42, 131|27, 120, 55)/.test(p.style.fill)).length"
     def leads(): return page.evaluate(tinted)
     before = film(page)
     assert leads() == 0
     page.get_by_role("tab", name="Inside").click()
     page.get_by_label("what carries the cell").select_option(label="σ = 0")
-    page.wait_for_function("document.querySelector('.px-carried').textContent.includes('under σ = 0')")
+    page.wait_for_function("document.querySelector('.px-why').textContent.includes('under σ = 0')")
     page.wait_for_timeout(100)
     assert film(page) != before and leads() == 12
 
