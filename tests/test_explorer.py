@@ -13,10 +13,12 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import nbformat
 import numpy as np
@@ -24,6 +26,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from ptacl.evaluate.alignment import alignment_map
@@ -31,8 +34,12 @@ from ptacl.data.cohort import Cohort
 from ptacl.data.store import to_counts
 from ptacl.core.errors import PtaclError
 from ptacl.app.comparison import Compared, open_models, shipped_cohort, shipped_models
-from ptacl.app.explorer import AlignmentExplorer, serve
-from ptacl.app.views import Asked, map_values, view_of
+from ptacl.app.asked import Asked
+from ptacl.app.explorer import AlignmentExplorer
+from ptacl.app.doubts import record_doubts
+from ptacl.app.records import judged, recorded
+from ptacl.app.serving import serve
+from ptacl.app.views import map_values, view_of
 from ptacl.evaluate.figures import asset, standalone
 from ptacl.nets.joint import PTACL
 from ptacl.core.presets import paper_regression, workshop
@@ -137,8 +144,8 @@ def test_models_that_cannot_be_compared_are_refused(models, why):
 
 
 def test_nothing_is_served_that_cannot_be_opened(cohort):
-    with pytest.raises(PtaclError, match="no such cohort"): serve("nowhere")
-    with pytest.raises(PtaclError, match="holds no model"): serve(cohort, ["nowhere"])
+    with pytest.raises(PtaclError, match="no such cohort"): serve("nowhere", browser=False)
+    with pytest.raises(PtaclError, match="holds no model"): serve(cohort, ["nowhere"], browser=False)
 
 
 def test_shipped_cohort_is_made_once(tmp_path):
@@ -172,29 +179,100 @@ def exported(e, kind):
     return got[0][0], got[0][2]
 
 
-def test_files_say_whose_maps_and_which_ecg_they_hold(cohort):
+def test_files_say_whose_maps_and_all_that_is_set(cohort):
     e = AlignmentExplorer(cohort, [PTACL(tiny)])
     who = e.page.view["patient"]
-    e.noise.value = 0.1; e.drop["V1"].value = True
+    e.noise.value = 0.1; e.drop["V1"].value = True; e.depth.value = 1; e.film.value = "elsewhere"
+    line, name = "layer 1 · noise 0.10 mV · V1 lost · film begins elsewhere", f"{who}_layer-1_noise-0.10-mV_V1-lost_film-begins-elsewhere"
+    assert e.page.view["state"] == line
+    for kind in ("PNG", "SVG", "CSV", "HTML"):
+        file, content = exported(e, kind)
+        assert file == f"{name}.{kind.lower()}"
+        if kind == "CSV": assert set(pd.read_csv(io.BytesIO(content)).state) == {line}
+        elif kind == "PNG": assert line in Image.open(io.BytesIO(content)).text["Description"]
+        else: assert line in content.decode() or line in json.loads(f'"{re.search(r"layer 1 [^<>]*?elsewhere", content.decode())[0]}"')
+    assert "individual-level data" in exported(e, "HTML")[1].decode()
     views = []
     e.page.observe(lambda _: views.append(1), "view")
-    assert exported(e, "PNG")[0] == f"{who}-disturbed.png" and "individual-level data" in exported(e, "HTML")[1].decode()
-    e.undo()
-    assert len(views) == 1 and exported(e, "CSV")[0] == f"{who}.csv"
+    e.page.resets += 1                                                                  # the button of the page
+    assert len(views) == 1 and e.page.view["state"] == "" and e.asked() == Asked() and exported(e, "CSV")[0] == f"{who}.csv"
     e.group.value = "all"
     name, content = exported(e, "CSV")
-    assert name == "mean-of-5.csv" and set(pd.read_csv(io.BytesIO(content)).patient) == {"mean-of-5"}
+    assert name == "mean-of-5_mean-of-all.csv" and set(pd.read_csv(io.BytesIO(content)).patient) == {"mean-of-5"}
+    e.circular.value = True
+    assert exported(e, "scores")[0] == "scores_circular-time.csv"
 
 
-def test_an_own_ecg_is_named_and_its_quality_told(cohort, data_samples, monkeypatch):
+def test_one_reset_resets_all(cohort):
+    e = AlignmentExplorer(cohort, [PTACL(tiny), PTACL(replace(tiny, sigma=0.1))])
+    def other(control):
+        if hasattr(control, "options"): return [value if isinstance(value, str) else value[1] for value in control.options][-1]
+        return not control.value if isinstance(control.value, bool) else control.min if control.value != control.min else control.max
+    for control in e.controls:
+        if control.disabled: continue                                                   # another rhythm of a heart that is not virtual
+        e.reset()
+        control.value = other(control)
+        softmax = control is e.temperature                                              # which alone draws nothing
+        assert bool(e.page.view["state"]) != softmax, control.description
+    with e._quietly():
+        for control in e.controls: control.value = control.value if control.disabled else other(control)
+    e.reset()
+    assert [control.value for control in e.controls] == e.defaults and e.page.view["state"] == "" and not e.own
+
+
+def test_a_view_is_opened_again_from_its_address(cohort):
+    models = [PTACL(tiny), PTACL(replace(tiny, sigma=0.1))]
+    e = AlignmentExplorer(cohort, models)
+    e.page.patient = 4; e.page.cell = [3, 7]; e.shown["σ = 0"].value = False; e.shift.value = -50; e.softmax.value = True; e.film.value = "still"
+    again = AlignmentExplorer(cohort, models, query=e.page.query)
+    assert again.asked() == e.asked() and again.page.patient == 4 and again.page.cell == [3, 7] and again.page.view["state"] == e.page.view["state"]
+    odd = AlignmentExplorer(cohort, models, query="patient=nobody&cell=99-1&depth=77&drop=V9&film=backwards&group=x&shown=none&carries=me&token=abc")
+    assert odd.asked().film == "" and odd.page.cell == [0, 0] and "token" not in odd.page.query
+
+
+def test_another_rhythm_is_the_same_virtual_heart(tmp_path):
+    both = Compared(shipped_cohort(tmp_path, n=6), PTACL(tiny))
+    i = next(i for i in range(6) if recorded(both, i).rhythm == "regular")
+    view, _ = view_of(both, i, Asked(rhythm="af"))
+    assert view["state"] == "atrial fibrillation" and any("irregular" in x for x in view["doubts"])
+    with pytest.raises(PtaclError, match="unknown rhythm"): view_of(both, i, Asked(rhythm="tango"))
+
+
+def test_another_rhythm_of_a_real_heart_is_refused(both, cohort):
+    with pytest.raises(PtaclError, match="virtual patients alone"): view_of(both, 0, Asked(rhythm="af"))   # this cohort does not know its seed
+    e = AlignmentExplorer(cohort, [PTACL(tiny)], query="rhythm=af&depth=1")
+    assert e.rhythm.disabled and e.page.view["state"] == "layer 1" and "virtual patients alone" in e.page.view["alert"]
+
+
+def test_the_shortcut_is_seen_in_one_switch(both):
+    "Models trained on films that begin at the R-peak read a film that stands still as if it moved."
+    as_it_is, still = (view_of(both, 0, Asked(film=film), over=[0, 1, 2, 4, 5])[1]["σ = 0"] for film in ("", "still"))
+    diagonal = torch.arange(13)
+    assert (as_it_is.argmax(1) - diagonal).abs().le(1).float().mean() > 0.8 and (still.argmax(1) - diagonal).abs().le(1).float().mean() > 0.8
+
+
+def test_a_doubtful_record_is_said_to_be_one(both):
+    record = recorded(both, 0)
+    assert not record_doubts(record)
+    noise = replace(record, mv=torch.randn(1, 12, 5000, generator=torch.Generator().manual_seed(0)))
+    r_peaks, verdict, rhythm = judged(noise.mv)
+    told = record_doubts(replace(noise, r_peaks=r_peaks, verdict=verdict, rhythm=rhythm))
+    assert verdict.startswith("doubtful") and "R-peaks are doubtful" in told[0] and not r_peaks.isfinite().any()
+
+
+def test_an_own_ecg_is_named_and_leaves_the_film_its_times(cohort, data_samples, monkeypatch):
     e = AlignmentExplorer(cohort, [PTACL(tiny)])
-    file = next((data_samples / "ecg").rglob("*.xml"))
+    file, before = next((data_samples / "ecg").rglob("*.xml")), e.page.view["systole"][0]
     monkeypatch.setattr("ptacl.data.prepare.verdict_on", lambda *_: "flat: V2")
     e.take(({"name": file.name, "content": file.read_bytes()},))
-    assert "not of good quality: flat: V2" in e.page.view["alert"]
-    assert exported(e, "SVG")[0] == f"{e.page.view['patient']}-own-ecg.svg"
-    e.undo()
-    assert not e.page.view["alert"]
+    view = e.page.view
+    assert any("not of good quality: flat: V2" in x for x in view["doubts"]) and file.name in view["title"] and file.name in view["state"]
+    assert view["systole"][0] == before and "does not say that they belong together" in view["notes"][0]
+    assert exported(e, "SVG")[0] == f"{view['patient']}_own-ECG.svg" and "own" not in e.page.query
+    e.reset()
+    assert not e.page.view["alert"] and not e.page.view["notes"] and not e.page.view["state"]
+    e.take(({"name": "1234567_20205_2_0.xml", "content": file.read_bytes()},))  # audit: ok, the file of no participant
+    assert "1234567" not in json.dumps({k: e.page.view[k] for k in ("title", "state", "notes", "doubts")})  # audit: ok
 
 
 EVIL = '"><img src=x onerror=alert(1)>'
@@ -259,22 +337,60 @@ def server(command, port, folder, **env):
         assert not left, f"still there: {[p.cmdline()[:3] for p in left]}"
 
 
-def only_with_token(port):
-    "Whoever has no token gets neither the page nor a kernel."
-    for path in ("", "api/kernels", "api/kernels/any/channels"):
-        with urlopen(f"http://127.0.0.1:{port}/{path}") as answer: assert urlparse(answer.url).path == "/login", answer.url
-    with pytest.raises(HTTPError, match="403"): urlopen(f"http://127.0.0.1:{port}/voila/files/ptacl.ipynb")
+def answer(port, path="", **headers):
+    "Where a request without cookies ends."
+    with urlopen(Request(f"http://127.0.0.1:{port}/{path}", headers=headers)) as got: return urlparse(got.url).path
+
+
+AS_ANOTHER = "import sys; from urllib.request import urlopen; print(urlopen(sys.argv[1]).url)"
+
+
+def only_for_us(port):
+    "Whoever has no token gets neither the page nor a kernel, unless they are who started it and ask for the page itself."
+    for path in ("api/kernels", "api/kernels/any/channels"): assert answer(port, path) == "/login"
+    assert answer(port, Host="elsewhere.example") == "/login" and answer(port, **{"Sec-Fetch-Site": "cross-site"}) == "/login"
+    with pytest.raises(HTTPError, match="403"): answer(port, "voila/files/ptacl.ipynb")
+    python = shutil.which("python3", path=os.defpath)
+    if python and getattr(os, "geteuid", lambda: 1)() == 0:                            # another user of this computer
+        said = subprocess.run([python, "-I", "-c", AS_ANOTHER, f"http://127.0.0.1:{port}/"], capture_output=True, text=True, user=65534, group=65534,
+                              extra_groups=[], cwd="/", env={})
+        assert "/login" in said.stdout, said.stderr
+
+
+def wait_until(true, seconds=300):
+    started = time.time()
+    while not true():
+        assert time.time() - started < seconds
+        time.sleep(0.3)
+
+
+def waits(port):
+    "Is it still the page that says what is loading?"
+    with urlopen(f"http://127.0.0.1:{port}/waiting") as got: return got.headers.get("X-Ptacl") == "waiting"
+
+
+def voila_is_there(port):
+    try: return not waits(port)
+    except (HTTPError, URLError) as e: return isinstance(e, HTTPError)
+
+
+def kernels(): return [p for p in psutil.Process().children(recursive=True) if "ipykernel_launcher" in " ".join(p.cmdline())]
 
 
 @contextmanager
-def explore(chromium, folder, *options):
+def explore(chromium, folder, *options, query=""):
     port = free_port()
     command = [sys.executable, "-c", "from ptacl.app.cli import app; app()", "explore", "--no-browser", "--port", str(port), *options]
     with server(command, port, folder), browser(chromium) as (page, hosts):
-        only_with_token(port)
-        address = re.search(rf"http://127.0.0.1:{port}/\?token=\w+", (folder / "server.log").read_text())
-        page.goto(address[0], wait_until="commit")
-        page.wait_for_selector(".px[data-ready='1']")
+        assert waits(port)                                                              # a page at once
+        wait_until(lambda: "token=" in (folder / "server.log").read_text())
+        address = re.search(rf"http://127.0.0.1:{port}/\?token=\w+", (folder / "server.log").read_text())[0]
+        linux = sys.platform == "linux"
+        page.goto((address.split("?")[0] + query) if linux else address + query.replace("?", "&"), wait_until="commit")   # the bare address
+        assert page.inner_text("h1") == "The explorer is loading"
+        wait_until(lambda: voila_is_there(port))
+        only_for_us(port)
+        page.wait_for_selector(".px[data-ready='1']", timeout=400_000)
         yield page, hosts
 
 
@@ -309,14 +425,21 @@ def check_pointing(page):
 def only_here(hosts): assert hosts <= {"127.0.0.1", "localhost", "blob", "data", "file"}, hosts
 
 
+def seen(page, what): page.wait_for_function(f"document.querySelector('.px-state').textContent.includes('{what}')")
+def reset(page): page.get_by_role("button", name="Reset").click(); page.wait_for_function("document.querySelector('.px-set').hidden")
+
+
 def test_explorer_in_voila(chromium, cohort, tmp_path, data_samples):
     options = ["--cohort", str(cohort)]
-    with explore(chromium, tmp_path, *options) as (page, hosts):
+    with explore(chromium, tmp_path, *options, query="?depth=2&cell=3-5") as (page, hosts):
         assert page.locator(".px-maps > div").count() == 3
+        assert page.inner_text(".px-state") == "layer 2" and "segment 3" in told(page)  # opened from its address
+        reset(page)
         first = page.get_attribute(".px", "data-patient")
         check_pointing(page)
         page.locator(".px-table tbody tr").nth(1).click()                      # another patient
         page.wait_for_function(f"document.querySelector('.px').dataset.patient != '{first}'")
+        page.wait_for_function("location.search.includes('patient=') && !location.search.includes('token')")
         page.keyboard.press("Tab")
         page.get_by_role("button", name="difference to global").click()        # compare
         page.wait_for_function("document.querySelectorAll('.px-maps > div').length == 2")
@@ -325,30 +448,102 @@ def test_explorer_in_voila(chromium, cohort, tmp_path, data_samples):
         page.wait_for_function("document.querySelectorAll('.px-maps > div').length == 3")
         page.get_by_role("tab", name="What if").click()                        # disturb
         page.get_by_role("button", name="V1", exact=True).click()
-        page.wait_for_function("document.querySelector('.px-title').textContent.includes('disturbed')")
-        page.get_by_role("button", name="undo all").click()
-        page.wait_for_function("!document.querySelector('.px-title').textContent.includes('disturbed')")
+        seen(page, "V1 lost")
+        page.get_by_role("button", name="film stands still").click()
+        seen(page, "V1 lost · film stands still")
+        assert "not from the heart" in page.inner_text(".px-notes")
+        reset(page)
         def upload(files):
             with page.expect_file_chooser() as chooser: page.get_by_role("button", name="own ECG").click()
             chooser.value.set_files(files)
         upload({"name": "notes.md", "mimeType": "text/plain", "buffer": b"no ECG"})
         page.wait_for_function("document.querySelector('.px-alert').textContent.includes('no format of an ECG')")
         upload(str(next((data_samples / "ecg").rglob("*.xml"))))
-        page.wait_for_function("document.querySelector('.px-title').textContent.includes('own ECG')")
+        page.wait_for_function("document.querySelector('.px-title').textContent.includes('ECG of')")
         check_inside(page)
         check_exports(page, chromium, tmp_path)
+        check_plane(page)
+        check_names(page)
+        check_sizes(page)
+        check_axe(page)
+        only_here(hosts)
+        assert len(kernels()) == 1                                              # and a closed tab ends it
+        page.close()
+        wait_until(lambda: not kernels(), 60)
+
+
+def check_plane(page):
+    "All patients: a click on one opens them."
+    page.get_by_role("tab", name="All patients").click()
+    page.wait_for_selector(".px-plane .points path")
+    who = page.get_attribute(".px", "data-patient")
+    for mark in page.locator(".px-plane .trace").nth(1).locator(".points path").all():
+        box = mark.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2); page.wait_for_timeout(200)
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2); page.wait_for_timeout(700)
+        if page.get_attribute(".px", "data-patient") != who: break
+    assert page.get_attribute(".px", "data-patient") != who
+    page.get_by_role("tab", name="Compare").click()
+    page.wait_for_function("document.querySelector('.px-plane').hidden")
+
+
+def check_names(page):
+    "Whoever does not see the page: sliders have names, nothing is called null, and one link leads past the controls."
+    assert page.evaluate("[...document.querySelectorAll('[role=slider]')].map(s => s.getAttribute('aria-label'))").count(None) == 0
+    assert page.locator("[title='null']").count() == 0
+    page.locator(".px-skip").focus(); page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.className") == "px-panels"
+    assert page.evaluate("document.querySelectorAll('.px-table tbody [tabindex=\"0\"]').length") == 2
+    page.locator(".px-table tbody [tabindex='0']").last.focus(); page.keyboard.press("ArrowUp"); page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement.className") == "px-open"
+
+
+def check_sizes(page):
+    "Maps are large and in sight on a laptop, with twelve leads on the same screen; nothing is wider than a phone."
+    page.set_viewport_size({"width": 1280, "height": 800}); page.wait_for_timeout(1500)
+    assert min(page.locator(".px-maps > div").nth(i).bounding_box()["width"] for i in range(3)) >= 245
+    page.mouse.move(700, 700); page.mouse.wheel(0, 400); page.wait_for_timeout(500)
+    boxes = [page.locator(f"{part} > div").nth(i).bounding_box() for part in (".px-maps", ".px-ecg") for i in range(3)]
+    assert all(box["y"] >= -1 and box["y"] + box["height"] <= 801 for box in boxes), boxes
+    page.set_viewport_size({"width": 390, "height": 844}); page.wait_for_timeout(1500)
+    assert page.evaluate("[document.documentElement, document.body].every(x => x.scrollWidth <= 390)")
+    page.set_viewport_size({"width": 1400, "height": 950}); page.wait_for_timeout(1000)
+
+
+def check_axe(page):
+    "axe-core finds nothing serious, in either scheme."
+    if not find_spec("axe_playwright_python"): return
+    axe = import_module("axe_playwright_python.sync_playwright").Axe()
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme); page.wait_for_timeout(800)
+        found = [(v["impact"], v["id"], v["nodes"][0]["html"][:200]) for v in axe.run(page).response["violations"]]
+        assert not [v for v in found if v[0] in ("serious", "critical")], found
+
+
+def test_the_exported_page_is_accessible_and_dark_where_the_system_is(chromium, both, tmp_path):
+    (tmp_path / "view.html").write_text(standalone(view_of(both, 0, Asked(depth=1, carries="σ = 0", film="still"))[0], "note"), encoding="utf-8")
+    with browser(chromium) as (page, hosts):
+        page.goto((tmp_path / "view.html").as_uri())
+        page.wait_for_selector(".px-maps .nsewdrag")
+        assert page.inner_text(".px-state") == "layer 1 · film stands still · what carries a cell under σ = 0" and not page.is_visible(".px-reset")
+        click_cell(page, 2, 2)
+        assert re.search(r"Most for this cell: \S+\s[+−]0\.\d\d", page.inner_text(".px-carried")) and "cosine" in page.inner_text(".px-cscale")
+        assert all(page.locator(".px-maps > div").nth(i).get_attribute("aria-label").startswith("Map of") for i in range(3))
+        check_axe(page)
+        page.emulate_media(color_scheme="dark"); page.wait_for_timeout(500)
+        assert page.evaluate("getComputedStyle(document.querySelector('.px')).backgroundColor") == "rgb(20, 23, 27)"
         only_here(hosts)
 
 
 def check_inside(page):
     "What carries a cell lies over the leads and over the film, and the words say what the colours mean."
-    tinted = "[...document.querySelectorAll('.px-ecg path')].filter(p => /rgb.(230, 120, 0|20, 90, 200)/.test(p.style.fill)).length"
+    tinted = "[...document.querySelectorAll('.px-ecg path')].filter(p => /rgb.(118, 42, 131|27, 120, 55)/.test(p.style.fill)).length"
     def leads(): return page.evaluate(tinted)
     before = film(page)
     assert leads() == 0
     page.get_by_role("tab", name="Inside").click()
     page.get_by_label("what carries the cell").select_option(label="σ = 0")
-    page.wait_for_function("document.querySelector('.px-carried').textContent.includes('under σ = 0')")
+    page.wait_for_function("document.querySelector('.px-why').textContent.includes('under σ = 0')")
     page.wait_for_timeout(100)
     assert film(page) != before and leads() == 12
 

@@ -377,8 +377,8 @@ def _explore_command(
 ):
     "Look at alignment maps in a browser."
     with _one_sentence():
-        from ptacl.app.explorer import serve
-        _need("voila")
+        from ptacl.app.serving import serve
+        _need("voila", "ipywidgets")
         status = serve(cohort, model or (), patients, port, browser)
     raise typer.Exit(status)
 

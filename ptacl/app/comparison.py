@@ -16,9 +16,10 @@ from platformdirs import user_cache_dir
 from tqdm import tqdm
 from .. import __version__
 from ..core.errors import PtaclError
+from ..core.presets import SIZE
 from ..data.cohort import Cohort
 from ..evaluate.alignment import patient_scores
-from ..evaluate.whatif import as_batch, layer_maps
+from ..evaluate.whatif import as_batch, other_film, seen_by
 from ..nets.joint import PTACL, from_pretrained, stored_kind
 from ..simulate.cohorts import write_virtual
 from ..simulate.patients import simulate
@@ -37,14 +38,16 @@ def shipped_cohort(
     n: int = 60,                      # patients
 ) -> Path:
     "Virtual patients to look at, made at the first call."
-    path = Path(folder or user_cache_dir("ptacl")) / f"explorer-{__version__}-{n}"
+    path = Path(folder or user_cache_dir("ptacl")) / f"virtual-{__version__}-{n}"
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".making-", dir=path.parent) as tmp:
         new = Path(tmp) / "new"
-        patients = simulate(n, 2, rhythm="af", affected=1 / 6)
-        write_virtual([patients], new, workers=1, shares={"test": 1.0})
+        made_of = {"seed": 2, "rhythm": "af", "affected": 1 / 6}
+        patients = simulate(n, **made_of)
+        write_virtual([patients], new, workers=1, shares={"test": 1.0},
+                      simulated=made_of | {"size": SIZE}) # so that each can be drawn again
         try:
             return new.rename(path)
         except OSError:
@@ -128,24 +131,40 @@ class Compared:
         self.ids = list(self.cohort.table.index[self.rows])
         self.preset = next(iter(self.models.values())).preset
         self.T = self.preset.T
-        self.maps = self._all_maps(batch) # name -> (n, depths, T, T)
+        self.batch = batch
+        self.embeddings = {} # name -> (z_ecg, z_cmr), (n, P) each
+        self._kept = {}      # film -> maps
+        self.maps = self.maps_under("") # name -> (n, depths, T, T)
         self.depth = max(maps.shape[1] for maps in self.maps.values()) - 1
-
-    def _all_maps(self, batch: int) -> dict[str, torch.Tensor]: # name -> (n, depths, T, T)
-        "The maps of all patients."
-        parts = [self.rows[i:i + batch] for i in range(0, len(self.rows), batch)]
-        done = [self.maps_of(*self.read(part)) for part in tqdm(parts, "maps", delay=2, disable=None)]
-        return {name: torch.cat([maps[name] for maps in done]) for name in self.models}
 
     def read(self, rows) -> tuple: # mV (B, 12, 5000), R-peaks (B, R), cine (B, F, H, W) uint8
         "Patients from the store."
         records = self.cohort.batch(rows, None)
         return records["ecg"], records["r_peaks"], records["cine"]
 
-    def maps_of(self, mv, r_peaks, cine) -> dict[str, torch.Tensor]: # name -> (B, depths, T, T)
-        "Maps of any patients, at every depth."
-        batch = as_batch(mv, r_peaks, cine, self.preset.normalize)
-        return {name: layer_maps(model, batch) for name, model in self.models.items()}
+    def seen(self, mv, r_peaks, cine, film: str = "") -> dict[str, tuple]: # name -> as of `seen_by`
+        "What every model says of any patients, whose films may be changed."
+        view = other_film(as_batch(mv, r_peaks, cine, self.preset.normalize), self.preset, film)
+        return {name: seen_by(model, view) for name, model in self.models.items()}
+
+    def maps_of(self, mv, r_peaks, cine, film: str = "") -> dict[str, torch.Tensor]:
+        "Maps of any patients, name -> (B, depths, T, T), at every depth."
+        return {name: seen[0] for name, seen in self.seen(mv, r_peaks, cine, film).items()}
+
+# %% ../../nbs/70_comparison.ipynb #2888c03b
+@patch
+def maps_under(self: Compared, film: str) -> dict[str, torch.Tensor]: # name -> (n, depths, T, T)
+    "The maps of all patients, whose films are as they are, stand still or begin elsewhere; made once."
+    if film in self._kept:
+        return self._kept[film]
+    parts = [self.rows[i:i + self.batch] for i in range(0, len(self.rows), self.batch)]
+    shown = tqdm(parts, "maps", delay=2, disable=None)
+    done = [self.seen(*self.read(part), film) for part in shown]
+    joined = {name: tuple(map(torch.cat, zip(*(part[name] for part in done)))) for name in self.models}
+    if not film:
+        self.embeddings = {name: seen[1:] for name, seen in joined.items()}
+    self._kept[film] = {name: seen[0] for name, seen in joined.items()}
+    return self._kept[film]
 
 # %% ../../nbs/70_comparison.ipynb #17c49d5f
 @patch

@@ -151,7 +151,7 @@ def ecg_figure(
         **_STILL, shapes=_below_ecg(t, lo, hi, beats, T),
         annotations=[_lead_label(name, i) for i, name in enumerate(names)],
         margin={"l": 4, "r": 4, "t": 4, "b": 34},
-        xaxis=_axis("time (s); 25 mm/s, 10 mm/mV", range=[t[0], t[-1]], tickvals=ticks),
+        xaxis=_axis("s (25 mm/s, 10 mm/mV)", range=[t[0], t[-1]], tickvals=ticks),
         yaxis=_BARE_AXIS | {"range": [lo, hi], "showticklabels": False, "ticks": ""}))
 
 # %% ../../nbs/67_figures.ipynb #0a1e3f16
@@ -198,7 +198,7 @@ def cycle_figure(
     unit: str,           # of the volume
     lead: np.ndarray,    # of `lead_of_mean_beat`
     systole: float,      # phase of end-systole
-    beat: float,         # s
+    beat: float,         # s; NaN where not known
     models: dict,        # name -> phase of end-systole in the ECG, or None
 ) -> go.Figure:
     "The volume curve over the beat, and when end-systole is."
@@ -208,11 +208,12 @@ def cycle_figure(
     dashed = {"type": "line", "x0": systole, "x1": systole, "y0": 0, "y1": 1, "yref": "y domain",
               "line": {"color": _CURVES["LV volume"], "width": 1, "dash": "dash"}}
     legend = "  ".join(f'<b style="color:{colour}">—</b> {name}' for name, colour in _CURVES.items())
-    above = {"text": legend, "x": 0, "xref": "paper", "xanchor": "left",
+    above = {"text": legend, "x": 0, "xref": "paper", "xanchor": "left", "xshift": -46, "font": {"size": 10},
              "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
+    length = f" ({1000 * beat:.0f} ms)" if np.isfinite(beat) else ""
     return go.Figure([ecg, curve, *marks], go.Layout(
         **_STILL, shapes=[dashed], annotations=[above], margin={"l": 50, "r": 8, "t": 22, "b": 38},
-        xaxis=_axis(f"phase of the beat ({1000 * beat:.0f} ms)", range=[0, 1]),
+        xaxis=_axis(f"phase of the beat{length}", range=[0, 1]),
         yaxis=_axis(f"LV volume ({unit})"), yaxis2={"overlaying": "y", "visible": False, "fixedrange": True}))
 
 # %% ../../nbs/67_figures.ipynb #9d547334
@@ -231,6 +232,10 @@ def _for_json(x):
         return [_for_json(v) for v in x]
     return x
 
+_BODY = ("body { margin: 8px; background: #fff; color: #222; font: 12px system-ui, sans-serif; } "
+         "@media (prefers-color-scheme: dark) { body { background: #14171b; color: #e4e6ea; } }")
+
+
 def standalone(
     view: dict,  # what is shown
     note: str,   # a line under it
@@ -239,9 +244,10 @@ def standalone(
     data = json.dumps(_for_json(view)).replace("<", "\\u003c")
     start = f"linkedView(document.getElementById('view'), window.Plotly, {{}}).show({data});"
     program = f"{asset('view.js')}\n{start}"
-    style = f"body {{ margin: 8px; }} {asset('page.css')}"
+    style = f"{_BODY} {asset('page.css')}"
     width = "<meta name='viewport' content='width=device-width'>"
     head = f"<meta charset='utf-8'>{width}<title>{escape(view['title'])}</title><style>{style}</style>"
-    body = f"<div id='view'></div><p class='px-help'>{escape(note)}</p><script>{{{program}}}</script>"
+    note = f"<p class='px-note'>{escape(note)}</p>"
+    body = f"<main><div id='view'></div>{note}</main><script>{{{program}}}</script>"
     head += f"<script>{get_plotlyjs()}</script>"
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{body}</body></html>"
