@@ -18,7 +18,9 @@ from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS
 from ptacl.core.privacy import mask_ids
 from ptacl.data.dicom import read_cine
-from ptacl.data.ecg_files import lead_name, make_ecg, _parse_samples, read_ecg, twelve_leads
+from ptacl.data.ecg_files import read_ecg
+from ptacl.data.standard_leads import lead_name, make_ecg, twelve_leads
+from ptacl.data.xml_exports import _parse_samples
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 need_wfdb = pytest.mark.skipif(not (REAL / "ecg_wfdb").exists(), reason="no real WFDB records in ../shared/real")

@@ -9,7 +9,8 @@ from ptacl.signal.beats import detect_r_peaks
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS
 from ptacl.data.dicom import read_cine
-from ptacl.data.ecg_files import EINTHOVEN, read_ecg
+from ptacl.data.ecg_files import read_ecg
+from ptacl.data.standard_leads import EINTHOVEN
 from ptacl.core.presets import SPACING
 from ptacl.simulate.patients import simulate
 from ptacl.simulate.cine_writers import acdc_folder, dicom_series, multiframe_dicom, nifti_bytes, ukb_zip

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from pydicom.pixels import apply_rescale, pixel_array
 from pydicom.tag import Tag
 from ..core.errors import PtaclError
-from .ecg_files import LONG_HEADERS, nested_bytes, open_dicom
+from .ecg_dicom import LONG_HEADERS, nested_bytes, open_dicom
 from .nifti import check_moments, check_size, check_spacing, cine_phase, plausible_interval
 from .nifti import read_acdc, read_labels, read_nifti, read_ukbb_folder
 from .recordings import Cine, MAX_FILES, MAX_HEADER_READS, MAX_NESTED_BYTES, MAX_PIXEL_BYTES

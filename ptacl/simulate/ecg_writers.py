@@ -19,7 +19,7 @@ from pydicom.sequence import Sequence
 from ..core.errors import PtaclError
 from ..core.presets import FS, LEADS
 from ..core.privacy import virtual_name
-from ..data.ecg_files import SCP_LEADS
+from ..data.ecg_dicom import SCP_LEADS
 
 # %% ../../nbs/35_ecg_writers.ipynb #902eafa2
 def _as_int16(
