@@ -7,30 +7,18 @@ __all__ = ['app', 'named']
 
 # %% ../../nbs/99_cli.ipynb #bb6f7720
 import inspect
-import os
-import re
-import signal
-import sys
-import threading
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from importlib.metadata import requires, version
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Annotated, Literal, NoReturn
-import psutil
 import typer
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+from .endings import begin, need, one_sentence
 from ..core.errors import PtaclError, did_you_mean
-from ..core.logs import keep_traceback
-from ..core.privacy import mask_ids
 
 # %% ../../nbs/99_cli.ipynb #ab521108
 _HELP = "Joint representations of ECG and cardiac MRI. For research, not for clinical use."
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help=_HELP)
-_settings = {"verbose": False} # of the command that runs
 
 
 def _show_version(wanted: bool):
@@ -47,125 +35,7 @@ def _main(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show tracebacks, too.")] = False,
 ):
     "Joint representations of ECG and cardiac MRI. For research, not for clinical use."
-    _settings["verbose"] = verbose
-    context.with_resource(_heard_as(lambda *_: _end_by_hand("nothing was started")))  # while libraries load
-    for stream in (sys.stdout, sys.stderr):  # a Windows console may lack σ
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-
-# %% ../../nbs/99_cli.ipynb #df77c584
-def _show_traceback(error: Exception):
-    "The traceback where `--verbose` asks for it, with its causes and without anybody's number."
-    if _settings["verbose"]:
-        typer.echo(mask_ids("".join(traceback.format_exception(error))), err=True)
-
-
-def _fail(error: PtaclError) -> NoReturn:
-    "Say where, what was wrong and what to do, and end with status 1."
-    _show_traceback(error)
-    place = f"{error.where}: " if error.where else ""
-    remedy = f". {error.remedy}" if error.remedy else ""
-    typer.secho(f"ptacl: {place}{error.reason}{remedy}", fg="red", err=True)
-    raise typer.Exit(1)
-
-
-def _fail_unforeseen(error: Exception) -> NoReturn:
-    "Keep the traceback of a fault of the kit, name the log, and end with status 1."
-    _show_traceback(error)
-    try:
-        kept = f"its traceback is in {keep_traceback(error)}"
-    except OSError as e:
-        kept = f"its traceback could not be kept ({e.strerror or type(e).__name__}), --verbose shows it"
-    typer.secho(f"ptacl: unforeseen {type(error).__name__}, a fault of the kit: {kept}", fg="red", err=True)
-    raise typer.Exit(1)
-
-# %% ../../nbs/99_cli.ipynb #a91c04d7
-def _kill_children():
-    "End workers and kernels, which would be waited for."
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            process.kill()
-
-
-def _end_by_hand(kept: str) -> NoReturn:
-    "Say what is kept and how to go on, and end at once: workers and kernels are not waited for."
-    typer.secho(f"\nptacl: stopped by hand; {kept}", fg="yellow", err=True)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    _kill_children()
-    os._exit(130)  # as a shell says that Ctrl-C ended a command
-
-
-@contextmanager
-def _heard_as(handler: Callable) -> Iterator[None]:
-    "What Ctrl-C does in the block."
-    if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
-        yield
-        return
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _ending_soon(kept: str) -> Iterator[None]:
-    "Ctrl-C in the block ends the command within 2 s, whatever waits for whom."
-    def interrupt(*_):
-        timer = threading.Timer(1.2, _end_by_hand, [kept])
-        timer.daemon = True
-        timer.start()
-        _kill_children()
-        raise KeyboardInterrupt
-    with _heard_as(interrupt):
-        yield
-
-# %% ../../nbs/99_cli.ipynb #64ce44b1
-def _extra_of(package: str) -> str: # "" where none brings it
-    "The optional part of the kit that brings a package."
-    for requirement in requires("ptacl") or ():
-        found = re.match(r"([\w.-]+).*;.*extra == .(app|course|cluster|export)\b", requirement)
-        if found and found[1].replace("-", "_").lower() == package.replace("-", "_").lower():
-            return found[2]
-    return ""
-
-
-def _need(*packages: str) -> None:
-    "Raises `ModuleNotFoundError` where a package that runs in a process of its own is not installed."
-    for package in packages:
-        if find_spec(package) is None:
-            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-
-
-def _fail_not_installed(error: ModuleNotFoundError) -> NoReturn:
-    "Name the optional part of the kit that brings a missing package."
-    package = (error.name or "").split(".")[0]
-    extra = _extra_of(package)
-    if not extra:
-        _fail_unforeseen(error)
-    _fail(PtaclError(f"this command needs {package}, which is not installed",
-                     f"Install it: pip install 'ptacl[{extra}]'"))
-
-# %% ../../nbs/99_cli.ipynb #acdd67cc
-@contextmanager
-def _one_sentence(
-    kept: str = "",  # what is, where the block is stopped by hand; "": the block ends by itself
-) -> Iterator[None]:
-    "What goes wrong in the block, and Ctrl-C, end the command with one sentence."
-    try:
-        with _ending_soon(kept) if kept else _heard_as(signal.default_int_handler):
-            yield
-    except (typer.Exit, typer.Abort):
-        raise
-    except KeyboardInterrupt:
-        _end_by_hand(kept or "nothing was written")
-    except PtaclError as e:
-        _fail(e)
-    except ModuleNotFoundError as e:
-        _fail_not_installed(e)
-    except Exception as e:
-        _fail_unforeseen(e)
+    begin(context, verbose)
 
 # %% ../../nbs/99_cli.ipynb #ff7b0be0
 _FREE_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -236,7 +106,7 @@ def _simulate_command(
     from ptacl.simulate.cohorts import write_virtual
     from ptacl.simulate.patients import simulate
     from ptacl.simulate.writers import in_batches, write_patients
-    with _one_sentence(
+    with one_sentence(
         "patients written so far are kept, but not yet a whole cohort; the same command into another "
         "folder makes it whole"):
         if n < 1:
@@ -275,7 +145,7 @@ def _ingest_command(
     "Read raw files into a cohort under pseudonyms."
     from ptacl.data.ingest import ingest, write_names
     from ptacl.inference.outputs import check_output
-    with _one_sentence("patients stored so far are kept; the same command goes on with the rest"):
+    with one_sentence("patients stored so far are kept; the same command goes on with the rest"):
         for file in filter(None, (quarantine, names)):
             check_output(file)
         ingested = ingest(
@@ -294,7 +164,7 @@ def _audit_command(
 ):
     "Find what looks like a participant id. Status 1 where there is something."
     from ptacl.app.audit import audit, describe_findings
-    with _one_sentence():
+    with one_sentence():
         findings = audit(path, history)
     typer.echo(describe_findings(findings))
     raise typer.Exit(int(len(findings) > 0))
@@ -336,7 +206,7 @@ def _run_command(
 ):
     """Run an experiment notebook; its report goes to reports/EXPERIMENT, or to the parameter output_dir.
     -p NAME VALUE sets a parameter."""
-    with _one_sentence(
+    with one_sentence(
         "the notebook as far as it came is running.ipynb in the report's folder, with the models "
         "trained so far; the same command runs it again"):
         from ptacl.studies.experiments import run_experiment
@@ -357,7 +227,7 @@ def _report_command(
     folder: Annotated[Path, typer.Argument(help="folder of runs, at any depth")] = Path("reports"),
 ):
     "Gather finished and failed runs into one page, one CSV file and LaTeX tables."
-    with _one_sentence():
+    with one_sentence():
         from ptacl.studies.report import write_report
         gathered = write_report(folder)
     _show_report(gathered)
@@ -376,9 +246,9 @@ def _explore_command(
     browser: Annotated[bool, typer.Option(help="open one")] = True,
 ):
     "Look at alignment maps in a browser."
-    with _one_sentence():
+    with one_sentence():
         from ptacl.app.explorer import serve
-        _need("voila")
+        need("voila")
         status = serve(cohort, model or (), patients, port, browser)
     raise typer.Exit(status)
 
@@ -426,7 +296,7 @@ def _embed_command(
     "Embed ECG files: one row each, the features that a probe works with."
     from ptacl.inference.embedding import embed
     options = {"workers": workers, "key": key, "own_names": own_names, "allow": allow or ()}
-    with _one_sentence("nothing was written; the same command begins anew"):
+    with one_sentence("nothing was written; the same command begins anew"):
         _keep_unless(force, out)
         written = embed(files, _features_of(model, projected, device), out, **options)
     _show_written(written)
@@ -442,7 +312,7 @@ def _predict_command(
     "Predict phenotypes of ECG files, each with its interval; without one where a fault was allowed."
     from ptacl.inference.prediction import load_probe, predict_phenotypes
     options = {"workers": workers, "key": key, "own_names": own_names, "allow": allow or ()}
-    with _one_sentence("nothing was written; the same command begins anew"):
+    with one_sentence("nothing was written; the same command begins anew"):
         _keep_unless(force, out)
         module = _features_of(model, device=device)
         written = predict_phenotypes(files, module, load_probe(probe, module), out, level, **options)
@@ -461,7 +331,7 @@ def _probe_command(
     from ptacl.data.cohort import Cohort
     from ptacl.inference.prediction import probe_cohort, save_probe
     names = [name.strip() for name in phenotypes.split(",") if name.strip()]
-    with _one_sentence("nothing was written; the same command begins anew"):
+    with one_sentence("nothing was written; the same command begins anew"):
         fitted = probe_cohort(_features_of(model, device=device), Cohort.open(cohort), names)
         save_probe(fitted, out)
     typer.echo(f"{out.name}: {fitted}")
@@ -475,7 +345,7 @@ def _export_command(
 ):
     "Write the ECG encoder for other software, and compare it with the original."
     from ptacl.inference.export import export_encoder
-    with _one_sentence("nothing was written; the same command begins anew"):
+    with one_sentence("nothing was written; the same command begins anew"):
         worst = export_encoder(_features_of(model, projected, "cpu"), out)
     typer.echo(f"{out.name}: differs from the model by {worst:.1e} at most")
 
@@ -489,7 +359,7 @@ def _workshop_build_command(
     out: Annotated[Path, typer.Argument(help="folder for it; must not exist, or be empty")],
 ):
     "Student and teacher versions, slides that need no internet, the teacher's guide and a handout to print."
-    with _one_sentence():
+    with one_sentence():
         from ptacl.course.workshop import build
         build(out)
     typer.echo(f"student and teacher versions, slides, guide.html and handout.html in {out}")
@@ -502,7 +372,7 @@ def _workshop_check_command(
 ):
     """Run all sessions with their solutions, and try the typical wrong answers. Status 1 where something is
     amiss."""
-    with _one_sentence():
+    with one_sentence():
         from ptacl.course.workshop import check
         problems = check(session or (), run, typer.echo)
     typer.echo("\n".join(problems) or "all is well")
@@ -517,9 +387,9 @@ def _workshop_start_command(
              "such as --no-browser or --port=8890, in any order")] = None,
 ):
     "JupyterLab on a fresh copy of the student version."
-    with _one_sentence():
+    with one_sentence():
         from ptacl.course.workshop import split_options, start_session
-        _need("jupyterlab")
+        need("jupyterlab")
         folder, options = split_options(arguments or ())
         status = start_session(folder or "ptacl-workshop", options)
     raise typer.Exit(status)
@@ -531,7 +401,7 @@ def _workshop_progress_command(
     out: Annotated[Path | None, typer.Option(help="also as a page: progress.html")] = None,
 ):
     "Who has passed what, from notebooks that learners share or hand in; nothing is run."
-    with _one_sentence():
+    with one_sentence():
         from ptacl.course.workshop import progress, progress_text, write_progress
         table = progress(folder)
         typer.echo(progress_text(table))
@@ -548,7 +418,7 @@ def _bench_command(
 ):
     "Measure speed and memory of every part, against what this machine could do and against other ways."
     from ptacl.bench.bench import bench, result_text
-    with _one_sentence():
+    with one_sentence():
         typer.echo(result_text(bench(quick, device, only, out)))
     typer.echo(f"numbers: {out}")
 
