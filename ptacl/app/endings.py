@@ -142,7 +142,7 @@ def one_sentence(
 
 # %% ../../nbs/98_endings.ipynb #ba3c6236
 def begin(context: typer.Context, verbose: bool) -> None:
-    "What every command begins with: whether tracebacks are shown, and how Ctrl-C ends it while libraries load."
+    "What every command begins with: whether tracebacks show, and how Ctrl-C ends it while libraries load."
     _settings["verbose"] = verbose
     context.with_resource(_heard_as(lambda *_: _end_by_hand("nothing was started")))
     for stream in (sys.stdout, sys.stderr):  # a Windows console may lack σ
