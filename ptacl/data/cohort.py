@@ -25,7 +25,7 @@ from .splits import SHARES, SPLITS, assign_splits
 from .store import NUMERIC, SHARD, Store, TEXTS, cohort_attributes, create_store, factors
 from .store import lead_stats, name_of, table_rows
 from .tables import COVARIATES
-from ..signal.beats import sure_r_peaks
+from ..signal.sure_beats import sure_r_peaks
 
 # %% ../../nbs/39_cohort.ipynb #ebb8fcfb
 class Cohort(Store):

@@ -22,7 +22,8 @@ from .ecg_files import read_ecg
 from .recordings import ECG
 from .sources import Source
 from .store import to_counts
-from ..signal.beats import FoundBeats, find_beats, judge_beats, rhythm_of
+from ..signal.beats import FoundBeats, find_beats
+from ..signal.sure_beats import judge_beats, rhythm_of
 from ..signal.cmr import middle_slice, preprocess as preprocess_cine
 from ..signal.ecg import preprocess_ecg, quality
 
