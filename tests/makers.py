@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from ptacl.core.presets import LEADS
-from ptacl.data.ecg_files import EINTHOVEN
+from ptacl.data.standard_leads import EINTHOVEN
 
 ID = str(10**6 + 234_567)  # looks like a participant
 SAX = "CINE_segmented_SAX_b{}"

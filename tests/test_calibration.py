@@ -8,8 +8,8 @@ import torch
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.metrics import r2_score
 
-from ptacl.simulate.calibration import _READINGS, calibration, ceilings, correlations, references, study, visible
-from ptacl.simulate.rulers import cine_features, ecg_features, edge, _mean_whole_beats, passing, rays, reference_r2, sokolow_lyon
+from ptacl.simulate.calibration import _READINGS, _calibration, ceilings, _correlations, _references, _study, _visible
+from ptacl.simulate.rulers import cine_features, ecg_features, _edge, _mean_whole_beats, _passing, _rays, reference_r2, sokolow_lyon
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS, PHENOTYPES
 from ptacl.simulate.causes import DEMOGRAPHICS, REFERENCE
@@ -31,14 +31,14 @@ def result(root): return json.loads((root / "nbs/results/calibration.json").read
 # --- references --------------------------------------------------------------------------------------------------------
 
 def test_every_quantity_has_its_reference():
-    quantities = set(references().index)
+    quantities = set(_references().index)
     assert {(k, s) for k in (*PHENOTYPES, *DEMOGRAPHICS[1:]) for s in "MF"} | {(k, "all") for k in _READINGS} == quantities
     assert set(_READINGS) == {"hr_ecg", "pq", "qrs", "qt", "axis", "t_axis"}
 
 
 @pytest.mark.parametrize("seed", [5, 6, 7])
 def test_means_and_spreads(seed):
-    t = calibration(simulate(20_000, seed=seed, ecg=False, cine=False))
+    t = _calibration(simulate(20_000, seed=seed, ecg=False, cine=False))
     assert t["shift"].abs().max() < 0.15 and t.spread.abs().max() < 0.15, t[(t["shift"].abs() > 0.1) | (t.spread.abs() > 0.1)]
 
 
@@ -46,14 +46,14 @@ def test_calibration_sees_a_wrong_mean_and_a_wrong_spread(cohort):
     wrong = simulate(20_000, seed=5, ecg=False, cine=False)
     wrong.phenotypes["LVM"] *= 1.1
     wrong.causes["qt"] = 426 + 1.3 * (wrong.causes.qt - 426)
-    t, right = calibration(wrong), calibration(cohort)
+    t, right = _calibration(wrong), _calibration(cohort)
     assert t.loc[("LVM", "M"), "shift"] > 0.3 and t.loc[("qt", "all"), "spread"] > 0.2
     same = [k for k in t.index if k[0] not in ("LVM", "qt")]
     pd.testing.assert_frame_equal(t.loc[same], right.loc[same])
 
 
 def test_correlations(cohort):
-    c = correlations(cohort)
+    c = _correlations(cohort)
     assert 0.55 < c.measured["LVM and QRS duration"] < 0.65
     assert 0.23 < c.measured["LVM and Sokolow-Lyon voltage"] < 0.30
     for name in c.index[3:]: assert abs(c.measured[name] - c["from"][name]) < 0.012, name
@@ -81,14 +81,14 @@ def test_features_do_not_depend_on_the_batch():
 
 
 def test_shares_and_edges():
-    t = passing(torch.ones(2, 100), (0.1, 0.5), 0.)
+    t = _passing(torch.ones(2, 100), (0.1, 0.5), 0.)
     torch.testing.assert_close(t, torch.tensor([[20., 100.]] * 2))
     ray = torch.tensor([1., 1., 0., 0., 1., 1.])
-    assert edge(ray, torch.tensor([0.5]), torch.tensor(0.), False) == 1.5
-    assert edge(ray, torch.tensor([0.5]), torch.tensor(2.), True) == 3.5
-    assert edge(ray, torch.tensor([2.0]), torch.tensor(0.), True) == 6
+    assert _edge(ray, torch.tensor([0.5]), torch.tensor(0.), False) == 1.5
+    assert _edge(ray, torch.tensor([0.5]), torch.tensor(2.), True) == 3.5
+    assert _edge(ray, torch.tensor([2.0]), torch.tensor(0.), True) == 6
     grey = torch.arange(84.).expand(1, 84, 84)                                        # grey level = column
-    out = rays(grey, torch.tensor([40.]), torch.tensor([40.]), torch.tensor([0.]))
+    out = _rays(grey, torch.tensor([40.]), torch.tensor([40.]), torch.tensor([0.]))
     torch.testing.assert_close(out[0, 0, [0, 20]], torch.tensor([40., 30.]))          # 20 · 0.09 cm = 10 pixels to the left
 
 
@@ -121,7 +121,7 @@ def test_stored_study(result):
 
 @pytest.mark.long
 def test_study():
-    r2 = study(5000, seed=31)
+    r2 = _study(5000, seed=31)
     assert ((r2.ECG - PAPER.ECG).abs() < 0.10).all() and ((r2.slice - PAPER.slice).abs() < 0.12).all(), r2
     assert (r2.ECG < r2.ecg + 0.03).all() and (r2.slice < r2.cine + 0.03).all(), r2
 
@@ -139,7 +139,7 @@ def test_ceilings(cohort):
 
 def test_a_ceiling_is_one(cohort):
     "Boosted trees find no more in what is visible than the ceiling says."
-    top, x, y = ceilings(cohort), visible(cohort), cohort.phenotypes
+    top, x, y = ceilings(cohort), _visible(cohort), cohort.phenotypes
     for modality, name in (("ecg", "LVEDV"), ("ecg", "LVEF"), ("cine", "LVM"), ("cine", "RVEF")):
         a, b = x[modality][:15_000], x[modality][15_000:]
         trees = HistGradientBoostingRegressor(max_iter=100).fit(a, y[name][:15_000])

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from ptacl.data import store as module
 from ptacl.data.cohort import Cohort, Stream
-from ptacl.data.store import MV, SHARD, SHARES, SPLITS, assign_splits, factors, lead_stats, shard_parts, to_counts
+from ptacl.data.splits import SHARES, SPLITS, assign_splits
+from ptacl.data.store import MV, SHARD, factors, lead_stats, shard_parts, to_counts
 from ptacl.signal.ecg import normalize
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS, PHENOTYPES, SCOPES
@@ -437,7 +438,7 @@ def test_order_of_rows_does_not_matter():
         assert all(abs(shares[s] - SHARES[s]) < 0.03 for s in SPLITS)
 
 
-def test_constants(): assert module.FORMAT == 1 and [p.stop - p.start for p in shard_parts(60, 200)] == [4, 64, 64, 8]
+def test_constants(): assert module._FORMAT == 1 and [p.stop - p.start for p in shard_parts(60, 200)] == [4, 64, 64, 8]
 
 
 def measure_training(folder, queue):
@@ -483,7 +484,7 @@ def test_training_sees_no_beat_at_a_doubtful_peak(made, tmp_path):
 
 def test_a_store_from_before_the_verdicts_opens(copy):
     generation = Cohort.open(copy).attributes["generation"]
-    for name in module.LATER: shutil.rmtree(copy / "table" / str(generation) / name)
+    for name in module._LATER: shutil.rmtree(copy / "table" / str(generation) / name)
     cohort = Cohort.open(copy)
     assert not len(cohort.verify()) and set(cohort.table.rhythm) == {""} and np.isnan(cohort.agreement).all()
     Cohort.open(copy, write=True).extend([])                  # and is as new after the next change

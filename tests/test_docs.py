@@ -170,14 +170,14 @@ def commands(text: str) -> list:
 def test_commands_in_the_texts_exist(file):
     from typer.main import get_command
 
-    from ptacl.app.cli import app, named
+    from ptacl.app.cli import app, _named
     from ptacl.studies.experiments import check_parameters, find_experiment
     known = get_command(app).commands
     for _, name, *words in commands((ROOT / file).read_text(encoding="utf-8")):
         options = {o for p in known[name].params for o in p.opts}
         assert {w for w in words if w.startswith("--")} <= options
         given = [words[i:i + 3] for i, w in enumerate(words) if w == "-p"]
-        if name == "run": check_parameters(find_experiment(words[0]), named(sum(given, [])))
+        if name == "run": check_parameters(find_experiment(words[0]), _named(sum(given, [])))
 
 
 def test_commands_are_found_in_a_text():

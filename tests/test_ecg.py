@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from ptacl.core.presets import SCOPES
-from ptacl.signal.ecg import denoise, ecg_stats, normalize, plot_ecg, preprocess_ecg, quality, wavelet_bands
+from ptacl.signal.ecg import denoise, _ecg_stats, normalize, plot_ecg, preprocess_ecg, quality, wavelet_bands
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS
 from ptacl.simulate.patients import simulate
@@ -93,9 +93,9 @@ def test_a_record_is_prepared_alike_in_every_batch(ecg, fs, n, cuts, threads, sc
 
 def test_a_record_is_normalised_alike_however_it_lies_in_memory(ecg):
     for scope in ("record", "lead", "group"):
-        stats = [np.stack(ecg_stats(x, scope)) for x in (ecg, np.asfortranarray(ecg), np.repeat(ecg, 2, -1)[..., ::2])]
+        stats = [np.stack(_ecg_stats(x, scope)) for x in (ecg, np.asfortranarray(ecg), np.repeat(ecg, 2, -1)[..., ::2])]
         assert (stats[0] == stats[1]).all() and (stats[0] == stats[2]).all()
-        assert (np.stack(ecg_stats(ecg[3:4], scope)) == stats[0][:, 3:4]).all()
+        assert (np.stack(_ecg_stats(ecg[3:4], scope)) == stats[0][:, 3:4]).all()
 
 
 def test_denoising_is_linear_and_keeps_einthoven(ecg):
@@ -120,7 +120,7 @@ def test_scale_and_offset_do_not_matter_and_flat_is_finite(ecg, scope, gain, off
 
 
 def test_cohort_keeps_absolute_voltage_and_record_does_not(ecg):
-    stats = ecg_stats(ecg, "cohort")
+    stats = _ecg_stats(ecg, "cohort")
     once, twice = (normalize(k * ecg[:1], "cohort", stats).std() for k in (1, 2))
     np.testing.assert_allclose(twice, 2 * once, rtol=1e-4)
     np.testing.assert_allclose(normalize(2 * ecg[:1]), normalize(ecg[:1]), atol=1e-4)

@@ -8,7 +8,8 @@ from makers import ID, muse, record, strip, voltages
 
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS
-from ptacl.data.ecg_files import lead_name, make_ecg, read_ecg, to_millivolt
+from ptacl.data.ecg_files import read_ecg
+from ptacl.data.standard_leads import lead_name, make_ecg, to_millivolt
 
 
 @pytest.fixture

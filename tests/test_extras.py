@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, metadata
 import pytest
 from typer.testing import CliRunner
 
-from ptacl.app import cli
+from ptacl.app import cli, endings
 from ptacl.course import workshop
 from ptacl.data import ingest
 
@@ -39,7 +39,7 @@ def test_what_the_app_needs_is_named(monkeypatch, tmp_path, words, package, modu
 @pytest.mark.parametrize("words, package", [(["explore", "--no-browser"], "voila"), (["workshop", "start", "out"], "jupyterlab")])
 def test_what_runs_in_a_process_of_its_own_is_looked_for_first(monkeypatch, tmp_path, words, package):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == package else object())
+    monkeypatch.setattr(endings, "find_spec", lambda name: None if name == package else object())
     assert f"needs {package}, which" in said_by(*words)
     assert not list(tmp_path.iterdir())
 
@@ -49,18 +49,18 @@ def test_course_and_cluster_are_named(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(workshop, "distribution", gone)
     assert "pip install 'ptacl[course]'" in said_by("workshop", "build", str(tmp_path / "out"))
     without(monkeypatch, "distributed")
-    with pytest.raises(cli.typer.Exit), cli._one_sentence(): list(ingest._on_cluster([], "tcp://127.0.0.1:1"))
+    with pytest.raises(cli.typer.Exit), endings.one_sentence(): list(ingest._on_cluster([], "tcp://127.0.0.1:1"))
     assert "pip install 'ptacl[cluster]'" in capsys.readouterr().err
 
 
 def test_another_missing_package_is_a_fault_of_the_kit(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(cli, "keep_traceback", lambda error: tmp_path / "log")
-    with pytest.raises(cli.typer.Exit), cli._one_sentence(): raise ModuleNotFoundError("No module named 'joblib'", name="joblib")
+    monkeypatch.setattr(endings, "keep_traceback", lambda error: tmp_path / "log")
+    with pytest.raises(cli.typer.Exit), endings.one_sentence(): raise ModuleNotFoundError("No module named 'joblib'", name="joblib")
     assert "unforeseen ModuleNotFoundError" in capsys.readouterr().err
 
 
 def test_every_optional_package_leads_to_an_extra():
     extras = [e for e in metadata("ptacl").get_all("Provides-Extra") if e != "dev"]
     assert sorted(extras) == ["app", "cluster", "course", "export", "formats"]
-    assert {cli._extra_of(p) for p in ("plotly", "django-static-mathjax", "django_static_mathjax", "dask", "onnx", "h5py")} == set(extras)
-    assert cli._extra_of("torch") == cli._extra_of("ptacl") == cli._extra_of("") == ""
+    assert {endings._extra_of(p) for p in ("plotly", "django-static-mathjax", "django_static_mathjax", "dask", "onnx", "h5py")} == set(extras)
+    assert endings._extra_of("torch") == endings._extra_of("ptacl") == endings._extra_of("") == ""

@@ -193,8 +193,8 @@ def test_edf(tmp_path, x):
 
 
 def test_the_extra_is_named_where_it_lacks(tmp_path, monkeypatch):
-    from ptacl.data import ecg_files
+    from ptacl.data import ecg_arrays
     def missing(name): raise ImportError(name)
-    monkeypatch.setattr(ecg_files, "import_module", missing)
+    monkeypatch.setattr(ecg_arrays, "import_module", missing)
     for start in (b"\x89HDF\r\n\x1a\n" + bytes(200), b"0       " + bytes(300)):
         with pytest.raises(PtaclError, match=r"not installed. pip install 'ptacl\[formats\]'"): read_ecg(written(tmp_path, "a.bin", start))

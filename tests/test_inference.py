@@ -21,7 +21,7 @@ from makers import ID, dicom_ecg, muse, record, strip
 from typer.testing import CliRunner
 
 from ptacl.inference import embedding, export, screening
-from ptacl.bench.measure import Peak, trim
+from ptacl.bench.measure import _Peak, _trim
 from ptacl.app.cli import app
 from ptacl.data.cohort import SAMPLES, Cohort, Stream
 from ptacl.data.store import MV
@@ -29,9 +29,10 @@ from ptacl.nets.encoders import CMREncoder, ECGEncoder
 from ptacl.core.errors import PtaclError
 from ptacl.train.finetune import Tuned
 from ptacl.inference.embedding import ECGFeatures, embed, features, on_device, _refused_file
-from ptacl.inference.export import export_encoder, run_onnx, run_program
-from ptacl.inference.prediction import Probe, fit_probe, _conformal_half_widths, load_probe, predict_phenotypes, predictions, probe_cohort, save_probe
-from ptacl.inference.screening import find_recordings, in_order, likeness, read_one, screen, visits_of
+from ptacl.inference.export import export_encoder, _run_onnx, _run_program
+from ptacl.inference.prediction import Probe, _conformal_half_widths, _fit_probe, _predictions, load_probe
+from ptacl.inference.prediction import predict_phenotypes, probe_cohort, save_probe
+from ptacl.inference.screening import find_recordings, in_order, _likeness, read_one, screen, visits_of
 from ptacl.data.ingest import ingest
 from ptacl.data.pseudonyms import pseudonym, read_key
 from ptacl.simulate.cohorts import write_virtual
@@ -253,8 +254,8 @@ def test_real_hearts_are_read(shared_real):
 @given(st.integers(0, 2**32 - 1), st.integers(0, 40))
 def test_noise_is_unlike_itself(seed, beats):
     rng = np.random.default_rng(seed)
-    assert likeness(rng.normal(size=(12, 5000)), rng.uniform(0, 10, beats)) < screening._LIKENESS
-    assert -1 <= likeness(np.zeros((12, 5000)), rng.uniform(0, 10, beats)) <= 0
+    assert _likeness(rng.normal(size=(12, 5000)), rng.uniform(0, 10, beats)) < screening._LIKENESS
+    assert -1 <= _likeness(np.zeros((12, 5000)), rng.uniform(0, 10, beats)) <= 0
 
 
 def test_a_run_over_nothing_but_rubbish_says_so(tmp_path, saved):
@@ -308,9 +309,9 @@ def test_thousands_of_recordings_in_the_memory_of_some_hundred(module, tmp_path,
     for k in range(3000): os.symlink(find_recordings([data_samples])[k % 12].resolve(), tmp_path / f"r{k:05d}.xml")
     links, used = find_recordings([tmp_path]), {}
     for n in (600, 3000):
-        with Peak() as memory: done = embed(links[:n], module, tmp_path / "e.parquet", workers=1, own_names=True)
+        with _Peak() as memory: done = embed(links[:n], module, tmp_path / "e.parquet", workers=1, own_names=True)
         assert (done.rows, len(done.refused)) == (n, 0)
-        trim(); used[n] = memory.most, psutil.Process().memory_info().rss
+        _trim(); used[n] = memory.most, psutil.Process().memory_info().rss
     assert used[3000][0] < used[600][0] + 150 * 2**20, "at most: the heap varies by 100 MB, the other recordings are 290"
     assert used[3000][1] < used[600][1] + 40 * 2**20, "and in the end"
 
@@ -332,8 +333,8 @@ def test_coverage_on_virtual_patients_that_were_held_out():
     for k in range(40):
         i = rng.permutation(6000)
         fit, val, test = i[:300], i[300:400], i[400:1400]
-        probe = fit_probe(x[fit], sim.iloc[fit], x[val], sim.iloc[val])
-        p, y = predictions(probe, x[test], level), sim.iloc[test]
+        probe = _fit_probe(x[fit], sim.iloc[fit], x[val], sim.iloc[val])
+        p, y = _predictions(probe, x[test], level), sim.iloc[test]
         inside.append([np.mean((y[n].to_numpy() >= p[f"{n}_low"]) & (y[n].to_numpy() <= p[f"{n}_high"])) for n in sim])
     mean = np.mean(inside)
     assert level - 0.01 < mean < level + 1 / 101 + 0.01
@@ -343,7 +344,7 @@ def test_gaps_do_not_shift_the_others():
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(80, 3)), pd.DataFrame(rng.normal(size=(80, 2)), columns=["LVEDV", "LVM"])
     holed = y.assign(LVM=y.LVM.where(np.arange(80) % 3 > 0))
-    a, b = fit_probe(x[:50], y[:50], x[50:], y[50:]), fit_probe(x[:50], holed[:50], x[50:], holed[50:])
+    a, b = _fit_probe(x[:50], y[:50], x[50:], y[50:]), _fit_probe(x[:50], holed[:50], x[50:], holed[50:])
     np.testing.assert_allclose(a.weight[:, 0], b.weight[:, 0]); assert _conformal_half_widths(a)[0] == _conformal_half_widths(b)[0]
     assert np.isfinite(b.residuals[:, 1]).sum() == holed.LVM[50:].notna().sum()
 
@@ -351,7 +352,7 @@ def test_gaps_do_not_shift_the_others():
 def test_a_probe_comes_back_and_predicts(probe, module, files, tmp_path):
     again = load_probe(save_probe(probe, tmp_path / "p.safetensors"), module)
     x = np.random.default_rng(0).normal(size=(5, tiny.width))
-    pd.testing.assert_frame_equal(predictions(again, x, 0.8), predictions(probe, x, 0.8))
+    pd.testing.assert_frame_equal(_predictions(again, x, 0.8), _predictions(probe, x, 0.8))
     table = pd.read_parquet(predict_phenotypes([files], module, again, tmp_path / "p.parquet", 0.8, workers=1, own_names=True).path)
     assert list(table)[:3] == ["LVEDV", "LVEDV_low", "LVEDV_high"] and len(table.columns) == 3 * len(PHENOTYPES)
     assert all((table[f"{n}_low"] < table[n]).all() and (table[n] < table[f"{n}_high"]).all() for n in PHENOTYPES)
@@ -400,7 +401,7 @@ def test_what_is_no_probe_is_refused(probe, tmp_path, spoil, why):
 @pytest.mark.parametrize("name", ["encoder.onnx", "encoder.pt2"])
 def test_exported_encoders_say_the_same_of_real_and_of_any_number(name, module, data_samples, tmp_path):
     assert export_encoder(module, tmp_path / name) < 1e-4
-    run = {".onnx": run_onnx, ".pt2": run_program}[Path(name).suffix](tmp_path / name)
+    run = {".onnx": _run_onnx, ".pt2": _run_program}[Path(name).suffix](tmp_path / name)
     ecg = torch.from_numpy(np.stack([screen(f)[0] for f in find_recordings([data_samples])[:5]])).float() * MV
     with torch.no_grad():
         for n in (1, 2, 5): torch.testing.assert_close(run(ecg[:n]), module(ecg[:n]), atol=1e-4, rtol=0)

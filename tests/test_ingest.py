@@ -505,11 +505,11 @@ def test_an_interrupted_change_that_cannot_be_completed(raw, take):
 def test_dangling_links_and_vanished_files_are_quarantined(raw, take, monkeypatch, capfd):
     a, b = source(raw, 0), source(raw, 1)
     a.ecg[0].unlink(); a.ecg[0].symlink_to(raw / "nowhere"); b.cine[0].unlink(); b.cine[0].symlink_to(raw / "nowhere.nii.gz")
-    real = prepare.checksum
+    real = prepare._checksum
     def checksum(source):
         if source.id == IDS[2]: raise PermissionError(13, "Permission denied", f"/x/{IDS[2]}.xml")
         return real(source)
-    monkeypatch.setattr(prepare, "checksum", checksum)
+    monkeypatch.setattr(prepare, "_checksum", checksum)
     done = take(raw); said = repr(done) + done.quarantine.to_csv() + "".join(capfd.readouterr())
     assert done.patients == N - 3 and "cannot be read (Permission denied)" in said and not [i for i in IDS if i in said]
 

@@ -18,7 +18,9 @@ from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS
 from ptacl.core.privacy import mask_ids
 from ptacl.data.dicom import read_cine
-from ptacl.data.ecg_files import lead_name, make_ecg, _parse_samples, read_ecg, twelve_leads
+from ptacl.data.ecg_files import read_ecg
+from ptacl.data.standard_leads import lead_name, make_ecg, _twelve_leads
+from ptacl.data.xml_exports import _parse_samples
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 need_wfdb = pytest.mark.skipif(not (REAL / "ecg_wfdb").exists(), reason="no real WFDB records in ../shared/real")
@@ -54,7 +56,7 @@ def test_pydicom_ecg(dicom):
 def test_derived_limb_leads_are_those_the_device_recorded(dicom, kept):
     signal = read_ecg(dicom).signal
     few = {lead: signal[LEADS.index(lead)] for lead in (*kept, *LEADS[6:])}
-    assert np.abs(twelve_leads(few)[0] - signal).max() < 0.006  # a few counts of 1.25 µV
+    assert np.abs(_twelve_leads(few)[0] - signal).max() < 0.006  # a few counts of 1.25 µV
 
 
 def test_no_word_about_the_person(dicom):
@@ -720,7 +722,7 @@ def test_acdc_without_segmentation(tmp_path):
 @given(st.lists(st.sampled_from(LEADS[:6]), min_size=2, max_size=6, unique=True), st.integers(0, 1000))
 def test_any_two_limb_leads_give_the_others(limbs, seed):
     x = dict(zip(LEADS, voltages(50, seed)))
-    signal, derived = twelve_leads({lead: x[lead] for lead in (*limbs, *LEADS[6:])})
+    signal, derived = _twelve_leads({lead: x[lead] for lead in (*limbs, *LEADS[6:])})
     np.testing.assert_allclose(signal, np.stack(list(x.values())), atol=1e-5)
     assert set(derived) == set(LEADS[:6]) - set(limbs)
 

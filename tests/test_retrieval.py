@@ -13,7 +13,7 @@ from ptacl.evaluate import retrieval
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import PHENOTYPES
 from ptacl.evaluate.retrieval import PAPER_TABLE1, gaussian_random_precision, phenotype_retrieval, query_results
-from ptacl.evaluate.retrieval import random_retrieval, retrieval_draws, retrieval_interval, retrieval_table
+from ptacl.evaluate.retrieval import _random_retrieval, retrieval_draws, retrieval_interval, retrieval_table
 
 
 def brute_force(q, g, y, ks, tolerance, exclude_self, queries=None):
@@ -85,7 +85,7 @@ def test_torchmetrics_agrees():
 @pytest.mark.parametrize("tolerance", [0.25, 0.5, 1.0])
 def test_gaussian_random_precision(tolerance):
     y = pd.DataFrame(np.random.default_rng(1).normal(size=(3000, 6)))
-    got = random_retrieval(y, tolerance=tolerance)["P@15"].mean()
+    got = _random_retrieval(y, tolerance=tolerance)["P@15"].mean()
     assert got == pytest.approx(gaussian_random_precision(tolerance), abs=0.008)
 
 
@@ -94,7 +94,7 @@ def test_exact_chance_of_any_distribution():
     y = pd.DataFrame({"skewed": np.random.default_rng(0).gamma(2, size=800)})
     v, tol = y["skewed"].to_numpy(), 0.5 * y["skewed"].std(ddof=0)
     m = (np.abs(v[:, None] - v) <= tol).sum(1) - 1
-    got = pd.concat([random_retrieval(y, seed=s) for s in range(20)]).mean()
+    got = pd.concat([_random_retrieval(y, seed=s) for s in range(20)]).mean()
     assert got["P@10"] == pytest.approx((m / 799).mean(), abs=0.01)
     assert got["MnR"] == pytest.approx((800 / (m + 1))[m > 0].mean(), rel=0.08)
 

@@ -14,16 +14,16 @@ from pytorch_metric_learning.losses import NTXentLoss
 import ptacl.rivals.cmae
 import ptacl.rivals.methods
 import ptacl.rivals.simclr
-from ptacl.rivals.cmae import CMAE, cmae_step, cmae_view, median_beat, mix
-from ptacl.rivals.dualphase import DualPhase, TwoPhases, dualphase_step, mlp_predict, phenotype_step, three_way_loss, volumes
-from ptacl.rivals.eccl import eccl_step, eccl_view, flip, start_eccl
+from ptacl.rivals.cmae import CMAE, cmae_step, _cmae_view, _median_beat, _mix
+from ptacl.rivals.dualphase import DualPhase, TwoPhases, dualphase_step, _mlp_predict, phenotype_step, _three_way_loss, _volumes
+from ptacl.rivals.eccl import eccl_step, _eccl_view, _flip, start_eccl
 from ptacl.nets.encoders import CMREncoder, ECGEncoder
 from ptacl.core.errors import PtaclError
 from ptacl.rivals.methods import METHODS, PRETRAININGS, load_method, train_method, with_standard_targets
-from ptacl.rivals.mmcl import MMCL, frame_least_like_diastole, mmcl_step, mmcl_view, three_channels
+from ptacl.rivals.mmcl import MMCL, frame_least_like_diastole, mmcl_step, _mmcl_view, _three_channels
 from ptacl.nets.joint import PTACL
 from ptacl.core.presets import PHENOTYPES, paper_regression, workshop
-from ptacl.rivals.simclr import SimCLR, nt_xent, simclr_step, two_views
+from ptacl.rivals.simclr import SimCLR, _nt_xent, simclr_step, _two_views
 from ptacl.data.pairs import Pairs, pairs_of_virtual
 from ptacl.signal.cmr import shrink
 from ptacl.simulate.patients import simulate
@@ -127,29 +127,29 @@ def test_joint_steps_at_the_size_of_the_paper(build, step):
 def test_nt_xent_is_that_of_the_metric_learning_library(seed, B, tau):
     a, b = torch.randn(2, B, 5, generator=torch.Generator().manual_seed(seed))
     theirs = NTXentLoss(temperature=tau)(torch.cat([a, b]), torch.arange(B).repeat(2))
-    torch.testing.assert_close(nt_xent(a, b, tau), theirs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(_nt_xent(a, b, tau), theirs, rtol=1e-4, atol=1e-5)
 
 
 @given(seeds)
 def test_nt_xent_does_not_care_which_view_came_first(seed):
     a, b = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(seed))
     order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(nt_xent(a, b, 0.2), nt_xent(b, a, 0.2))
-    torch.testing.assert_close(nt_xent(a[order], b[order], 0.2), nt_xent(a, b, 0.2))
+    torch.testing.assert_close(_nt_xent(a, b, 0.2), _nt_xent(b, a, 0.2))
+    torch.testing.assert_close(_nt_xent(a[order], b[order], 0.2), _nt_xent(a, b, 0.2))
 
 
 def test_negatives_come_from_all_processes():
     a, b = torch.randn(2, 8, 5, generator=torch.Generator().manual_seed(0))
     parts = []
     for own in (slice(0, 3), slice(3, 8)):
-        with patch.object(ptacl.rivals.simclr, "with_others", side_effect=[(a, own), (b, own)]): parts.append(nt_xent(a[own], b[own], 0.1))
-    torch.testing.assert_close(3 / 8 * parts[0] + 5 / 8 * parts[1], nt_xent(a, b, 0.1))
+        with patch.object(ptacl.rivals.simclr, "with_others", side_effect=[(a, own), (b, own)]): parts.append(_nt_xent(a[own], b[own], 0.1))
+    torch.testing.assert_close(3 / 8 * parts[0] + 5 / 8 * parts[1], _nt_xent(a, b, 0.1))
 
 
 def test_the_two_views_are_of_the_same_patients():
     batch = made_up(B=4)
     still = replace(tiny, augment=0.0, ecg_crop=5000)
-    views = two_views(ECGEncoder(still), batch)
+    views = _two_views(ECGEncoder(still), batch)
     torch.testing.assert_close(views, batch["ecg"].repeat(2, 1, 1), rtol=1e-3, atol=1e-3)
 
 
@@ -172,7 +172,7 @@ def test_end_systole_of_a_beating_disc(F, seed, noise):
 @given(st.integers(1, 14))
 def test_three_slices_of_any_stack(Z):
     stack = torch.arange(Z, dtype=torch.uint8).view(1, 1, Z, 1, 1).expand(2, 5, Z, 6, 6)
-    base, middle, apex = three_channels({"stack": stack})[0, :, 0, 0].tolist()
+    base, middle, apex = _three_channels({"stack": stack})[0, :, 0, 0].tolist()
     assert base <= middle <= apex and middle == Z // 2
     assert Z < 3 or base < middle < apex
     assert Z < 5 or (base > 0 and apex < Z - 1)     # the outermost are left out
@@ -183,15 +183,15 @@ def test_mmcl_says_which_channels_it_sees():
     slices, moments = MMCL(tiny).eval(), MMCL(tiny, slices=False).eval()
     assert not torch.equal(slices.centre(with_stack)["channels"], moments.centre(with_stack)["channels"])
     assert torch.equal(moments.centre(with_stack)["channels"], slices.centre(without)["channels"])
-    torch.testing.assert_close(slices.centre(with_stack)["channels"], shrink(three_channels(with_stack) / 255, tiny.size))
+    torch.testing.assert_close(slices.centre(with_stack)["channels"], shrink(_three_channels(with_stack) / 255, tiny.size))
 
 
 def test_mmcl_augments_no_time_and_keeps_bytes_in_range():
-    x = mmcl_view(MMCL(tiny), made_up())["channels"]
+    x = _mmcl_view(MMCL(tiny), made_up())["channels"]
     assert x.shape == (6, 3, tiny.size, tiny.size) and x.dtype == torch.float32 and x.min() >= 0 and x.max() <= 1
     flat = made_up() | {"stack": torch.tensor([10, 40, 90, 200], dtype=torch.uint8).view(1, 1, 4, 1, 1).expand(6, 12, 4, 84, 84)}
     still = MMCL(replace(tiny, augment=0.0))
-    torch.testing.assert_close(mmcl_view(still, flat)["channels"][:, :, 16, 16] * 255, torch.tensor([[40., 90., 200.]]).repeat(6, 1),
+    torch.testing.assert_close(_mmcl_view(still, flat)["channels"][:, :, 16, 16] * 255, torch.tensor([[40., 90., 200.]]).repeat(6, 1),
                                rtol=0, atol=1)
 
 
@@ -204,7 +204,7 @@ def test_median_beat_is_that_of_a_loop(seed, n, outside):
     peaks = torch.full((2, 15), torch.nan)
     peaks[0, :n] = torch.rand(n, generator=g).sort().values * (6 if outside else 4) - (1 if outside else 0)
     peaks[1, 0] = 1.0
-    beat, valid = median_beat(ecg, peaks, length=300, before=0.2)
+    beat, valid = _median_beat(ecg, peaks, length=300, before=0.2)
     for i in range(2):
         windows = []
         for r in peaks[i]:
@@ -247,13 +247,13 @@ def test_a_dropped_modality_gets_no_gradient_from_the_reconstruction(dropped):
 @given(seeds)
 def test_mixing_takes_about_half_from_each_and_the_same_from_all_patients(seed):
     torch.manual_seed(seed)
-    mixed = mix(torch.zeros(3, 400), torch.ones(3, 400))
+    mixed = _mix(torch.zeros(3, 400), torch.ones(3, 400))
     assert 0.35 < mixed[0].mean() < 0.65 and (mixed == mixed[0]).all()
 
 
 def test_the_view_of_the_cmae_is_made_once():
-    view = cmae_view(made_up(), tiny)
-    assert cmae_view(view, tiny) is view and view["beat"].shape == (6, 12, 600)
+    view = _cmae_view(made_up(), tiny)
+    assert _cmae_view(view, tiny) is view and view["beat"].shape == (6, 12, 600)
 
 
 # --- ECCL -----------------------------------------------------------------------------------------------------------------
@@ -262,19 +262,19 @@ def test_the_view_of_the_cmae_is_made_once():
 def test_flips_are_their_own_inverse(seed, p):
     x = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(seed))
     for axis in (-1, -2, None):
-        torch.manual_seed(seed); once = flip(x, axis, p)
-        torch.manual_seed(seed); assert torch.equal(flip(once, axis, p), x)
+        torch.manual_seed(seed); once = _flip(x, axis, p)
+        torch.manual_seed(seed); assert torch.equal(_flip(once, axis, p), x)
 
 
 def test_every_patient_tosses_a_coin_of_their_own():
     torch.manual_seed(0)
-    assert 60 < (flip(torch.ones(200, 1), None, 0.5) < 0).sum() < 140
+    assert 60 < (_flip(torch.ones(200, 1), None, 0.5) < 0).sum() < 140
 
 
 def test_eccl_turns_whole_films_and_keeps_their_moments():
     model, batch = PTACL(tiny), made_up(F=26)
     clock = torch.linspace(20, 220, 26).to(torch.uint8).view(1, 26, 1, 1).expand(6, 26, 84, 84)
-    seen = eccl_view(model, batch | {"cine": clock})["cine"][:, :, 16, 16]
+    seen = _eccl_view(model, batch | {"cine": clock})["cine"][:, :, 16, 16]
     assert (seen[:, 1:-1] > seen[:, :-2]).all()
 
 
@@ -283,21 +283,21 @@ def test_eccl_turns_whole_films_and_keeps_their_moments():
 @given(seeds)
 def test_the_three_way_loss_treats_all_alike(seed):
     three = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(seed))
-    first = three_way_loss(*three, 0.07)
-    for order in permutations(three): torch.testing.assert_close(three_way_loss(*order, 0.07), first)
+    first = _three_way_loss(*three, 0.07)
+    for order in permutations(three): torch.testing.assert_close(_three_way_loss(*order, 0.07), first)
 
 
 @pytest.mark.parametrize("Z", [1, 2, 9])
 def test_dual_phase_takes_stacks_of_any_depth(Z):
     batch, model = made_up(B=3, Z=Z), DualPhase(tiny).eval()
-    assert volumes(batch).shape == (3, 2, Z, 84, 84)
+    assert _volumes(batch).shape == (3, 2, Z, 84, 84)
     assert [f.shape for f in model.features(batch)] == [(3, 32), (3, 64)]
 
 
 def test_both_volumes_of_a_patient_are_mirrored_alike():
     ramp = torch.arange(84, dtype=torch.uint8).expand(40, 5, 2, 84, 84)
     torch.manual_seed(0)
-    rising = volumes({"stack": ramp}, mirror=0.5).diff(dim=-1).mean((-1, -2)) > 0     # (40, 2, 2)
+    rising = _volumes({"stack": ramp}, mirror=0.5).diff(dim=-1).mean((-1, -2)) > 0     # (40, 2, 2)
     assert 8 < rising[:, 0, 0].sum() < 32 and (rising == rising[:, :1, :1]).all()
 
 
@@ -310,7 +310,7 @@ def test_frozen_cnns_stay_in_evaluation_mode():
 
 def test_mlp_wants_enough_patients():
     y = pd.DataFrame({"LVEF": [60.0] * 19 + [np.nan] * 10})
-    with pytest.raises(PtaclError, match="needs 20"): mlp_predict(np.zeros((29, 3)), y, np.zeros((2, 3)))
+    with pytest.raises(PtaclError, match="needs 20"): _mlp_predict(np.zeros((29, 3)), y, np.zeros((2, 3)))
 
 
 # --- all methods ----------------------------------------------------------------------------------------------------------

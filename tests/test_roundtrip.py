@@ -9,11 +9,12 @@ from ptacl.signal.beats import detect_r_peaks
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS
 from ptacl.data.dicom import read_cine
-from ptacl.data.ecg_files import EINTHOVEN, read_ecg
+from ptacl.data.ecg_files import read_ecg
+from ptacl.data.standard_leads import EINTHOVEN
 from ptacl.core.presets import SPACING
 from ptacl.simulate.patients import simulate
-from ptacl.simulate.cine_writers import acdc_folder, dicom_series, multiframe_dicom, nifti_bytes, ukb_zip
-from ptacl.simulate.ecg_writers import cardiology_xml, dicom_ecg, muse_xml, write_wfdb
+from ptacl.simulate.cine_writers import _acdc_folder, _dicom_series, _multiframe_dicom, nifti_bytes, ukb_zip
+from ptacl.simulate.ecg_writers import cardiology_xml, _dicom_ecg, _muse_xml, write_wfdb
 from ptacl.simulate.writers import write_patients
 
 F, Z, H, W = 12, 11, 40, 36  # all different, and more than nine slices
@@ -41,14 +42,14 @@ def saved(path, content):
 
 ECG_FORMATS = { # how it is written, half a count in mV
     "CardiologyXML": (lambda tmp, x, r: saved(tmp / "a.xml", cardiology_xml(x, r)), 2.5e-3),
-    "MUSE XML": (lambda tmp, x, r: saved(tmp / "a.xml", muse_xml(x, r)), 2.44e-3),
-    "MUSE XML, 12 leads": (lambda tmp, x, r: saved(tmp / "a.xml", muse_xml(x, r, leads=LEADS[::-1], microvolts=2.5)), 1.25e-3),
+    "MUSE XML": (lambda tmp, x, r: saved(tmp / "a.xml", _muse_xml(x, r)), 2.44e-3),
+    "MUSE XML, 12 leads": (lambda tmp, x, r: saved(tmp / "a.xml", _muse_xml(x, r, leads=LEADS[::-1], microvolts=2.5)), 1.25e-3),
     "WFDB, PTB-XL": (lambda tmp, x, r: write_wfdb(tmp, "rec", x, layout="ptb-xl"), 0.5e-3),
     "WFDB, MIMIC": (lambda tmp, x, r: write_wfdb(tmp, "rec", x, layout="mimic"), 2.5e-3),
     "WFDB, PTB": (lambda tmp, x, r: write_wfdb(tmp, "rec", x, layout="ptb"), 0.25e-3),
     "WFDB, signal file": (lambda tmp, x, r: write_wfdb(tmp, "rec", x).with_suffix(".dat"), 0.5e-3),
-    "DICOM": (lambda tmp, x, r: saved(tmp / "a.dcm", dicom_ecg(x, r)), 1.25e-3),
-    "DICOM, no correction": (lambda tmp, x, r: saved(tmp / "a.dcm", dicom_ecg(x, r, sensitivity=1.25, correction=1.0)), 0.625e-3)}
+    "DICOM": (lambda tmp, x, r: saved(tmp / "a.dcm", _dicom_ecg(x, r)), 1.25e-3),
+    "DICOM, no correction": (lambda tmp, x, r: saved(tmp / "a.dcm", _dicom_ecg(x, r, sensitivity=1.25, correction=1.0)), 0.625e-3)}
 
 
 @pytest.mark.parametrize("format", ECG_FORMATS)
@@ -69,7 +70,7 @@ def test_ecg(virtual, tmp_path, format):
 
 
 def test_the_eight_leads_of_muse_become_twelve(virtual, tmp_path):
-    ecg = read_ecg(saved(tmp_path / "a.xml", muse_xml(virtual.ecg[0].numpy(), virtual.r_peaks[0].numpy())))
+    ecg = read_ecg(saved(tmp_path / "a.xml", _muse_xml(virtual.ecg[0].numpy(), virtual.r_peaks[0].numpy())))
     assert ecg.meta["derived_leads"] == ("III", "aVR", "aVL", "aVF")
 
 
@@ -77,8 +78,8 @@ def test_other_sampling_rates(virtual, tmp_path):
     x, r = virtual.ecg[0].numpy(), virtual.r_peaks[0].numpy()
     for fs in (250, 1000):  # the same samples, told to be slower or faster
         at = r * 500 / fs
-        for path in (saved(tmp_path / "a.xml", cardiology_xml(x, at, fs)), saved(tmp_path / "b.xml", muse_xml(x, at, fs)),
-                     write_wfdb(tmp_path, "rec", x, fs), saved(tmp_path / "c.dcm", dicom_ecg(x, at, fs))):
+        for path in (saved(tmp_path / "a.xml", cardiology_xml(x, at, fs)), saved(tmp_path / "b.xml", _muse_xml(x, at, fs)),
+                     write_wfdb(tmp_path, "rec", x, fs), saved(tmp_path / "c.dcm", _dicom_ecg(x, at, fs))):
             ecg = read_ecg(path)
             assert ecg.fs == fs and ecg.signal.shape == (12, 5000)
             np.testing.assert_allclose(ecg.signal[1], x[1], atol=2.501e-3)
@@ -103,9 +104,9 @@ CINE_FORMATS = {
     "InlineVF, no manifest": lambda tmp, x: saved(tmp / "a.zip", ukb_zip(x, INTERVAL, inline_vf=True, manifest=None)),
     "mixed series": lambda tmp, x: saved(tmp / "a.zip", ukb_zip(x, INTERVAL, series="CINE_segmented_SAX", shuffle=5)),
     "everything": lambda tmp, x: saved(tmp / "a.zip", ukb_zip(x, INTERVAL, manifest="manifest.cvs", shuffle=6, twice=(2,), inline_vf=True)),
-    "DICOM folder": lambda tmp, x: folder_of(tmp, dicom_series(x, INTERVAL, shuffle=7)),
-    "DICOM folder, another series": lambda tmp, x: folder_of(tmp, dicom_series(x, INTERVAL, series="cine_tf2d_sax", shuffle=8)),
-    "multi-frame DICOM": lambda tmp, x: saved(tmp / "a.dcm", multiframe_dicom(x, INTERVAL))}
+    "DICOM folder": lambda tmp, x: folder_of(tmp, _dicom_series(x, INTERVAL, shuffle=7)),
+    "DICOM folder, another series": lambda tmp, x: folder_of(tmp, _dicom_series(x, INTERVAL, series="cine_tf2d_sax", shuffle=8)),
+    "multi-frame DICOM": lambda tmp, x: saved(tmp / "a.dcm", _multiframe_dicom(x, INTERVAL))}
 
 
 @pytest.mark.parametrize("format", CINE_FORMATS)
@@ -167,7 +168,7 @@ def test_nifti_labels(stack, tmp_path):
 
 def test_acdc(stack, tmp_path):
     labels = hearts(stack)
-    cine = read_cine(acdc_folder(tmp_path / "patient001", stack, labels))
+    cine = read_cine(_acdc_folder(tmp_path / "patient001", stack, labels))
     np.testing.assert_array_equal(cine.frames, stack)
     es = (labels == 1).sum(axis=(1, 2, 3)).argmin()
     for f in (0, es): np.testing.assert_array_equal(cine.labels[f], labels[f])
@@ -177,7 +178,7 @@ def test_acdc(stack, tmp_path):
 
 def test_acdc_that_does_not_begin_with_end_diastole(stack, tmp_path):
     labels = hearts(stack)
-    cine = read_cine(acdc_folder(tmp_path / "patient002", np.roll(stack, 3, axis=0), np.roll(labels, 3, axis=0), ed=3))
+    cine = read_cine(_acdc_folder(tmp_path / "patient002", np.roll(stack, 3, axis=0), np.roll(labels, 3, axis=0), ed=3))
     np.testing.assert_array_equal(cine.frames, stack)  # frame 0 is end-diastole, whatever the file's order
     np.testing.assert_array_equal(cine.labels[0], labels[0])
 

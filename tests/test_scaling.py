@@ -26,7 +26,7 @@ import ptacl.rivals.simclr
 from ptacl.bench.data import store
 from ptacl.rivals.cmae import CMAE, Autoencoder, autoencoder_step, beat_preset, cmae_step
 from ptacl.data.cohort import Cohort, Stream
-from ptacl.rivals.dualphase import DualPhase, TwoPhases, phenotype_step, three_way_loss, volumes
+from ptacl.rivals.dualphase import DualPhase, TwoPhases, phenotype_step, _three_way_loss, _volumes
 from ptacl.nets.encoders import ECGEncoder
 from ptacl.core.errors import PtaclError
 from ptacl.train.finetune import Tuned, masked_error
@@ -37,7 +37,7 @@ from ptacl.rivals.methods import METHODS, train_method
 from ptacl.rivals.mmcl import MMCL
 from ptacl.nets.joint import from_pretrained, joint_loss
 from ptacl.core.presets import PHENOTYPES
-from ptacl.rivals.simclr import SimCLR, nt_xent
+from ptacl.rivals.simclr import SimCLR, _nt_xent
 from ptacl.core.processes import child, stream
 from ptacl.train.launch import fit_in_processes
 from ptacl.data.pairs import Pairs
@@ -171,10 +171,10 @@ def test_processes_of_torchrun_have_the_loss_and_the_gradients_of_one(world, cas
 
 
 def two_crops(model, batch):
-    return {"loss": nt_xent(*model(torch.cat([batch["ecg"][..., at:at + tiny.ecg_crop] for at in (0, 2500)])).chunk(2), 0.1)}
+    return {"loss": _nt_xent(*model(torch.cat([batch["ecg"][..., at:at + tiny.ecg_crop] for at in (0, 2500)])).chunk(2), 0.1)}
 
 def both_ways(model, batch): return {"loss": global_contrastive_loss(*model.embeddings(batch), 0.1)}
-def all_three(model, batch): return {"loss": three_way_loss(*model.three(batch), 0.1)}
+def all_three(model, batch): return {"loss": _three_way_loss(*model.three(batch), 0.1)}
 def phenotypes_of(model, batch): return {"loss": masked_error(model(batch["ecg"][..., :tiny.ecg_crop]), batch["targets"])}
 
 RIVALS = {"SimCLR": (lambda: SimCLR(ECGEncoder(tiny)), two_crops), "MMCL": (lambda: MMCL(tiny), both_ways), "CMAE": (lambda: CMAE(tiny), cmae_step),
@@ -184,7 +184,7 @@ RIVALS = {"SimCLR": (lambda: SimCLR(ECGEncoder(tiny)), two_crops), "MMCL": (lamb
 @pytest.mark.parametrize("name", RIVALS)
 def test_rivals_learn_from_the_patients_of_all_processes(name, tmp_path, doubled, monkeypatch):
     build, step = RIVALS[name]
-    monkeypatch.setattr(ptacl.rivals.dualphase, "volumes", lambda batch, mirror=0: volumes(batch).double())   # mirrored by nobody's coin
+    monkeypatch.setattr(ptacl.rivals.dualphase, "_volumes", lambda batch, mirror=0: _volumes(batch).double())   # mirrored by nobody's coin
     torch.manual_seed(0)
     data, model = doubled(without_beats(noise(), [0, 2, 4, 5]), build())
     targets = torch.randn(11, len(PHENOTYPES)).double(); targets[::2, 1:] = torch.nan                  # half of process 0's are missing
@@ -200,7 +200,7 @@ def test_nt_xent_compares_its_own_views_only(tmp_path):
         seen, real = [], ptacl.rivals.simclr.cosine
         def cosine(x, y): seen.append((len(x), len(y))); return real(x, y)
         ptacl.rivals.simclr.cosine = cosine
-        nt_xent(torch.randn(3 - rank, 4), torch.randn(3 - rank, 4), 0.1)
+        _nt_xent(torch.randn(3 - rank, 4), torch.randn(3 - rank, 4), 0.1)
         return torch.tensor(seen)
     assert [x.tolist() for x in together(shapes, 2, tmp_path / "run")] == [[[6, 10]], [[4, 10]]]
 
@@ -530,8 +530,8 @@ def test_a_child_leaves_signals_as_they_were():
 MEET = """
 import ptacl.train.accelerator as t
 from ptacl.core.errors import PtaclError
-t.TIME_LIMIT = 2
-try: t.meet()
+t._TIME_LIMIT = 2
+try: t._meet()
 except PtaclError as e: print(e)
 """
 

@@ -16,8 +16,8 @@ from ptacl.core.presets import PHENOTYPES
 from ptacl.evaluate.intervals import _difference_draws
 from ptacl.evaluate.regression import PAPER_TABLE2, demographics
 from ptacl.evaluate.retrieval import PAPER_TABLE1, phenotype_retrieval
-from ptacl.evaluate.boards import _board_cell, _board_grid, _board_notes, latex_board, plot_differences, save_board, show_board
-from ptacl.evaluate.scoreboard import ROW_KEY, _ceiling_rows, regression_board, summarise, table1, table2
+from ptacl.evaluate.boards import _board_cell, _board_grid, _board_notes, _latex_board, plot_differences, save_board, show_board
+from ptacl.evaluate.scoreboard import ROW_KEY, _ceiling_rows, _regression_board, _summarise, table1, table2
 
 ABOUT = {"cohort": "made up & small_1", "preset": "none", "seed": 0, "budget": "100 % of a second"}
 GLOBAL, OURS = ("ECG", "Global", "LP"), ("ECG", "PTACL", "LP")
@@ -145,7 +145,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     for _ in range(150):
         x = rng.normal(size=150)
         y = pd.DataFrame({"a": x + 0.5 ** .5 * rng.normal(size=150)})
-        r = regression_board(y, {OURS: [x[:, None]]}, n_boot=300).query("score == 'R2'").iloc[0]
+        r = _regression_board(y, {OURS: [x[:, None]]}, n_boot=300).query("score == 'R2'").iloc[0]
         inside += r.lo <= truth <= r.hi
     assert 0.88 <= inside / 150 <= 0.99
 
@@ -153,7 +153,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
 def test_a_method_does_not_differ_from_its_twin(study):
     y = study["y"][study["cut"]:]
     p = study["tuned"]["ECG", "PTACL", "FN+AP"]
-    b = regression_board(y, {OURS: p, GLOBAL: p}, GLOBAL, n_boot=50)
+    b = _regression_board(y, {OURS: p, GLOBAL: p}, GLOBAL, n_boot=50)
     assert (b[b.method == "PTACL"][["difference", "difference_lo", "difference_hi"]] == 0).all(axis=None) and not b.clear.any()
     assert b[b.method == "Global"].difference.isna().all()
 
@@ -161,7 +161,7 @@ def test_a_method_does_not_differ_from_its_twin(study):
 def test_a_phenotype_that_a_method_lacks_is_an_empty_cell(study):
     y, p = study["y"][study["cut"]:], study["tuned"]["ECG", "PTACL", "FN+AP"][0].copy()
     p[:, 1] = np.nan
-    b = regression_board(y, {OURS: [p], GLOBAL: study["tuned"]["ECG", "PTACL", "FN+AP"]}, GLOBAL, n_boot=20)
+    b = _regression_board(y, {OURS: [p], GLOBAL: study["tuned"]["ECG", "PTACL", "FN+AP"]}, GLOBAL, n_boot=20)
     r = row(b, OURS, "LVEF", "R2")
     assert np.isnan(r.value) and np.isnan(r.lo) and not r.clear and _board_cell(r) == "–"
 
@@ -191,7 +191,7 @@ def test_the_papers_numbers_are_the_printed_ones_and_say_so(board1, board2):
 @given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1))
 def test_bold_never_spans_zero(d, below, above):
     frame = pd.DataFrame({"phenotype": ["LVM"], "score": "R2", "patients": 9})
-    b = summarise(frame, {OURS: np.array([[d]]), GLOBAL: np.array([[0.]])},
+    b = _summarise(frame, {OURS: np.array([[d]]), GLOBAL: np.array([[0.]])},
                   {OURS: np.linspace(d - below, d + above, 101)[None, None], GLOBAL: np.zeros((1, 1, 101))}, GLOBAL)
     r = b.iloc[0]
     assert ("<b>" in _board_cell(r, "difference")) == (not r.difference_lo <= 0 <= r.difference_hi)
@@ -228,7 +228,7 @@ def test_notes_say_what_the_reader_must_know(board2):
     assert "One seed each" in " ".join(_board_notes(board2[board2.seeds == 1], ABOUT, "difference"))
     for lacking in ABOUT:
         with pytest.raises(PtaclError, match=lacking): show_board(board2, "t", {k: v for k, v in ABOUT.items() if k != lacking}, "R2")
-        with pytest.raises(PtaclError, match=lacking): latex_board(board2, "t", ABOUT | {lacking: " "}, "R2")
+        with pytest.raises(PtaclError, match=lacking): _latex_board(board2, "t", ABOUT | {lacking: " "}, "R2")
 
 
 def test_a_board_goes_into_a_result_and_comes_back(board2):
@@ -249,6 +249,6 @@ def test_refused(study, board2):
     with pytest.raises(PtaclError, match="has no features"): table2(*args, combine=("ECG", "MAE"), n_boot=5)
     with pytest.raises(PtaclError, match="targets differ"): table2(y[:cut], y[cut:][["LVEF", "LVEDV"]], *args[2:])
     with pytest.raises(PtaclError, match="has no embeddings"): table1(y[cut:], c[cut:], study["embeddings"], combine="MAE")
-    with pytest.raises(PtaclError, match="predictions"): regression_board(y[cut:], {OURS: [np.zeros((3, 2))]})
+    with pytest.raises(PtaclError, match="predictions"): _regression_board(y[cut:], {OURS: [np.zeros((3, 2))]})
     with pytest.raises(PtaclError, match="holds no value of P@1"): _board_grid(board2, "P@1")
     with pytest.raises(PtaclError, match="holds no difference"): _board_grid(_ceiling_rows(pd.DataFrame({"ecg": [.5]}, ["LVM"])), "R2", "difference")

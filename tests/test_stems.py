@@ -13,7 +13,7 @@ from ptacl.core.presets import Preset, get_preset, laptop, paper_regression, pap
 from ptacl.nets.encoders import CMREncoder, ECGEncoder
 from ptacl.nets.joint import PTACL, joint_loss, start_joint
 from ptacl.nets.mae import MAE
-from ptacl.nets.stems import PlaceNorm
+from ptacl.nets.stems import _PlaceNorm
 from ptacl.data.pairs import Pairs
 from ptacl.train.finetune import finetune
 
@@ -87,7 +87,7 @@ def test_a_patient_alone_or_among_others(kind):
 @pytest.mark.parametrize("frozen", [1, 2, 3, 4])
 def test_frozen_stages_keep_weights_and_statistics(kind, frozen):
     e = encoder(kind).freeze(frozen).train()
-    norms = [[m for m in part.modules() if isinstance(m, PlaceNorm)] for part in e.stages]
+    norms = [[m for m in part.modules() if isinstance(m, _PlaceNorm)] for part in e.stages]
     before = [[m.running_mean.clone() for m in part] for part in norms]
     with torch.no_grad():
         e(an_input(kind))
@@ -108,7 +108,7 @@ def test_every_weight_of_an_autoencoder_learns(kind):
 def test_place_norm_is_batch_norm_where_all_is_seen():
     torch.manual_seed(0)
     x = torch.randn(6, 4, 9, requires_grad=True)
-    ours, theirs = PlaceNorm(4), torch.nn.BatchNorm1d(4)
+    ours, theirs = _PlaceNorm(4), torch.nn.BatchNorm1d(4)
     a, b = ours(x, torch.ones(6, 1, 9)), theirs(x)
     torch.testing.assert_close(a, b)
     for mine, other in ((ours.running_mean, theirs.running_mean), (ours.running_var, theirs.running_var)): torch.testing.assert_close(mine, other)

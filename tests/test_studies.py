@@ -21,11 +21,11 @@ from ptacl.studies import scores, tasks, variants
 from ptacl.app.cli import app
 from ptacl.core.errors import PtaclError
 from ptacl.core.files import write_result
-from ptacl.studies.experiments import _execute, failure_kept, parameters_of, run_experiment
+from ptacl.studies.experiments import _execute, _failure_kept, parameters_of, run_experiment
 from ptacl.simulate.cohorts import write_virtual
 from ptacl.core.presets import PHENOTYPES, workshop
-from ptacl.studies.report import read_runs, report_page, result_rows, write_report
-from ptacl.studies.sweeps import sweep_grid
+from ptacl.studies.report import _read_runs, _report_page, _result_rows, write_report
+from ptacl.studies.sweeps import _sweep_grid
 from ptacl.data.pairs import Pairs
 from ptacl.simulate.patients import simulate
 
@@ -140,7 +140,7 @@ def result(**changes):
 def test_a_report_gathers_what_finished_and_lists_what_failed(tmp_path):
     write_result(tmp_path / "x" / "deep", result())
     write_result(tmp_path / "y", result(findings=["C & D <b>do not</b> differ."], rows=[{"score": "P@5", "value": None}]))
-    with pytest.raises(PtaclError), failure_kept(tmp_path / "z", "study", {"n": 3, "output_dir": str(tmp_path / "z")}):
+    with pytest.raises(PtaclError), _failure_kept(tmp_path / "z", "study", {"n": 3, "output_dir": str(tmp_path / "z")}):
         (tmp_path / "z").mkdir()
         raise PtaclError("no data", f"The notebook as far as it came: {tmp_path}/z.ipynb")
     done = write_report(tmp_path)
@@ -154,9 +154,9 @@ def test_a_report_gathers_what_finished_and_lists_what_failed(tmp_path):
 
 
 def test_success_removes_the_mark_of_failure(tmp_path):
-    with pytest.raises(PtaclError), failure_kept(tmp_path, "study", {}): raise PtaclError("no")
+    with pytest.raises(PtaclError), _failure_kept(tmp_path, "study", {}): raise PtaclError("no")
     assert json.loads((tmp_path / "failed.json").read_text())["error"] == "no"
-    with failure_kept(tmp_path, "study", {}): pass
+    with _failure_kept(tmp_path, "study", {}): pass
     assert not (tmp_path / "failed.json").exists()
 
 
@@ -164,30 +164,30 @@ def test_success_removes_the_mark_of_failure(tmp_path):
 def test_a_damaged_result_is_listed_as_failed(tmp_path, text):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "result.json").write_text(text)
-    finished, failed = read_runs(tmp_path)
+    finished, failed = _read_runs(tmp_path)
     assert not finished and failed[0]["run"] == "run" and "run it again" in failed[0]["error"]
-    report_page(finished, failed, "t")
+    _report_page(finished, failed, "t")
 
 
 def test_numbers_of_the_quickstart_are_gathered_too():
     table = {"LVEDV": {"R2": 0.4, "R2_lo": 0.3, "R2_hi": 0.5, "n": 9}}
-    rows = result_rows({"regression": {"PTACL": table}, "alignment": {"global": {"exact": 0.1, "exact_lo": 0.0, "exact_hi": 0.2}}})
+    rows = _result_rows({"regression": {"PTACL": table}, "alignment": {"global": {"exact": 0.1, "exact_lo": 0.0, "exact_hi": 0.2}}})
     assert [(r["table"], r["method"], r["phenotype"], r["value"]) for r in rows] == [("alignment", "global", None, 0.1),
                                                                                   ("regression", "PTACL", "LVEDV", 0.4)]
 
 
 def test_a_result_lacks_nothing():
-    assert set(result()) == set(variants.SCHEMA)
-    for name in variants.SCHEMA:
-        with pytest.raises(PtaclError, match=name): variants.check_result({k: v for k, v in result().items() if k != name})
-    with pytest.raises(PtaclError, match="no score"): variants.check_result(result(rows=[{"value": 1}]))
+    assert set(result()) == set(variants._SCHEMA)
+    for name in variants._SCHEMA:
+        with pytest.raises(PtaclError, match=name): variants._check_result({k: v for k, v in result().items() if k != name})
+    with pytest.raises(PtaclError, match="no score"): variants._check_result(result(rows=[{"value": 1}]))
 
 
 # --- sweeps and notebooks -----------------------------------------------------------------------------------------------
 
 def test_a_sweep_is_every_combination():
-    assert len(sweep_grid(["a=1,2,3", "b=x,y"])) == 6
-    assert sweep_grid(["t=[0.1, 0.2],[1, 2]"]) == [{"t": "[0.1, 0.2]"}, {"t": "[1, 2]"}]
+    assert len(_sweep_grid(["a=1,2,3", "b=x,y"])) == 6
+    assert _sweep_grid(["t=[0.1, 0.2],[1, 2]"]) == [{"t": "[0.1, 0.2]"}, {"t": "[1, 2]"}]
 
 
 def test_a_sweep_of_two_runs_one_of_which_fails(tmp_path):
@@ -239,7 +239,7 @@ def test_table1_is_filled_and_goes_on_where_it_stopped(tmp_path):
 def test_every_study_runs_and_is_found_trained_the_second_time(tmp_path, name):
     parameters = SMALL | {"n_train": 32, "output_dir": str(tmp_path)}
     _, first = run_experiment(name, parameters)
-    variants.check_result(first)
+    variants._check_result(first)
     trained = {f: f.read_bytes() for f in tmp_path.rglob("state.pt")}
     _, second = run_experiment(name, parameters)
     assert trained and {f: f.read_bytes() for f in tmp_path.rglob("state.pt")} == trained

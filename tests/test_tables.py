@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import PHENOTYPES
 from ptacl.data.tables import COVARIATES, _FIELDS, _STYLES, _at_visit, _column_name, _column_values, _load_columns
-from ptacl.data.tables import phenotype_table, read_table, save_table, _ukb_column, visits, write_table
+from ptacl.data.tables import phenotype_table, read_table, save_table, _ukb_column, _visits, _write_table
 from ptacl.simulate.patients import simulate
 
 IDS = [str(10**6 + 7 * k) for k in range(1, 7)]  # look like participants
@@ -41,7 +41,7 @@ def assert_same(read, virtual):
 @pytest.mark.parametrize("style", _STYLES)
 @pytest.mark.parametrize("name", FILES)
 def test_there_and_back(virtual, tmp_path, style, name):
-    write_table(virtual.phenotypes, virtual.covariates, tmp_path / name, style)
+    _write_table(virtual.phenotypes, virtual.covariates, tmp_path / name, style)
     assert_same(read_table(tmp_path / name), virtual)
 
 
@@ -149,7 +149,7 @@ def test_several_visits(virtual, tmp_path):
     both = phenotype_table(virtual.phenotypes, virtual.covariates).join((repeat + 10)[1:3])
     for name in ("t.csv", "t.parquet"):
         save_table(both, tmp_path / name)
-        assert visits(tmp_path / name) == [2, 3]
+        assert _visits(tmp_path / name) == [2, 3]
         assert_same(read_table(tmp_path / name), virtual)
         ids, phenotypes, covariates = read_table(tmp_path / name, instance=3)
         assert ids == IDS and phenotypes.notna().all(axis=1).tolist() == [False, True, True, False, False, False]
@@ -159,8 +159,8 @@ def test_several_visits(virtual, tmp_path):
 
 
 def test_a_visit_that_is_not_there(virtual, tmp_path):
-    write_table(virtual.phenotypes, virtual.covariates, tmp_path / "t.csv")
-    assert visits(tmp_path / "t.csv") == [2]
+    _write_table(virtual.phenotypes, virtual.covariates, tmp_path / "t.csv")
+    assert _visits(tmp_path / "t.csv") == [2]
     with pytest.raises(PtaclError, match=r"lacks LVEDV \(24100-3.0\)"): read_table(tmp_path / "t.csv", instance=3)
 
 
@@ -275,7 +275,7 @@ def test_a_cell_that_is_no_number_is_named_by_its_row(virtual, tmp_path):
 @given(st.randoms(use_true_random=False), st.sampled_from(["t.csv", "t.csv.gz", "t.parquet"]))
 def test_mutated_bytes_end_in_a_table_or_a_refusal(virtual, tmp_path, r, name):
     file = tmp_path / name
-    write_table(virtual.phenotypes, virtual.covariates, file)
+    _write_table(virtual.phenotypes, virtual.covariates, file)
     data = bytearray(gzip.decompress(file.read_bytes()) if r.random() < 0.5 and name.endswith("gz") else file.read_bytes())
     for _ in range(r.choice([1, 3, 30])): data[r.randrange(len(data))] = r.randrange(256)
     if r.random() < 0.3: del data[r.randrange(len(data)):]

@@ -23,9 +23,9 @@ from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS
 from ptacl.data.tables import read_table
 from ptacl.simulate.patients import simulate
-from ptacl.simulate.cine_writers import _THICKNESS, acdc_folder, dicom_series, multiframe_dicom, nifti_bytes, ukb_zip
-from ptacl.simulate.ecg_writers import WFDB_LAYOUTS, cardiology_xml, dicom_ecg, muse_xml, write_wfdb
-from ptacl.simulate.writers import COHORT_FORMATS, in_batches, write_patients
+from ptacl.simulate.cine_writers import _THICKNESS, _acdc_folder, _dicom_series, _multiframe_dicom, nifti_bytes, ukb_zip
+from ptacl.simulate.ecg_writers import _WFDB_LAYOUTS, cardiology_xml, _dicom_ecg, _muse_xml, write_wfdb
+from ptacl.simulate.writers import _COHORT_FORMATS, in_batches, write_patients
 
 SAMPLES = Path(__file__).parents[1] / "data_samples"
 F, Z, H, W = 6, 11, 14, 10  # all different, and more than nine slices
@@ -68,23 +68,23 @@ def tree(folder): return {f.relative_to(folder).as_posix(): f.read_bytes() for f
 def test_same_bytes_at_another_time(virtual, signal, r_peaks, stack, tmp_path, monkeypatch):
     def all_of(folder):
         folder.mkdir()
-        acdc_folder(folder / "patient001", stack, stack % 4)
-        for layout in WFDB_LAYOUTS: write_wfdb(folder, f"rec-{layout}", signal, layout=layout)
-        for name, content in {"a.xml": cardiology_xml(signal, r_peaks), "b.xml": muse_xml(signal, r_peaks), "c.dcm": dicom_ecg(signal, r_peaks),
-                              "d.dcm": multiframe_dicom(stack, 0.02), "e.gz": nifti_bytes(stack, 0.02),
+        _acdc_folder(folder / "patient001", stack, stack % 4)
+        for layout in _WFDB_LAYOUTS: write_wfdb(folder, f"rec-{layout}", signal, layout=layout)
+        for name, content in {"a.xml": cardiology_xml(signal, r_peaks), "b.xml": _muse_xml(signal, r_peaks), "c.dcm": _dicom_ecg(signal, r_peaks),
+                              "d.dcm": _multiframe_dicom(stack, 0.02), "e.gz": nifti_bytes(stack, 0.02),
                               "f.zip": ukb_zip(stack[:2], 0.02, shuffle=1, twice=(3,), inline_vf=True)}.items():
             (folder / name).write_bytes(content)
         return tree(folder)
     first = all_of(tmp_path / "a")
     monkeypatch.setattr("time.time", lambda: 2e9)
     assert all_of(tmp_path / "b") == first and len(first) == 6 + 6 + 6
-    for format in COHORT_FORMATS:
+    for format in _COHORT_FORMATS:
         trees = [tree(write_patients(virtual, tmp_path / name / format, format)) for name in ("c", "d")]
         assert trees[0] == trees[1] and len(trees[0]) == {"ukb": 7, "nifti": 7, "wfdb": 10}[format]
 
 
 def test_patients_are_told_apart(stack):
-    ids = [{opened(f.content)[k].value for f in dicom_series(stack[:1], 0.02, name=name) for k in ("SOPInstanceUID", "StudyInstanceUID")}
+    ids = [{opened(f.content)[k].value for f in _dicom_series(stack[:1], 0.02, name=name) for k in ("SOPInstanceUID", "StudyInstanceUID")}
            for name in ("sim-00001", "sim-00002")]
     assert not ids[0] & ids[1] and len(ids[0]) == Z + 1
 
@@ -105,7 +105,7 @@ def test_cardiology_xml(signal, r_peaks):
 
 
 def test_muse_xml(signal, r_peaks):
-    root = ElementTree.fromstring(muse_xml(signal, r_peaks))
+    root = ElementTree.fromstring(_muse_xml(signal, r_peaks))
     kinds = {w.findtext("WaveformType"): w for w in root.findall("Waveform")}
     assert root.tag == "RestingECG" and list(kinds) == ["Median", "Rhythm"] and kinds["Rhythm"].findtext("SampleBase") == "500"
     leads = {}
@@ -131,7 +131,7 @@ def test_wfdb(signal, tmp_path, layout, first, gain):
 
 
 def test_dicom_ecg(signal, r_peaks):
-    ds = opened(dicom_ecg(signal, r_peaks, sensitivity=5.0, correction=0.5))
+    ds = opened(_dicom_ecg(signal, r_peaks, sensitivity=5.0, correction=0.5))
     rhythm, median = ds.WaveformSequence
     assert (rhythm.WaveformOriginality, median.WaveformOriginality) == ("ORIGINAL", "DERIVED") and ds.Modality == "ECG"
     np.testing.assert_allclose(ds.waveform_array(0).T / 1000, signal, atol=1.2501e-3)
@@ -140,17 +140,17 @@ def test_dicom_ecg(signal, r_peaks):
     np.testing.assert_allclose((np.array(marks) - 1) / 500, r_peaks[np.isfinite(r_peaks)], atol=1e-3 + 1e-6)
 
 
-@pytest.mark.parametrize("write", [cardiology_xml, muse_xml, dicom_ecg])
+@pytest.mark.parametrize("write", [cardiology_xml, _muse_xml, _dicom_ecg])
 @pytest.mark.parametrize("value", [np.nan, np.inf, 200.0])
 def test_no_voltage_is_written_that_does_not_fit(signal, r_peaks, write, value):
     wrong = signal.copy()
-    wrong[3 if write is not muse_xml else 1, 100] = value
+    wrong[3 if write is not _muse_xml else 1, 100] = value
     with pytest.raises(PtaclError, match="16 bits"): write(wrong, r_peaks)
 
 
 def test_few_beats(signal):
     for peaks in (np.array([]), np.array([np.nan]), np.array([0.1])):
-        for write in (cardiology_xml, muse_xml, dicom_ecg): assert len(write(signal, peaks)) > 50_000
+        for write in (cardiology_xml, _muse_xml, _dicom_ecg): assert len(write(signal, peaks)) > 50_000
 
 
 # DICOM images
@@ -176,7 +176,7 @@ def check_image(ds):
 
 
 def test_series_in_other_programs(stack):
-    files = dicom_series(stack, 0.02, spacing=1.5)
+    files = _dicom_series(stack, 0.02, spacing=1.5)
     assert len(files) == F * Z
     for k, f in enumerate(files):
         ds, (z, t) = opened(f.content), divmod(k, F)
@@ -194,12 +194,12 @@ def test_series_in_other_programs(stack):
 
 
 def test_thickness_is_not_the_distance(stack):
-    ds = opened(dicom_series(stack, 0.02)[0].content)
+    ds = opened(_dicom_series(stack, 0.02)[0].content)
     assert ds.SliceThickness == _THICKNESS == 8 and ds.SpacingBetweenSlices == 10
 
 
 def test_multiframe_in_other_programs(stack):
-    content = multiframe_dicom(stack, 0.02, spacing=1.5)
+    content = _multiframe_dicom(stack, 0.02, spacing=1.5)
     ds = opened(content)
     check_image(ds)
     assert ds.NumberOfFrames == F * Z and len(ds.PerFrameFunctionalGroupsSequence) == F * Z
@@ -219,7 +219,7 @@ def test_multiframe_in_other_programs(stack):
     (np.zeros((2, 4, 4)), "whole numbers"), (np.full((2, 4, 4), 4096), "whole numbers"), (np.full((2, 4, 4), -1), "whole numbers"),
     (np.zeros((4, 4), int), "2 axes"), (np.zeros((1, 2, 3, 4, 4), int), "5 axes")])
 def test_no_image_is_written_that_does_not_fit(cine, why):
-    for write in (dicom_series, multiframe_dicom, ukb_zip):
+    for write in (_dicom_series, _multiframe_dicom, ukb_zip):
         with pytest.raises(PtaclError, match=why): write(cine, 0.02)
 
 
@@ -242,7 +242,7 @@ def test_manifest(stack, name):
     for row in rows[::7]:
         ds = opened(unzipped(content)[row["filename"]])
         assert row["series discription"] == ds.SeriesDescription and row["seriesid"] == ds.SeriesInstanceUID and row["patientid"] == "sim-00007"
-    assert set(unzipped(ukb_zip(stack[:1], 0.02, manifest=None))) == {f.name for f in dicom_series(stack[:1], 0.02)}
+    assert set(unzipped(ukb_zip(stack[:1], 0.02, manifest=None))) == {f.name for f in _dicom_series(stack[:1], 0.02)}
 
 
 def test_shuffle(stack):
@@ -302,7 +302,7 @@ def test_acdc(stack, tmp_path):
     labels[:, :, 3:9, 3:9] = 2
     for f in range(F): labels[f, :, 4:8 - (f == 4), 4:8] = 1
     labels[:, :, 3:9, :2] = 3
-    folder = acdc_folder(tmp_path / "patient007", stack, labels)
+    folder = _acdc_folder(tmp_path / "patient007", stack, labels)
     assert dict(line.split(": ") for line in (folder / "Info.cfg").read_text().splitlines()) | {"ED": "1", "ES": "5", "NbFrame": "6"} == dict(
         ED="1", ES="5", Group="NOR", Height="170.0", NbFrame="6", Weight="70.0")
     def volume(name): return np.asanyarray(nib.load(folder / f"patient007_{name}.nii.gz").dataobj)
@@ -311,19 +311,19 @@ def test_acdc(stack, tmp_path):
         np.testing.assert_array_equal(volume(name).transpose(3, 2, 1, 0)[0], stack[f])
         for theirs, ours in ((1, 3), (2, 2), (3, 1), (0, 0)):
             np.testing.assert_array_equal(volume(f"{name}_gt").transpose(3, 2, 1, 0)[0] == theirs, labels[f] == ours)
-    with pytest.raises(PtaclError, match="do not fit"): acdc_folder(tmp_path / "x", stack, labels[:2])
+    with pytest.raises(PtaclError, match="do not fit"): _acdc_folder(tmp_path / "x", stack, labels[:2])
 
 
 # whole cohorts
 
-@pytest.mark.parametrize("format", COHORT_FORMATS)
+@pytest.mark.parametrize("format", _COHORT_FORMATS)
 def test_table_beside(virtual, tmp_path, format):
     ids, phenotypes, covariates = read_table(write_patients(virtual, tmp_path / "c", format) / "phenotypes.csv")
     assert ids == list(virtual.phenotypes.index) == [f"sim-0000{k}" for k in (1, 2, 3)]
     np.testing.assert_allclose(phenotypes, virtual.phenotypes, rtol=1e-5)
 
 
-@pytest.mark.parametrize("format", COHORT_FORMATS)
+@pytest.mark.parametrize("format", _COHORT_FORMATS)
 def test_in_batches(tmp_path, format):
     options = dict(frames=4, size=32)
     whole = tree(write_patients(simulate(5, seed=2, **options), tmp_path / "whole", format))
@@ -345,7 +345,7 @@ def test_stacks_and_labels(tmp_path):
     virtual = simulate(2, seed=3, frames=4, size=32)
     virtual.cine, virtual.height = virtual.cine[:, :, None].repeat(1, 1, 3, 1, 1), None
     virtual.labels = virtual.cine % 4
-    for format in COHORT_FORMATS: write_patients(virtual, tmp_path / format, format)
+    for format in _COHORT_FORMATS: write_patients(virtual, tmp_path / format, format)
     for format in ("nifti", "wfdb"):
         for name, truth in (("sa", virtual.cine), ("label_sa", virtual.labels)):
             image = nib.load(tmp_path / format / "cmr" / "sim-00002" / f"{name}.nii.gz")
@@ -358,7 +358,7 @@ def test_slices_that_were_not_planned_are_not_written(tmp_path):
     virtual = simulate(2, seed=3, frames=4, size=32)
     virtual.cine, virtual.height = virtual.cine[:, :, None].repeat(1, 1, 3, 1, 1), None
     virtual.labels, virtual.height = virtual.cine % 4, torch.tensor([[5., 4., np.nan], [5., 4., 3.]])
-    for format in COHORT_FORMATS: write_patients(virtual, tmp_path / format, format)
+    for format in _COHORT_FORMATS: write_patients(virtual, tmp_path / format, format)
     for k, slices in ((1, 2), (2, 3)):
         for name in ("sa", "label_sa"):
             assert nib.load(tmp_path / "nifti" / "cmr" / f"sim-0000{k}" / f"{name}.nii.gz").shape == (32, 32, slices, 4)
@@ -431,7 +431,7 @@ def test_refusals(virtual, tmp_path):
 
 
 def test_no_person_in_any_file(virtual, tmp_path):
-    for format in COHORT_FORMATS: write_patients(virtual, tmp_path / format, format)
+    for format in _COHORT_FORMATS: write_patients(virtual, tmp_path / format, format)
     names = " ".join(f.name for f in tmp_path.rglob("*"))
     assert not re.search(r"(?<!\d)[1-6]\d{6}(?!\d)", names)
     for ds in images((tmp_path / "ukb" / "cmr" / "sim-00001_20209_2_0.zip").read_bytes()):

@@ -9,57 +9,23 @@ __all__ = ['Cohort', 'Patient', 'Stream']
 import json
 import numpy as np
 import pandas as pd
-import shutil
 import torch
-import zarr
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fastcore.basics import patch
-from pathlib import Path
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-from .. import __version__
 from ..core.devices import check_device
 from ..core.errors import PtaclError
-from ..core.presets import FS, LEADS, PHENOTYPES, SAMPLES, SIZE, SPACING
+from ..core.presets import FS, PHENOTYPES, SAMPLES, SIZE, SPACING
 from .recordings import Cine, ECG
-from .store import FORMAT, LATER, MV, NUMERIC, SHARD, SHARES, SPLITS, Store, TEXTS
-from .store import assign_splits, cohort_attributes, create_records, digest, factors, lead_stats
-from .store import name_of, open_store, people_of, table_rows, table_spec
+from .splits import SHARES, SPLITS, assign_splits
+from .store import NUMERIC, SHARD, Store, TEXTS, cohort_attributes, create_store, factors
+from .store import lead_stats, name_of, table_rows
 from .tables import COVARIATES
-from ..signal.beats import sure_r_peaks
-
-# %% ../../nbs/39_cohort.ipynb #97148f5e
-_ABOUT_CINE = "middle slice, cropped around the heart, min-max; frame f at phase f/F, frame 0 = end-diastole"
-
-def _create_store(path, frames: int, covariates: dict, more: dict) -> None: # more: attributes
-    "An empty store."
-    group = zarr.open_group(open_store(path, True), mode="w")
-    create_records(group, "ecg", (12, SAMPLES), "int16", units="mV", scale=MV, fs=FS, leads=LEADS,
-                   about="denoised; counts × scale = mV")
-    create_records(group, "cine", (frames, SIZE, SIZE), "uint8", units="1/255", pixel_mm=SPACING,
-                   about=_ABOUT_CINE)
-    attributes = {
-        "title": "ptacl cohort",
-        "format": FORMAT,
-        "kit": __version__,
-        "patients": 0,
-        "generation": 0,
-        "changing": [],
-        "covariates": covariates,
-    } | more
-    group.update_attributes(attributes | {"digest": digest(group, attributes)})
-
-def _make_room(path, overwrite: bool) -> None:
-    "Raises `PtaclError` rather than overwrite anything but a cohort, and that unasked."
-    if "://" in str(path) or not Path(path).exists() or not any(Path(path).iterdir()):
-        return
-    if not overwrite:
-        raise PtaclError(f"{name_of(path)} exists already: give another folder, or overwrite=True")
-    cohort_attributes(path)
-    shutil.rmtree(path)
+from ..signal.sure_beats import sure_r_peaks
 
 # %% ../../nbs/39_cohort.ipynb #ebb8fcfb
 class Cohort(Store):
@@ -75,8 +41,8 @@ class Cohort(Store):
         **attributes,        # more to say about it, as JSON
     ) -> "Cohort":
         "An empty cohort. Raises `PtaclError` rather than overwrite anything but a cohort, and that unasked."
-        _make_room(path, overwrite)
-        _create_store(path, frames, covariates or {name: COVARIATES[name] for name in NUMERIC}, attributes)
+        covariates = covariates or {name: COVARIATES[name] for name in NUMERIC}
+        create_store(path, frames, covariates, overwrite, attributes)
         return cls(path, write=True)
 
     def __repr__(self):
@@ -119,6 +85,11 @@ def _check_new(self: Cohort, rows: list, ids: set) -> None: # ids: that are take
         ids.add(row["id"])
 
 # %% ../../nbs/39_cohort.ipynb #86e49e92
+def _people_of(table: dict, covariates: dict) -> pd.DataFrame: # columns participant, split, sex, age
+    "What splits are made by, out of the arrays of a table."
+    age = table["covariates"][:, list(covariates).index("age")] if "age" in covariates else np.nan
+    return pd.DataFrame({name: table[name] for name in ("participant", "split", "sex")}).assign(age=age)
+
 @patch
 def extend(self: Cohort,
     parts: Iterable, # of (ecg (k, 12, 5000) int16 counts, cine (k, F, 84, 84) uint8, k rows for `table_rows`)
@@ -140,7 +111,7 @@ def extend(self: Cohort,
         n += len(rows)
     table = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
     if shares:
-        table["split"] = assign_splits(people_of(table, covariates), shares, seed)
+        table["split"] = assign_splits(_people_of(table, covariates), shares, seed)
         attributes["splits"] = {"shares": shares, "seed": seed, "by": "participant; sex, five years of age"}
     self.commit(table, quarantine, **attributes)
 
@@ -440,25 +411,6 @@ def set_splits(self: Cohort,
     self.extend([], shares, seed)
 
 # %% ../../nbs/39_cohort.ipynb #ea6af00c
-@patch
-def _damaged_description(self: Cohort) -> list: # of (where, patient, problem)
-    "What is wrong with the attributes and the table."
-    found = []
-    if digest(self._group, dict(self._group.attrs)) != self._group.attrs.get("digest"):
-        found.append(("attributes", "", "not as they were written"))
-    if self.changing:
-        many = len(self.changing)
-        found.append(("store", "", f"a change of {many} patients was interrupted: run ingest again"))
-    group = self._group.get(f"table/{self.attributes['generation']}", {})
-    for name in table_spec(self.attributes["covariates"]) if len(self) else []:
-        if name in LATER and name not in group:
-            continue
-        try:
-            group[name][:]
-        except Exception as e:
-            found.append((f"table: {name}", "", f"cannot be read ({type(e).__name__})"))
-    return found
-
 @patch
 def verify(self: Cohort) -> pd.DataFrame: # columns where, patient, problem; empty where all is well
     "Read the whole store and list what is damaged."

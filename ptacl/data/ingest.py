@@ -28,7 +28,8 @@ from .cohort import Cohort
 from .prepare import Visit, prepare, stamp
 from .pseudonyms import KEY, make_once, pseudonym, read_key, staging_of
 from .sources import Source, find_patients, find_table, table_values
-from .store import QUARANTINE, SHARES, name_of, shard_parts
+from .splits import SHARES
+from .store import QUARANTINE, name_of, shard_parts
 
 # %% ../../nbs/43_ingest.ipynb #aa66fc54
 def _part_name(visit: Visit) -> str:

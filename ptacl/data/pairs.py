@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from ..core.errors import PtaclError
 from ..core.presets import FS
-from ..signal.beats import find_beats, judge_beats, sure_r_peaks
+from ..signal.beats import find_beats
+from ..signal.sure_beats import judge_beats, sure_r_peaks
 from ..signal.cmr import minmax
 from ..signal.ecg import preprocess_ecg
 

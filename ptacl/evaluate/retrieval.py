@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_TABLE1', 'gaussian_random_precision', 'as_numbers', 'query_results', 'retrieval_table', 'phenotype_retrieval',
-           'random_retrieval', 'retrieval_draws', 'retrieval_interval', 'contrast']
+           'retrieval_draws', 'retrieval_interval', 'contrast']
 
 # %% ../../nbs/60_retrieval.ipynb #86282403
 import math
@@ -159,7 +159,7 @@ def phenotype_retrieval(
     return retrieval_table(query_results(queries, gallery, phenotypes, ks, tolerance, exclude_self))
 
 # %% ../../nbs/60_retrieval.ipynb #ebb0f34f
-def random_retrieval(
+def _random_retrieval(
     phenotypes: pd.DataFrame,  # n rows, one column per phenotype
     seed: int = 0,             # of the random embeddings
     **options,                 # ks, tolerance, exclude_self as above

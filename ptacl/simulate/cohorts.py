@@ -23,7 +23,8 @@ from ..core.errors import PtaclError
 from ..core.presets import FS, PHENOTYPES, SAMPLES, SIZE, SPACING
 from ..data.cohort import Cohort
 from ..data.prepare import beats_of, verdict_on
-from ..data.store import QUARANTINE, SHARES, cohort_attributes, shard_parts, to_counts
+from ..data.splits import SHARES
+from ..data.store import QUARANTINE, cohort_attributes, shard_parts, to_counts
 from ..data.tables import COVARIATES
 from ..signal.beats import find_beats
 from ..signal.cmr import minmax, preprocess as preprocess_cine
