@@ -275,6 +275,10 @@ def test_python_in_the_texts_runs_as_printed(file, samples_cohort, data_samples,
     for place in ("path/to/cohort", "cohort"): shutil.copytree(samples_cohort, place)
     names = {}
     for block in python_blocks(file): exec(compile(block, file, "exec"), names)
+    def contents(folder): return {f.relative_to(folder): f.read_bytes() for f in sorted(Path(folder).rglob("*")) if f.is_file()}
+    assert contents("data_samples") == contents(data_samples), "nothing is written beside raw files"
 
 
-def test_the_first_lines_of_python_are_among_them(): assert {"README.md", "data_samples/README.md"} <= set(TEXTS)
+def test_the_first_lines_of_python_are_among_them():
+    assert {"README.md", "data_samples/README.md"} <= set(TEXTS)
+    assert 'Cohort.open("data_samples")' in "".join(python_blocks("data_samples/README.md"))
