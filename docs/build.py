@@ -20,7 +20,7 @@ from sphinx.cmd.build import build_main
 sys.path.insert(0, str(Path(__file__).parent))
 from reference import COMMANDS, commands_page, definitions, face, linker, module_page, with_labels
 
-from ptacl.course.workshop import SOLUTION, YOURS
+from ptacl.course.sessions import SOLUTION, YOURS
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, PAGES = ROOT / "nbs", ROOT / "docs" / "pages"
