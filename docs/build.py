@@ -20,7 +20,9 @@ from sphinx.cmd.build import build_main
 sys.path.insert(0, str(Path(__file__).parent))
 from reference import COMMANDS, commands_page, definitions, face, linker, module_page, with_labels
 
-from ptacl.course.workshop import SOLUTION, YOURS
+from search import write_texts
+
+from ptacl.course.sessions import SOLUTION, YOURS, session_version
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, PAGES = ROOT / "nbs", ROOT / "docs" / "pages"
@@ -28,6 +30,7 @@ TEXTS = ("CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "LICENSE")  # outsid
 MOVED = re.compile(rf"\]\((?:(?:\.\./)*(?:nbs|docs/pages)/|(?:\.\./)+(?={'|'.join(map(re.escape, TEXTS))}))")  # what lies side by side there
 DIRECTIVES = re.compile(r"^#\|.*\n?", re.MULTILINE)
 ASIDE = {"contents", "guide", "wrong"}  # tags of cells for JupyterLab, for the teacher, and for testing the checks
+TESTING = re.compile(r"^\s*(assert\b|test_\w+\()", re.MULTILINE)
 SECTION = re.compile(r"^## (.+)\n+<!-- pages: (.+) -->\n", re.MULTILINE)
 
 
@@ -44,6 +47,39 @@ def tidy(file: Path):
             for output in cell.outputs: output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)  # needs a kernel
     nb.cells = [cell for cell in nb.cells if cell.source and not ASIDE & set(cell.metadata.get("tags", ()))]
     return nb
+
+
+def folded(cell) -> str:
+    "What a code cell is that most readers pass by: Imports, or Test, an example that shows nothing; empty where it is neither."
+    lines = [line for line in cell.source.splitlines() if line and not line.startswith("#")]
+    if all(re.match(r"(from \S+ )?import ", line) for line in lines): return "Imports"
+    return "Test" if TESTING.search(cell.source) and not cell.outputs and not cell.metadata.get("tags") else ""
+
+
+def fold(nb, exported: set):
+    "The notebook with imports and tests behind a line to click at, but for the cells of the module itself; exported: their ids."
+    for cell in (c for c in nb.cells if c.cell_type == "code"):
+        name = folded(cell)
+        if name == "Imports" or name and cell.id not in exported:
+            cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
+            cell.metadata["mystnb"] = {"code_prompt_show": name, "code_prompt_hide": name}
+    return nb
+
+
+def exported_cells(file: Path) -> set:  # ids
+    "The cells of a notebook that make up its module."
+    return {c.id for c in nbformat.read(file, 4).cells if re.search(r"^#\|\s*exporti?\b", c.source, re.MULTILINE)}
+
+
+def keep_notebook(file: Path, folder: Path) -> str:  # Markdown
+    "Puts a notebook beside the pages, without solutions where learners write them; the line that offers it."
+    place = file.relative_to(NBS)
+    copy = folder / "notebooks" / place
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    nb = nbformat.read(file, 4)
+    nbformat.write(session_version(nb, file.stem, True) if place.parts[0] == "workshop" else nb, copy)
+    link = f"{{download}}`Open this notebook </notebooks/{place.as_posix()}>`"
+    return f"{link}, or from the checkout: `jupyter lab nbs/{place.as_posix()}`"
 
 
 def readme() -> str:
@@ -140,10 +176,13 @@ def stage(folder: Path):
             nb.cells[0].source = nb.cells[0].source.replace("# ptacl", "# First steps", 1)
         for cell in (c for c in nb.cells if c.cell_type == "markdown"):
             cell.source = MOVED.sub("](", linked(cell.source)).replace("](index.ipynb)", "](index.md)")  # the chapters
+        offer = keep_notebook(file, folder)
         if file in chapters:
             module = definitions(file)[0]
             where = "commands" if module == COMMANDS else module
-            nb.cells.insert(1, new_markdown_cell(f"Module [`ptacl.{module}`](reference/{where}.md)"))
+            offer = f"Module [`ptacl.{module}`](reference/{where}.md). {offer}"
+        nb.cells.insert(1, new_markdown_cell(offer))
+        fold(nb, exported_cells(file))
         page.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(with_labels(nb, file.stem), page)
     for text in (*map(ROOT.joinpath, TEXTS), *PAGES.glob("*.md")):
@@ -167,6 +206,7 @@ def site(out: Path = ROOT / "_docs", work: Path = ROOT / "_build", strict: bool 
     options = ["-q", "-b", "html", "-c", str(ROOT / "docs"), "-d", str(work / "doctrees"), *["-W", "--keep-going"] * strict]
     if build_main([*options, str(work / "staged"), str(work / "html")]):
         raise SystemExit("the site was not built: see the messages above")
+    write_texts(work / "html")
     shutil.copy(mathjax(), work / "html" / "_static" / "tex-svg.js")
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(work / "html", out)

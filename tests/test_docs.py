@@ -101,6 +101,36 @@ def test_pages_show_code_and_pictures_but_no_directives(site):
     assert "#|" not in text_of(site / "52_losses.html")
 
 
+def test_imports_and_tests_are_folded_and_the_module_is_not(site):
+    page = (site / "52_losses.html").read_text(encoding="utf-8")
+    folded = re.findall(r'<details class="[^"]*hide[^"]*".*?</details>', page, re.DOTALL)
+    text = [re.sub(r"<[^>]+>", "", part) for part in folded]
+    assert any("Imports" in part and "import torch" in part for part in text)
+    assert any("Test" in part and "test_" in part for part in text)
+    assert not any(re.search(r"^\s*def alignment_matrix", part, re.MULTILINE) for part in text)
+    assert "def alignment_matrix" in text_of(site / "52_losses.html")
+
+
+@pytest.mark.parametrize("source, outputs, name", [
+    ("import os\nfrom pathlib import Path", 0, "Imports"), ("# why\nimport os", 0, "Imports"), ("import os\nos.getcwd()", 0, ""),
+    ("test_eq(f(1), 2)", 0, "Test"), ("with open(x) as f:\n    assert f", 0, "Test"), ("assert f\nf", 1, ""), ("f(1)", 0, ""),
+    ("my_test_eq = 3", 0, "")])
+def test_what_is_folded(source, outputs, name):
+    from build import folded
+    output = nbformat.v4.new_output("stream", text="1")
+    assert folded(nbformat.v4.new_code_cell(source, outputs=[output] * outputs)) == name
+
+
+def test_every_notebook_can_be_taken_from_its_page(site):
+    for file in notebooks():
+        page = (site / ("start" if file == NBS / "index.ipynb" else file.relative_to(NBS).with_suffix(""))).with_suffix(".html")
+        link = re.search(r'<a class="reference download internal"[^>]*href="([^"]+)"[^>]*>', page.read_text(encoding="utf-8"))
+        assert link and "download" in link[0], page.name
+        taken, source = nbformat.read(page.parent / link[1], 4), nbformat.read(file, 4)
+        if file.parent.name == "workshop": assert "### BEGIN SOLUTION" not in str(taken) and "raise NotImplementedError()" in str(taken)
+        else: assert taken == source
+
+
 def test_solutions_of_exercises_are_left_out(tmp_path):
     from build import tidy
     cell = nbformat.v4.new_code_cell("def f():\n    ### BEGIN SOLUTION\n    return 1\n    ### END SOLUTION\nf()")
@@ -113,6 +143,13 @@ def test_solutions_of_exercises_are_left_out(tmp_path):
 def test_the_site_names_no_participant(site):
     findings = audit(site, history=False)
     assert not len(findings), "\n" + describe_findings(findings)
+
+
+def test_the_text_of_a_page_is_its_article_in_sections():
+    from search import text_of_article
+    inner = '<h1>T<a>¶</a></h1><script>x</script><p>a &amp; b</p><section id="b">c</section>'
+    page = f'<p>menu</p><article><section id="a">{inner}</section></article>end'
+    assert text_of_article(page) == '<div role="main"><section id="a">T a &amp; b <section id="b">c </section></section></div>'
 
 
 # --- links and pictures --------------------------------------------------------------------------------------------------
@@ -241,6 +278,9 @@ def test_search_works_from_a_file(site, browser):
     page.fill("input.sidebar-search", "wavelet")
     page.press("input.sidebar-search", "Enter")
     page.wait_for_selector("ul.search li a:text-is('The ECG, cleaned')")       # the list fills bit by bit
+    page.wait_for_selector("ul.search li p.context")
+    said = page.inner_text("ul.search li:has(a:text-is('The ECG, cleaned')) p.context")
+    assert "wavelet" in said.lower() and len(said) > 60
     page.click("ul.search li a")
     page.wait_for_selector("article h1")
     page.close()
@@ -275,6 +315,10 @@ def test_python_in_the_texts_runs_as_printed(file, samples_cohort, data_samples,
     for place in ("path/to/cohort", "cohort"): shutil.copytree(samples_cohort, place)
     names = {}
     for block in python_blocks(file): exec(compile(block, file, "exec"), names)
+    def contents(folder): return {f.relative_to(folder): f.read_bytes() for f in sorted(Path(folder).rglob("*")) if f.is_file()}
+    assert contents("data_samples") == contents(data_samples), "nothing is written beside raw files"
 
 
-def test_the_first_lines_of_python_are_among_them(): assert {"README.md", "data_samples/README.md"} <= set(TEXTS)
+def test_the_first_lines_of_python_are_among_them():
+    assert {"README.md", "data_samples/README.md"} <= set(TEXTS)
+    assert 'Cohort.open("data_samples")' in "".join(python_blocks("data_samples/README.md"))

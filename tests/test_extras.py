@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ptacl.app import cli, endings
-from ptacl.course import workshop
+from ptacl.course import slides
 from ptacl.data import ingest
 
 
@@ -26,7 +26,7 @@ def said_by(*words: str) -> str:
 @pytest.mark.parametrize("words, package, modules", [
     (["run", "table1"], "papermill", ["ptacl.studies.experiments"]),
     (["explore", "--no-browser"], "ipywidgets", ["ptacl.app.explorer"]),
-    (["workshop", "build", "out"], "nbconvert", ["ptacl.course.workshop"]),
+    (["workshop", "build", "out"], "nbconvert", ["ptacl.course.workshop", "ptacl.course.slides"]),
     (["workshop", "check"], "nbclient", ["ptacl.course.workshop"]),
 ])
 def test_what_the_app_needs_is_named(monkeypatch, tmp_path, words, package, modules):
@@ -46,7 +46,7 @@ def test_what_runs_in_a_process_of_its_own_is_looked_for_first(monkeypatch, tmp_
 
 def test_course_and_cluster_are_named(monkeypatch, tmp_path, capsys):
     def gone(name): raise PackageNotFoundError(name)
-    monkeypatch.setattr(workshop, "distribution", gone)
+    monkeypatch.setattr(slides, "distribution", gone)
     assert "pip install 'ptacl[course]'" in said_by("workshop", "build", str(tmp_path / "out"))
     without(monkeypatch, "distributed")
     with pytest.raises(cli.typer.Exit), endings.one_sentence(): list(ingest._on_cluster([], "tcp://127.0.0.1:1"))

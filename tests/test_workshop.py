@@ -12,11 +12,13 @@ from html.parser import HTMLParser
 
 import nbformat
 import pytest
+from course_checks import CHECKS
 
 from ptacl.core.errors import PtaclError
-from ptacl.course import judging, signal_checks, training_checks
-from ptacl.course.workshop import build, check, exercises, minutes, mistakes, progress, progress_text, sessions, students, _try_answers
-from ptacl.course.workshop import write_progress
+from ptacl.course import judging, view_checks
+from ptacl.course.progress import progress, progress_text, write_progress
+from ptacl.course.sessions import exercises, minutes, sessions, students
+from ptacl.course.workshop import build, check, mistakes, _try_answers
 
 TAGS = {"setup", "exercise", "check", "wrong", "guide", "slide", "also", "stretch"}
 SESSIONS = sessions()
@@ -63,11 +65,11 @@ def test_every_wrong_answer_is_caught_by_its_own_hint(file):
 
 def test_every_check_is_used_by_a_session():
     used = {name for f in SESSIONS for e in exercises(read(f)) for name in re.findall(r"check_\w+", e.check)}
-    assert used == {name for name in {**vars(signal_checks), **vars(training_checks)} if name.startswith("check_")}
+    assert used == {f"check_{name}" for name in CHECKS}
 
 
 def test_a_check_that_lets_a_mistake_pass_is_found(monkeypatch):
-    monkeypatch.setattr(signal_checks, "check_heart_rate", judging.passed)
+    monkeypatch.setattr(view_checks, "check_heart_rate", judging.passed)
     assert sum("not caught" in p for p in check(["1"], run=False, say=lambda line: None)) == 4
 
 

@@ -7,12 +7,10 @@ import pytest
 import pywt
 import torch
 import torch.nn.functional as F
+from course_checks import CHECKS
 
-from ptacl.course import signal_checks, training_checks
 from ptacl.course.judging import Hint
 
-CHECKS = {name.removeprefix("check_"): f for module in (signal_checks, training_checks) for name, f in vars(module).items()
-          if name.startswith("check_")}
 WRONG = []  # (exercise, answer, words of its hint)
 
 
@@ -364,6 +362,12 @@ RIGHT = [
 @pytest.mark.parametrize("exercise, answer", RIGHT, ids=[f"{e}-{i}" for i, (e, _) in enumerate(RIGHT)])
 def test_a_right_answer_passes_whatever_it_looks_like(exercise, answer):
     assert said(exercise, answer) == ""
+
+
+@pytest.mark.parametrize("exercise", CHECKS)
+def test_an_empty_answer_is_said_to_be_not_written_yet(exercise):
+    def nothing(*args): raise NotImplementedError()
+    assert "nothing is not written yet" in said(exercise, nothing)
 
 
 def test_the_new_wrong_answers_are_many_and_touch_every_exercise():

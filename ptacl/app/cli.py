@@ -388,7 +388,7 @@ def _workshop_start_command(
 ):
     "JupyterLab on a fresh copy of the student version."
     with one_sentence():
-        from ptacl.course.workshop import split_options, start_session
+        from ptacl.course.start import split_options, start_session
         need("jupyterlab")
         folder, options = split_options(arguments or ())
         status = start_session(folder or "ptacl-workshop", options)
@@ -402,7 +402,7 @@ def _workshop_progress_command(
 ):
     "Who has passed what, from notebooks that learners share or hand in; nothing is run."
     with one_sentence():
-        from ptacl.course.workshop import progress, progress_text, write_progress
+        from ptacl.course.progress import progress, progress_text, write_progress
         table = progress(folder)
         typer.echo(progress_text(table))
         if out:

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fastcore.basics import patch
+from importlib import import_module
+from pathlib import Path
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -52,12 +54,20 @@ class Cohort(Store):
         return Cohort, (self.path,)
 
 # %% ../../nbs/39_cohort.ipynb #35a1af30
+def _is_raw(path) -> bool:
+    "Whether it is a folder, and no store."
+    return "://" not in str(path) and Path(path).is_dir() and not (Path(path)/"zarr.json").exists()
+
 @patch(cls_method=True)
 def open(cls: Cohort,
-    path,                # folder, or a URL that fsspec knows: https://…, s3://…, memory://…
+    path,                # folder, or a URL that fsspec knows: https://…, s3://…, memory://…;
+                         # a folder of a few raw files is read for this session
     write: bool = False, # to append to it
 ) -> Cohort:
     "A cohort that is there. Raises `PtaclError` on anything else."
+    if _is_raw(path) and not write:
+        # looked up when needed: reading raw files takes all that comes after this chapter
+        path = import_module("ptacl.data.raw_folder").read_for_now(path)
     about = cohort_attributes(path)
     name = name_of(path)
     if about.get("changing") and not write:

@@ -207,7 +207,7 @@ def _attributes(path) -> dict: # folder or URL
     except FileNotFoundError:
         folder = "://" not in str(path) and Path(path).is_dir()
         if folder:
-            raise PtaclError("no cohort in it", "Raw files become one by ptacl.data.ingest", name) from None
+            raise PtaclError("no cohort in it", "Raw files become one by ptacl.ingest", name) from None
         raise PtaclError("no such cohort: check the path", where=name) from None
     except Exception as e:
         why = f"{name} cannot be opened as a Zarr store ({type(e).__name__}): {name}/zarr.json is damaged"
