@@ -75,3 +75,12 @@ def test_the_rows_find_their_things_in_this_tree(against, tmp_path):
     assert len(names) > 8
     lines = "\n".join(f'take("{name}")' for name in sorted(names))
     assert against.once(against.Row("names", lines + "\nsay(seconds=1)"), ROOT, tmp_path) == {"seconds": 1}
+
+
+def test_training_loads_without_what_it_does_not_use():
+    "A second or two of every start: detectors, pictures and tables that the loop has no need of."
+    code = "import sys, ptacl.train.loop; print([m for m in sys.modules if '.' not in m])"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "'torch'" in loaded
+    for name in ("neurokit2", "pandas", "matplotlib", "sklearn", "great_tables", "zarr"):
+        assert f"'{name}'" not in loaded, name

@@ -12,26 +12,28 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 import numpy as np
-import pandas as pd
 import pywt
-import matplotlib.pyplot as plt
 from joblib import cpu_count
 from scipy.ndimage import maximum_filter1d, minimum_filter1d
-from scipy.signal import resample_poly
 from threadpoolctl import ThreadpoolController
 from ..core.errors import PtaclError
 from ..core.presets import FS, LEAD_GROUPS, LEADS, MIN_SD, SCOPES
+
+# %% ../../nbs/20_ecg.ipynb #3d03d9ff
+if TYPE_CHECKING:
+    import pandas as pd # half a second that training does without
 
 # %% ../../nbs/20_ecg.ipynb #e5b718e0
 def wavelet_bands(
     fs: float,       # sampling rate, Hz
     level: int = 8,  # levels at 500 Hz; other rates get the number that reaches the same frequency
     noise: float = 62.5, # Hz; a detail whose whole band lies above it is noise
-) -> pd.DataFrame:   # one row per band, lowest first: low, high (Hz), keep
+) -> "pd.DataFrame":   # one row per band, lowest first: low, high (Hz), keep
     """The bands of the transform, and which of them belong to the heart.
     Raises `PtaclError` on a sampling rate that is none."""
+    import pandas as pd
     if not fs > 0:
         raise PtaclError(f"the sampling rate must be above 0 Hz, got {fs}")
     levels = max(1, level + round(np.log2(fs / FS)))
@@ -161,8 +163,9 @@ def quality(
     fs: float = FS,        # sampling rate, Hz
     flat: float = 0.01,    # mV; a lead that moves less than this for two seconds is flat
     jump: float = 0.05,    # mV; how abruptly a clipped wave meets its plateau of 10 ms
-) -> pd.DataFrame:         # one row per record: a word for each lead, and `verdict`, the worst of them
+) -> "pd.DataFrame":         # one row per record: a word for each lead, and `verdict`, the worst of them
     "What is wrong with which lead: good, clipped, flat, non-finite or missing."
+    import pandas as pd
     ecg = np.asarray(ecg, dtype=np.float32)
     ecg = ecg.reshape(-1, *ecg.shape[-2:])
     finite = np.isfinite(ecg)
@@ -264,6 +267,7 @@ def preprocess_ecg(
     _check_leads(ecg, fs)
     ratio = Fraction(FS / fs).limit_denominator(1000)
     if ratio != 1:
+        from scipy.signal import resample_poly # with all of scipy.stats; most records are at 500 Hz
         ecg = resample_poly(ecg, ratio.numerator, ratio.denominator, axis=-1, padtype="line")
     return normalize(denoise(ecg, FS), scope, stats)
 
@@ -299,6 +303,7 @@ def plot_ecg(
     if not unit:
         signal = signal * 1.5 / max(np.quantile(np.abs(signal), 0.999), MIN_SD)
     if ax is None:
+        import matplotlib.pyplot as plt # for pictures alone
         ax = plt.subplots(figsize=(9, 4.6), layout="constrained")[1]
     _grid(ax, n / fs, -11, 2, bool(unit))
     for lead, part, y in _layout(n):
