@@ -90,10 +90,12 @@ say(seconds=seconds["ingest"] / seconds["loop"])
 EMBED = '''
 import os, subprocess, threading, psutil
 cli = take("ptacl.app.cli.__file__", "ptacl.cli.__file__")
-root = Path(take("ptacl.__file__")).parent
 module = "ptacl.app.cli" if Path(cli).parent.name == "app" else "ptacl.cli"
+get_preset = take("ptacl.core.presets.get_preset", "ptacl.presets.get_preset")
+start = take("ptacl.bench.training.start_model", "ptacl.bench.start")
+take("ptacl.nets.joint.save_pretrained", "ptacl.model.save_pretrained")(start("joint", get_preset("workshop")).eval(), out / "model")
 files = [data / "wfdb"] if RECORDS == 0 else sorted((data / "wfdb").rglob("*.hea"))[:RECORDS]
-command = [sys.executable, "-m", module, "embed", *map(str, files), "--model", str(root / "models" / "sigma-0"),
+command = [sys.executable, "-m", module, "embed", *map(str, files), "--model", str(out / "model"),
            "--out", str(out / "e.parquet"), "--own-names", "--allow", "beatless"]
 begun = time.perf_counter()
 process = psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -285,10 +285,23 @@ def test_a_reader_that_dies_costs_its_file_alone():
     assert all(isinstance(got[k], PtaclError) and "reader died" in str(got[k]) for k in (5, 17))
 
 
+def test_a_recording_whose_reader_dies_leaves_the_others_of_its_part(files, run, monkeypatch):
+    paths = find_recordings([files])
+    worst = visits_of(paths, own_names=True)[2].name
+    def read(visits, allow): # sent to the workers as it stands here
+        from ptacl.inference.screening import read_some
+        if worst in [visit.name for visit in visits]: os.kill(os.getpid(), signal.SIGKILL)
+        return read_some(visits, allow)
+    monkeypatch.setattr(embedding, "read_some", read)
+    done = run(paths, workers=2)
+    assert worst in list(done.refused.recording) and "reader died" in done.refused.reason[done.refused.recording == worst].item()
+    assert done.rows == len(paths) - len(done.refused) > 1
+
+
 def test_stopping_in_the_middle_leaves_nothing(files, run, tmp_path, monkeypatch):
     def stop(*_, **__): raise KeyboardInterrupt
     run([files]); before = (tmp_path / "emb.parquet").read_bytes()
-    monkeypatch.setattr(embedding, "read_one", stop)
+    monkeypatch.setattr(embedding, "read_some", stop)
     with pytest.raises(KeyboardInterrupt): run([files])
     assert (tmp_path / "emb.parquet").read_bytes() == before and not left_over(tmp_path)
 

@@ -27,7 +27,7 @@ from ..data.ingest import counts_of
 from ..data.prepare import Visit
 from ..data.store import MV
 from .outputs import check_output, output_file
-from .screening import FAULTS, find_recordings, in_order, read_one, refusal, visits_of
+from .screening import FAULTS, find_recordings, in_order, read_some, refusal, visits_of
 from ..nets.encoders import ECGEncoder
 from ..train.optimiser import precision
 
@@ -168,6 +168,10 @@ class Written:
         return "\n".join(lines)
 
 # %% ../../nbs/76_embedding.ipynb #038a300b
+_TOGETHER = 16 # recordings that a worker process is sent at a time
+_FEW = 64      # recordings that this process has read before others have started
+
+
 @dataclass
 class _Reading:
     "Recordings as they come from the worker processes; those that were refused are set aside."
@@ -177,10 +181,19 @@ class _Reading:
     ahead: int             # recordings under way, at most
     refused: list[dict] = field(default_factory=list)
 
+    def _results(self) -> Iterator: # as of `read_some`, one by one; an error where the process died that read it
+        parts = list(chunked(self.visits, _TOGETHER))
+        workers = 1 if self.workers == -1 and len(self.visits) <= _FEW else self.workers
+        read = partial(read_some, allow=self.allow)
+        for part, results in zip(parts, in_order(read, parts, workers, max(1, self.ahead // _TOGETHER))):
+            if isinstance(results, Exception): # one by one, so that only the one at fault is lost
+                ones = in_order(read, ([visit] for visit in part), workers, 1)
+                results = [one if isinstance(one, Exception) else one[0] for one in ones]
+            yield from results
+
     def readable(self, bar: tqdm) -> Iterator[tuple]: # (row's name, counts, whether a fault was let pass)
         "Those that may be read."
-        results = in_order(partial(read_one, allow=self.allow), self.visits, self.workers, self.ahead)
-        for visit, result in zip(self.visits, results):
+        for visit, result in zip(self.visits, self._results()):
             bar.update()
             if isinstance(result, tuple):
                 yield visit.name, *result
@@ -199,7 +212,7 @@ def transform(
     module: ECGFeatures, # on its device
     rows_of: Callable,   # features (B, D), who has a fault that was let pass (B,) -> DataFrame of B rows
     out: str | Path,     # .parquet or .csv
-    workers: int = -1,   # processes that read; -1: one for each core, 1: this one
+    workers: int = -1,   # processes that read; -1: one for each core, this one for a few; 1: this one
     size: int = 64,      # recordings of a batch
     key=None,            # file with the key of the pseudonyms, see `ptacl.data.pseudonyms.read_key`
     own_names: bool = False,     # rows are called as the files, whose names are nobody's
