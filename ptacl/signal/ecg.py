@@ -170,7 +170,7 @@ def _rests(x: np.ndarray, window: int, flat: float) -> np.ndarray:  # (..., N) -
     half of one, so that nothing more is asked of leads that move in all halves."""
     half = min(window, x.shape[-1]) // 2
     halves = x[..., :x.shape[-1] // half * half].reshape(*x.shape[:-1], -1, half)
-    rests = (np.ptp(halves, -1) < flat).any(-1)
+    rests = np.asarray((np.ptp(halves, -1) < flat).any(-1))
     if rests.any():
         rests[rests] = _least_movement(x[rests], window) < flat
     return rests
