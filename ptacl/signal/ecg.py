@@ -151,8 +151,8 @@ def _clipped(
     clipped = np.zeros(ecg.shape[:-1], bool)
     often = rail.sum(-1) >= run # few leads touch their maximum more than once
     if often.any():
-        plateau = np.lib.stride_tricks.sliding_window_view(rail[often], run, axis=-1).all(-1)
-        steep = np.abs(np.diff(ecg[often])) > jump
+        plateau = np.asarray(np.lib.stride_tricks.sliding_window_view(rail[often], run, axis=-1).all(-1))
+        steep = np.asarray(np.abs(np.diff(ecg[often])) > jump)
         begins = plateau[..., 1:] & steep[..., :-run + 1]
         ends = plateau[..., :-1] & steep[..., run - 1:]
         clipped[often] = np.any(begins | ends, axis=-1)
@@ -170,7 +170,7 @@ def _rests(x: np.ndarray, window: int, flat: float) -> np.ndarray:  # (..., N) -
     half of one, so that nothing more is asked of leads that move in all halves."""
     half = min(window, x.shape[-1]) // 2
     halves = x[..., :x.shape[-1] // half * half].reshape(*x.shape[:-1], -1, half)
-    rests = np.asarray((np.ptp(halves, -1) < flat).any(-1))
+    rests = (np.ptp(halves, -1) < flat).any(-1)
     if rests.any():
         rests[rests] = _least_movement(x[rests], window) < flat
     return rests
