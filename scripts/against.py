@@ -95,7 +95,7 @@ get_preset = take("ptacl.core.presets.get_preset", "ptacl.presets.get_preset")
 start = take("ptacl.bench.training.start_model", "ptacl.bench.start")
 take("ptacl.nets.joint.save_pretrained", "ptacl.model.save_pretrained")(start("joint", get_preset("workshop")).eval(), out / "model")
 files = [data / "wfdb"] if RECORDS == 0 else sorted((data / "wfdb").rglob("*.hea"))[:RECORDS]
-command = [sys.executable, "-m", module, "embed", *map(str, files), "--model", str(out / "model"),
+command = [sys.executable, "-c", f"from {module} import app; app()", "embed", *map(str, files), "--model", str(out / "model"),
            "--out", str(out / "e.parquet"), "--own-names", "--allow", "beatless"]
 begun = time.perf_counter()
 process = psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -171,8 +171,9 @@ def checked_out(revision: str, folder: Path) -> Iterator[Path]:
 
 
 def make_data(formats: set, folder: Path):
-    "Folders of virtual patients' files, written by this checkout."
-    for name in sorted(formats):
+    "Folders of virtual patients' files, written by this checkout; those that are there are taken as they are."
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in sorted(formats - {path.name for path in folder.iterdir()}):
         print(f"{PATIENTS[name]} virtual patients as {name}", file=sys.stderr, flush=True)
         command = ["-m", "ptacl.app.cli", "simulate", str(PATIENTS[name]), str(folder / name), "--format", name]
         in_tree(REPOSITORY, command)
@@ -225,19 +226,19 @@ def main(arguments: list | None = None) -> list[dict]:
     p.add_argument("other", nargs="?", help="what is compared; the working tree where none is given")
     p.add_argument("--only", action="append", choices=list(ROWS), help="a row; may be given again")
     p.add_argument("--repeats", type=int, default=5)
+    p.add_argument("--data", type=Path, help="folder for the virtual patients, to be kept and taken again")
     p.add_argument("--json", type=Path, help="file for the rows: what, ratio, lo, hi")
     args = p.parse_args(arguments)
     chosen = [ROWS[name] for name in args.only or ROWS]
     rows = []
     with tempfile.TemporaryDirectory() as tmp:
-        data = Path(tmp) / "data"
-        data.mkdir()
+        data = args.data.resolve() if args.data else Path(tmp) / "data"
         make_data({name for row in chosen for name in row.data}, data)
         other = checked_out(args.other, Path(tmp) / "after") if args.other else nullcontext(REPOSITORY)
         with checked_out(args.revision, Path(tmp) / "before") as before, other as after:
             for row in chosen:
                 rows += compared(row, (before, after), data, args.repeats)
-                print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+                print(*table(rows).splitlines()[1:], sep="\n", end="\n\n", file=sys.stderr, flush=True)
     load = f", load {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
     print(f"{args.revision} against {args.other or 'the working tree'}, {THREADS} threads{load}\n\n{table(rows)}")
     if args.json:
