@@ -286,10 +286,55 @@ def test_a_reader_that_dies_costs_its_file_alone():
     assert all(isinstance(got[k], PtaclError) and "reader died" in str(got[k]) for k in (5, 17))
 
 
+def test_a_recording_whose_reader_dies_leaves_the_others_of_its_part(files, run, monkeypatch):
+    paths = find_recordings([files])
+    worst = visits_of(paths, own_names=True)[2].name
+    def read(visits, allow): # sent to the workers as it stands here
+        from ptacl.inference.screening import read_some
+        if worst in [visit.name for visit in visits]: os.kill(os.getpid(), signal.SIGKILL)
+        return read_some(visits, allow)
+    monkeypatch.setattr(embedding, "read_some", read)
+    done = run(paths, workers=2)
+    assert worst in list(done.refused.recording) and "reader died" in done.refused.reason[done.refused.recording == worst].item()
+    assert done.rows == len(paths) - len(done.refused) > 1
+
+
+def test_a_cluster_of_two_processes_gives_the_same_tables(files, module, probe, run, tmp_path, monkeypatch):
+    "Forked, so that they need not load everything anew; the folder is given as it is called from here."
+    import dask
+    from distributed import LocalCluster
+    monkeypatch.chdir(files.parent)
+    monkeypatch.setattr(embedding, "_TOGETHER", 1)
+    alone = pd.read_parquet(run([files.name]).path)
+    def predicted(out, **how):
+        return pd.read_parquet(predict_phenotypes([files.name], module, probe, tmp_path / out, own_names=True, **how).path)
+    with dask.config.set({"distributed.worker.multiprocessing-method": "fork"}), LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, local_directory=tmp_path / "dask") as cluster:
+        done = run([files.name], "cluster.parquet", cluster=cluster.scheduler_address)
+        computed = [str(t[0]) for t in cluster.scheduler.transition_log if t[2] == "memory"]
+        there = predicted("there.parquet", cluster=cluster.scheduler_address)
+    pd.testing.assert_frame_equal(there, predicted("here.parquet", workers=1))
+    assert sum("on_one_thread" in key for key in computed) == done.rows + len(done.refused) > 3
+    pd.testing.assert_frame_equal(pd.read_parquet(done.path), alone)
+    with dask.config.set({"distributed.comm.timeouts.connect": "0.3s"}), pytest.raises(PtaclError, match="no Dask scheduler answers"):
+        run([files.name], "nowhere.parquet", cluster="tcp://127.0.0.1:9")
+    assert not left_over(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["embed", "predict"])
+def test_the_shell_hands_the_cluster_on(command):
+    "Both commands take --cluster, and say what it is, as ingest does."
+    import inspect
+    from ptacl.app import cli
+    assert "cluster" in inspect.signature(getattr(cli, f"_{command}_command")).parameters
+    shown = CliRunner().invoke(cli.app, [command, "--help"]).output
+    assert "--cluster" in shown and "Dask scheduler" in shown
+
+
 def test_stopping_in_the_middle_leaves_nothing(files, run, tmp_path, monkeypatch):
     def stop(*_, **__): raise KeyboardInterrupt
     run([files]); before = (tmp_path / "emb.parquet").read_bytes()
-    monkeypatch.setattr(embedding, "read_one", stop)
+    monkeypatch.setattr(embedding, "read_some", stop)
     with pytest.raises(KeyboardInterrupt): run([files])
     assert (tmp_path / "emb.parquet").read_bytes() == before and not left_over(tmp_path)
 

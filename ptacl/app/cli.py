@@ -272,6 +272,8 @@ _Out = Annotated[Path, typer.Option(
     help="table to write: .parquet or .csv; the refused go to NAME.refused.csv beside it")]
 _Force = Annotated[bool, typer.Option("--force", help="replace the file where it exists")]
 _Workers = Annotated[int, typer.Option(help="processes that read; -1: one for each core")]
+_Cluster = Annotated[str | None, typer.Option(
+    help="address of a Dask scheduler, to read on its machines instead")]
 _Key = Annotated[Path | None, typer.Option(help="file with the key of the pseudonyms, as in ingest")]
 _OwnNames = Annotated[bool, typer.Option(
     "--own-names", help="call rows by the names of the files, which are nobody's")]
@@ -290,12 +292,13 @@ def _keep_unless(force: bool, out: Path):
 def _embed_command(
     files: _Files, model: _Model, out: _Out,
     projected: Annotated[bool, typer.Option(help="the embedding that is compared with cines")] = False,
-    workers: _Workers = -1, key: _Key = None, own_names: _OwnNames = False, allow: _Allow = None,
-    device: _Device = None, force: _Force = False,
+    workers: _Workers = -1, cluster: _Cluster = None, key: _Key = None, own_names: _OwnNames = False,
+    allow: _Allow = None, device: _Device = None, force: _Force = False,
 ):
     "Embed ECG files: one row each, the features that a probe works with."
     from ptacl.inference.embedding import embed
-    options = {"workers": workers, "key": key, "own_names": own_names, "allow": allow or ()}
+    options = {
+        "workers": workers, "cluster": cluster, "key": key, "own_names": own_names, "allow": allow or ()}
     with one_sentence("nothing was written; the same command begins anew"):
         _keep_unless(force, out)
         written = embed(files, _features_of(model, projected, device), out, **options)
@@ -306,12 +309,13 @@ def _embed_command(
 def _predict_command(
     files: _Files, model: _Model, probe: Annotated[Path, typer.Option(help="of ptacl probe")], out: _Out,
     level: Annotated[float, typer.Option(help="share of patients whose truth lies in the interval")] = 0.9,
-    workers: _Workers = -1, key: _Key = None, own_names: _OwnNames = False, allow: _Allow = None,
-    device: _Device = None, force: _Force = False,
+    workers: _Workers = -1, cluster: _Cluster = None, key: _Key = None, own_names: _OwnNames = False,
+    allow: _Allow = None, device: _Device = None, force: _Force = False,
 ):
     "Predict phenotypes of ECG files, each with its interval; without one where a fault was allowed."
     from ptacl.inference.prediction import load_probe, predict_phenotypes
-    options = {"workers": workers, "key": key, "own_names": own_names, "allow": allow or ()}
+    options = {
+        "workers": workers, "cluster": cluster, "key": key, "own_names": own_names, "allow": allow or ()}
     with one_sentence("nothing was written; the same command begins anew"):
         _keep_unless(force, out)
         module = _features_of(model, device=device)

@@ -21,7 +21,8 @@ from ..data.prepare import beats_of, prepare_ecg
 from ..data.store import MV
 from ..evaluate.figures import whole_beats
 from ..evaluate.whatif import disturb
-from ..signal.beats import find_beats, sure_r_peaks
+from ..signal.beats import find_beats
+from ..signal.sure_beats import sure_r_peaks
 from ..simulate.cohorts import virtual_rows
 from ..simulate.patients import simulate
 from .comparison import Compared

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from joblib import cpu_count
 from pathlib import Path
-from .data import QUADRATIC, time_preparation, time_scaling, time_segmentation, time_streaming
+from .data import QUADRATIC, time_gallery, time_preparation, time_scaling, time_segmentation
+from .data import time_streaming, time_whole_way
 from .measure import dtype_of
 from .training import STEPS, time_infonce, time_peers, time_steps
 from ..core.devices import choose_device
@@ -40,6 +41,8 @@ class _Size:
     losses: tuple = (128, 512, 4096) # the peer bears 512
     scale: dict | None = None # stage -> patients of the smallest size; None: none is measured
     stored: int = 32          # patients of the smallest store, a multiple of 16
+    gallery: int = 1_000_000  # embeddings of the large gallery
+    way: int = 1024           # patients who go the whole way, the fewest
     compiling: bool = True    # also through torch.compile, the first preset's steps
 
 # %% ../../nbs/98_bench.ipynb #d8835710
@@ -51,7 +54,7 @@ _FULL = _Size(
            "probe": 2048, "retrieval": 256, "segmentation": 64, "training": 16, "global loss": 256})
 _QUICK = _Size(
     presets=("workshop",), square=1024, repeats=3, batch=dict.fromkeys(STEPS, 8),
-    records=32, peaks=32, segments=32, losses=(64, 256), stored=16, compiling=False,
+    records=32, peaks=32, segments=32, losses=(64, 256), stored=16, gallery=20_000, way=16, compiling=False,
     scale={"simulator": 1, "denoising": 8, "augmentation": 1, "R-peaks": 1, "feeding": 8,
            "probe": 256, "retrieval": 64, "segmentation": 8, "training": 8, "global loss": 64})
 
@@ -83,6 +86,8 @@ def _bench_sections(size: _Size, device: str) -> dict[str, Callable]: # name -> 
         "preparation": partial(time_preparation, size.records, size.peaks, size.repeats),
         "scaling": partial(time_scaling, preset, size.scale, fewer, device, size is not _QUICK),
         "streaming": partial(time_streaming, size.stored, device),
+        "gallery": partial(time_gallery, size.gallery, device),
+        "whole way": partial(time_whole_way, size.way, device),
     }
 
 # %% ../../nbs/98_bench.ipynb #3fe81360

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-import pandas as pd
 from .errors import PtaclError
 
 # %% ../../nbs/03_files.ipynb #10c46e7b
@@ -75,6 +74,7 @@ def written_whole(path) -> Iterator[Path]:
 # %% ../../nbs/03_files.ipynb #348e6e16
 def _as_json(x):
     "Tables, arrays and numbers as what JSON knows: a table as {row: {column: value}}."
+    import pandas as pd # half a second that training does without
     if isinstance(x, pd.DataFrame):
         return _as_json(x.to_dict("index"))
     if isinstance(x, dict):

@@ -147,8 +147,10 @@ def _open_segment(header: Path, promised: int = 0) -> tuple: # wfdb.Record with 
     if promised and known != promised:
         raise PtaclError(f"a segment of it has {known} samples, and its header says {promised}")
     first = [first[0], str(count), rate, *([str(known)] if known else [])]
+    if _is_plain(header, first, files):
+        return wfdb.rdrecord(str(header.with_suffix("")), smooth_frames=False), fs
     with tempfile.TemporaryDirectory() as folder:
-        file = header if _is_plain(header, first, files) else _copied(header, first, signals, files, folder)
+        file = _copied(header, first, signals, files, folder)
         return wfdb.rdrecord(str(file.with_suffix("")), smooth_frames=False), fs
 
 # %% ../../nbs/30_wfdb_records.ipynb #39100a5c

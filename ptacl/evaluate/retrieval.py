@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_TABLE1', 'gaussian_random_precision', 'as_numbers', 'query_results', 'retrieval_table', 'phenotype_retrieval',
-           'retrieval_draws', 'retrieval_interval', 'contrast']
+           'retrieval_draws', 'retrieval_interval', 'contrast', 'nearest']
 
 # %% ../../nbs/60_retrieval.ipynb #86282403
 import math
@@ -276,3 +276,29 @@ def contrast(
     better = (similarity > similarity.diagonal()[:, None]).sum(1).float()
     rank_share = (better.median() / len(a)).item()
     return {"loss": sum(losses) / len(losses), "chance": math.log(size), "rank_share": rank_share}
+
+# %% ../../nbs/60_retrieval.ipynb #5f012b1e
+@torch.no_grad()
+def nearest(
+    queries,      # (m, D) embeddings, tensor or array; runs on the tensor's device
+    gallery,      # (n, D) tensor or array, also one on disk
+    k: int = 15,
+) -> tuple[Tensor, Tensor]: # cosine similarities and places in the gallery, both (m, k), the nearest first
+    """The k of a large gallery that are nearest to each query, exactly, in memory that does not grow with it.
+    Raises `PtaclError` on shapes that do not fit, and on NaN."""
+    q = torch.as_tensor(queries).float()
+    if q.ndim != 2 or len(gallery.shape) != 2 or q.shape[1] != gallery.shape[1] or not 0 < k <= len(gallery):
+        raise PtaclError(f"queries (m, D), a gallery (n, D) and k from 1 to n are needed; got {tuple(q.shape)}, "
+                         f"{tuple(gallery.shape)} and k = {k}")
+    q = F.normalize(q, dim=1)
+    size = max(k, 2**24 // max(1, len(q))) # of a part: 64 MB of similarities
+    best, places = q.new_empty(len(q), 0), torch.empty(len(q), 0, dtype=torch.long, device=q.device)
+    for first in range(0, len(gallery), size):
+        part = torch.as_tensor(gallery[first:first + size]).float().to(q.device)
+        similarity, place = (q @ F.normalize(part, dim=1).T).topk(min(k, len(part)), 1)
+        if not similarity.isfinite().all():
+            raise PtaclError(f"queries, or embeddings {first} to {first + len(part)} of the gallery, hold NaN or "
+                             "infinity: leave these patients out or mend the model")
+        best, kept = torch.cat([best, similarity], 1).topk(min(k, best.shape[1] + len(part)), 1)
+        places = torch.cat([places, place + first], 1).gather(1, kept)
+    return best, places

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from torch import Tensor, nn
 from tqdm import tqdm
+from typing import Any
 from ..core.devices import choose_device
 from ..core.errors import PtaclError
 from ..core.presets import FS, LEADS, MIN_SD, SAMPLES
@@ -27,7 +28,8 @@ from ..data.ingest import counts_of
 from ..data.prepare import Visit
 from ..data.store import MV
 from .outputs import check_output, output_file
-from .screening import FAULTS, find_recordings, in_order, read_one, refusal, visits_of
+from .screening import FAULTS, find_recordings, in_order, in_order_on_cluster
+from .screening import read_some, refusal, visits_of
 from ..nets.encoders import ECGEncoder
 from ..train.optimiser import precision
 
@@ -168,6 +170,10 @@ class Written:
         return "\n".join(lines)
 
 # %% ../../nbs/76_embedding.ipynb #038a300b
+_TOGETHER = 16 # recordings that a worker process is sent at a time
+_FEW = 64      # recordings that this process has read before others have started
+
+
 @dataclass
 class _Reading:
     "Recordings as they come from the worker processes; those that were refused are set aside."
@@ -175,12 +181,27 @@ class _Reading:
     allow: Collection[str]
     workers: int
     ahead: int             # recordings under way, at most
+    cluster: Any = None    # a Dask cluster, instead of processes
     refused: list[dict] = field(default_factory=list)
+
+    def _read(self, parts: list, ahead: int) -> Iterator: # of lists, or of an error where a reader died
+        read = partial(read_some, allow=self.allow)
+        if self.cluster:
+            return in_order_on_cluster(read, parts, self.cluster, ahead)
+        workers = 1 if self.workers == -1 and len(self.visits) <= _FEW else self.workers
+        return in_order(read, parts, workers, ahead)
+
+    def _results(self) -> Iterator: # as of `read_some`, one by one; an error where the process died that read it
+        parts = list(chunked(self.visits, _TOGETHER))
+        for part, results in zip(parts, self._read(parts, max(1, self.ahead // _TOGETHER))):
+            if isinstance(results, Exception): # one by one, so that only the one at fault is lost
+                ones = self._read([[visit] for visit in part], 1)
+                results = [one if isinstance(one, Exception) else one[0] for one in ones]
+            yield from results
 
     def readable(self, bar: tqdm) -> Iterator[tuple]: # (row's name, counts, whether a fault was let pass)
         "Those that may be read."
-        results = in_order(partial(read_one, allow=self.allow), self.visits, self.workers, self.ahead)
-        for visit, result in zip(self.visits, results):
+        for visit, result in zip(self.visits, self._results()):
             bar.update()
             if isinstance(result, tuple):
                 yield visit.name, *result
@@ -199,12 +220,13 @@ def transform(
     module: ECGFeatures, # on its device
     rows_of: Callable,   # features (B, D), who has a fault that was let pass (B,) -> DataFrame of B rows
     out: str | Path,     # .parquet or .csv
-    workers: int = -1,   # processes that read; -1: one for each core, 1: this one
+    workers: int = -1,   # processes that read; -1: one for each core, this one for a few; 1: this one
     size: int = 64,      # recordings of a batch
     key=None,            # file with the key of the pseudonyms, see `ptacl.data.pseudonyms.read_key`
     own_names: bool = False,     # rows are called as the files, whose names are nobody's
     allow: Collection[str] = (), # faults that pass: flat, clipped, beatless
     exact: bool = False, # full precision also where bf16 is quicker
+    cluster=None,        # address of a Dask scheduler, or a distributed.Client, instead of processes
 ) -> Written:
     "Files to rows of a table, in bounded memory. Raises `PtaclError` on what concerns more than one file."
     out = Path(out)
@@ -214,7 +236,8 @@ def transform(
     check_output(out, _WRITERS)
     # what the model or the probe refuses is refused on an empty recording, before any key is read or made
     like = rows_of(features(module, np.zeros((1, len(LEADS), SAMPLES), np.int16)), np.zeros(1, bool))
-    reading = _Reading(visits_of(find_recordings(paths), key, out, own_names), allow, workers, 2 * size)
+    files = [file.absolute() for file in find_recordings(paths)] # a cluster works in another folder
+    reading = _Reading(visits_of(files, key, out, own_names), allow, workers, 2 * size, cluster)
     rows = 0
     progress = tqdm(total=len(reading.visits), desc=out.stem, unit="ECG", delay=2, mininterval=0.5)
     with progress as bar, _table_file(out, like) as append:

@@ -9,7 +9,6 @@ __all__ = ['MANY_RECORDS', 'FoundBeats', 'find_beats', 'detect_r_peaks', 'r_peak
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-import neurokit2 as nk
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -248,6 +247,7 @@ def find_beats(
 # %% ../../nbs/21_beats.ipynb #f3dc49f7
 def _found_by_neurokit(signal: np.ndarray, fs: float) -> list:  # of samples
     "What the detector says of one lead; nothing where it gives up."
+    import neurokit2 as nk # takes seconds to load, and twelve leads together do without it
     with warnings.catch_warnings():
         # it warns about every short or odd record; an empty answer says the same
         warnings.simplefilter("ignore")

@@ -7,7 +7,6 @@ __all__ = ['middle_slice', 'cardiac_centre', 'crop', 'minmax', 'resample_frames'
 
 # %% ../../nbs/22_cmr.ipynb #a6b4e97e
 from typing import Any
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter, zoom
@@ -219,6 +218,7 @@ def plot_cine(
     "A row of frames, each with its phase."
     cine = np.asarray(cine)
     if axes is None:
+        import matplotlib.pyplot as plt # for pictures alone
         axes = plt.subplots(1, n, figsize=(9, 9 / n + 0.3), layout="constrained")[1]
     for ax, k in zip(np.ravel(axes), np.linspace(0, len(cine), n, endpoint=False).astype(int)):
         ax.imshow(cine[k], cmap="gray", vmin=cine.min(), vmax=cine.max(), interpolation="nearest")
