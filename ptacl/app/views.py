@@ -168,9 +168,10 @@ _NO_BEAT = ("No heartbeat to cut: fewer than two R-peaks lie in the {seconds:g} 
             "This patient has no map; open another one.")
 _STILL = ("The film stands still at end-diastole, and nothing in it says which moment it is. A ridge that "
           "stays on the diagonal is read from the number of the frame, not from the heart.")
-_ELSEWHERE = ("The film begins {by} of {T} moments later, and its frames are put back into their order "
-              "before they are compared. A model that sees the heart keeps its ridge on the diagonal; one that "
-              "counts frames moves it by {by}.")
+_ELSEWHERE = (
+    "The film begins {by} of {T} moments later, and its frames are put back into their order before they are "
+    "compared. A model that sees the heart keeps its ridge on the diagonal; one that counts frames moves it "
+    "by {by}.")
 
 
 def _notes(both: Compared, record: Record, asked: Asked, patient: str, over) -> list[str]:
