@@ -28,7 +28,7 @@ GROUPS = {
     "ticked": "mean of the ticked",
 }
 
-
+# %% ../../nbs/70_asked.ipynb #63d5e987
 class Asked(dict):
     "What is looked at, with defaults; keys as attributes."
     DEFAULTS = {
@@ -96,7 +96,7 @@ def _words_of_record(asked: Asked, own: str) -> list[str]:
         words.append(f"film {FILMS[asked.film]}")
     return words
 
-
+# %% ../../nbs/70_asked.ipynb #dbb8de73
 def state_words(
     asked: Asked,
     names: list,     # of all models

@@ -72,5 +72,6 @@ def model_doubts(both: Compared) -> list[str]:
     return told
 
 # %% ../../nbs/71_doubts.ipynb #37658cac
-STRANGERS = ("The ECG is {own}'s, the film {patient}'s. A high score says that the model puts the moments of both "
-             "into the same order, as it can for any two hearts; it does not say that they belong together.")
+STRANGERS = (
+    "The ECG is {own}'s, the film {patient}'s. A high score says that the model puts the moments of both "
+    "into the same order, as it can for any two hearts; it does not say that they belong together.")

@@ -143,7 +143,7 @@ def _disturb_tab(self: AlignmentExplorer) -> W.Box:
     return _flow(self.film, self.rhythm, self.shift, self.noise, W.Label("lost leads:"), *self.drop.values(),
                  self.upload)
 
-
+# %% ../../nbs/72_explorer.ipynb #57c9a438
 @patch
 def _inside_tab(self: AlignmentExplorer) -> W.Box:
     "At which layer, and what carries a cell."
@@ -342,7 +342,7 @@ def _without_rhythm(self: AlignmentExplorer, alert: str):
         self.rhythm.value = ""
     self.refresh(alert)
 
-
+# %% ../../nbs/72_explorer.ipynb #cca80da0
 def _label_of(patient: str, words: list, own: bool, over: list | None) -> str:
     "Whose maps a file holds and what is set, as its name. That of an uploaded file stays out of it."
     who = patient if over is None else f"mean-of-{len(over)}"

@@ -64,11 +64,14 @@ def _cloud(at: np.ndarray, modality: str, colour: pd.Series, label: str, ids: li
                       customdata=list(range(len(ids))), hovertemplate=shown, marker=marker)
 
 
+_RING = {"line": {"width": 2.5}}
+
+
 def _opened(points: list) -> go.Scatter: # of two
     "A ring around both marks of the open patient."
     x, y = ([float(p[i]) for p in points] for i in (0, 1))
     return go.Scatter(x=x, y=y, mode="markers", hoverinfo="skip", showlegend=False,
-                      marker={"symbol": "circle-open", "size": 16, "color": "#ff2d00", "line": {"width": 2.5}})
+                      marker={"symbol": "circle-open", "size": 16, "color": "#ff2d00"} | _RING)
 
 # %% ../../nbs/71_plane.ipynb #b337c788
 def plane_figure(

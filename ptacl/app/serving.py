@@ -37,7 +37,7 @@ async function ask() {
   try { const a = await fetch("/waiting", { cache: "no-store" });
     if (a.headers.get("x-ptacl") !== "waiting") return location.reload();
     $("d").textContent = await a.text(); lost = 0;
-  } catch { if (++lost > 20) { $("d").textContent = "The command has ended; its terminal says why."; return; } }
+  } catch { if (++lost > 20) return $("d").textContent = "The command has ended; its terminal says why."; }
   $("s").textContent = `${Math.round((Date.now() - began) / 1000)} s`; setTimeout(ask, 500);
 }
 ask();</script></body></html>"""
@@ -198,7 +198,7 @@ def _checked(page: WaitingPage, cohort, models, most: int) -> dict: # what the n
     page.doing = "Loading PyTorch"
     from ptacl.app.comparison import open_models, shipped_cohort
     from ptacl.data.cohort import Cohort
-    page.doing = "Opening the cohort" if cohort else "Opening the virtual patients, or drawing them the first time"
+    page.doing = "Opening the cohort" if cohort else "Opening virtual patients, drawn the first time"
     cohort = str(Cohort.open(cohort).path) if cohort else str(shipped_cohort())
     if models:
         page.doing = "Opening the models"
@@ -235,7 +235,7 @@ def _page_at(port: int, token: str, browser: bool) -> Iterator[WaitingPage]:
     "The waiting page, whose address is said and opened."
     page = WaitingPage(port)
     bare = f"http://127.0.0.1:{page.port}/"
-    words = f"ptacl: the explorer is at {bare} for you, and for anybody on this computer at {bare}?token={token}"
+    words = f"ptacl: the explorer is at {bare} for you, for others on this computer at {bare}?token={token}"
     print(words, file=sys.stderr, flush=True)
     if browser:
         webbrowser.open(f"{bare}?token={token}")

@@ -45,7 +45,7 @@ def map_values(
     return values, colour_scale(values.values(), asked.temperature, first is not None)
 
 # %% ../../nbs/71_views.ipynb #12335210
-def _record_part(record: Record, preset: Preset) -> tuple[dict, np.ndarray]: # for the page; lead II, mean beat
+def _record_part(record: Record, preset: Preset) -> tuple[dict, np.ndarray]: # for the page; lead II
     "The crop that the model sees: figures of the record, and its whole beats."
     crop = centre_view({"ecg": record.mv, "r_peaks": record.r_peaks}, preset)
     signal = crop["ecg"][0].numpy()
@@ -166,11 +166,12 @@ def _occlusion_part(model: PTACL, batch: dict, name: str) -> dict | None: # lead
 # %% ../../nbs/71_views.ipynb #d99ccd26
 _NO_BEAT = ("No heartbeat to cut: fewer than two R-peaks lie in the {seconds:g} s that the model sees. "
             "This patient has no map; open another one.")
-_STILL = ("The film stands still at end-diastole, and nothing in it says which moment it is. A ridge that stays "
-          "on the diagonal is read from the number of the frame, not from the heart.")
-_ELSEWHERE = ("The film begins {by} of {T} moments later, and its frames are put back into their order before "
-              "they are compared. A model that sees the heart keeps its ridge on the diagonal; one that counts "
-              "frames moves it by {by}.")
+_STILL = ("The film stands still at end-diastole, and nothing in it says which moment it is. A ridge that "
+          "stays on the diagonal is read from the number of the frame, not from the heart.")
+_ELSEWHERE = (
+    "The film begins {by} of {T} moments later, and its frames are put back into their order before they are "
+    "compared. A model that sees the heart keeps its ridge on the diagonal; one that counts frames moves it "
+    "by {by}.")
 
 
 def _notes(both: Compared, record: Record, asked: Asked, patient: str, over) -> list[str]:

@@ -73,7 +73,8 @@ def as_batch(
     return {"ecg": torch.from_numpy(normalize(mv.numpy(), scope)), "r_peaks": r_peaks, "cine": cine}
 
 # %% ../../nbs/66_whatif.ipynb #08a971e9
-FILMS = {"": "as it is", "still": "stands still", "elsewhere": "begins elsewhere"} # what may be done to a film
+# what may be done to a film
+FILMS = {"": "as it is", "still": "stands still", "elsewhere": "begins elsewhere"}
 
 def begins_at(T: int) -> int:  # moments of a map -> the one at which a film begins that begins elsewhere
     "A third of the beat."
