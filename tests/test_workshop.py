@@ -160,6 +160,17 @@ def test_session_7_uses_the_explorer(course):
     assert shown == [{"image/png", "text/plain"}]                                          # without a kernel a picture, no dead widget
 
 
+def test_session_7_shows_which_model_has_looked_at_the_heart():
+    "As stored: a still film brings ours down to chance, and not the one that counts frames, whose map is the better one."
+    nb = read(SESSIONS[6])
+    shown = next(o.data["text/plain"] for c in nb.cells for o in c.get("outputs", []) if "standing still" in o.get("data", {}).get("text/plain", ""))
+    ours, papers = (list(map(float, re.findall(r"\d\.\d+", line))) for line in shown.splitlines()[1:])
+    assert ours[0] > 0.9 and ours[1] > 0.9 and ours[2] < 0.3
+    assert papers[0] >= ours[0] and papers[1] < 0.5 and papers[2] > 0.9
+    text = "\n".join(c.source for c in nb.cells)
+    assert "films that stand still score what chance gives, so nothing of the alignment is owed to the number of a frame" in text
+
+
 def test_guide_tells_times_mistakes_and_cures(course):
     text = (course / "guide.html").read_text(encoding="utf-8")
     assert "3:00" in text
