@@ -288,8 +288,8 @@ def nearest(
     Raises `PtaclError` on shapes that do not fit, and on NaN."""
     q = torch.as_tensor(queries).float()
     if q.ndim != 2 or len(gallery.shape) != 2 or q.shape[1] != gallery.shape[1] or not 0 < k <= len(gallery):
-        raise PtaclError(f"queries (m, D), a gallery (n, D) and k from 1 to n are needed; got {tuple(q.shape)}, "
-                         f"{tuple(gallery.shape)} and k = {k}")
+        raise PtaclError("queries (m, D), a gallery (n, D) and k from 1 to n are needed; "
+                         f"got {tuple(q.shape)}, {tuple(gallery.shape)} and k = {k}")
     q = F.normalize(q, dim=1)
     size = max(k, 2**24 // max(1, len(q))) # of a part: 64 MB of similarities
     best, places = q.new_empty(len(q), 0), torch.empty(len(q), 0, dtype=torch.long, device=q.device)
@@ -297,8 +297,8 @@ def nearest(
         part = torch.as_tensor(gallery[first:first + size]).float().to(q.device)
         similarity, place = (q @ F.normalize(part, dim=1).T).topk(min(k, len(part)), 1)
         if not similarity.isfinite().all():
-            raise PtaclError(f"queries, or embeddings {first} to {first + len(part)} of the gallery, hold NaN or "
-                             "infinity: leave these patients out or mend the model")
+            raise PtaclError(f"queries, or embeddings {first} to {first + len(part)} of the gallery, hold NaN "
+                             "or infinity: leave these patients out or mend the model")
         best, kept = torch.cat([best, similarity], 1).topk(min(k, best.shape[1] + len(part)), 1)
         places = torch.cat([places, place + first], 1).gather(1, kept)
     return best, places

@@ -191,7 +191,7 @@ class _Reading:
         workers = 1 if self.workers == -1 and len(self.visits) <= _FEW else self.workers
         return in_order(read, parts, workers, ahead)
 
-    def _results(self) -> Iterator: # as of `read_some`, one by one; an error where the process died that read it
+    def _results(self) -> Iterator: # as of `read_some`, one by one; an error where its reader died
         parts = list(chunked(self.visits, _TOGETHER))
         for part, results in zip(parts, self._read(parts, max(1, self.ahead // _TOGETHER))):
             if isinstance(results, Exception): # one by one, so that only the one at fault is lost

@@ -214,7 +214,7 @@ def _verdict(visit: Visit, prepared: tuple | Exception, allow: Collection[str]) 
         return refusal(visit, e)
 
 
-def read_some(visits: list[Visit], allow: Collection[str] = ()) -> list[tuple | dict]: # as `read_one`, of each
+def read_some(visits: list[Visit], allow: Collection[str] = ()) -> list[tuple | dict]: # as `read_one`
     "Read some recordings at once, which is quicker than one by one. Never raises."
     prepared = prepare_ecgs([visit.source.ecg[0] for visit in visits])
     return [_verdict(visit, result, allow) for visit, result in zip(visits, prepared)]
@@ -226,7 +226,8 @@ _POOL = {"timeout": 20, "initializer": torch.set_num_threads, "initargs": (1,)}
 
 def _reader_died() -> PtaclError:
     "Stands for an item whose worker process died."
-    return PtaclError("its reader died, perhaps for lack of memory", "Give it again alone, or repair the file")
+    remedy = "Give it again alone, or repair the file"
+    return PtaclError("its reader died, perhaps for lack of memory", remedy)
 
 
 class _LoneWorker:

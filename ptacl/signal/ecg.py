@@ -189,7 +189,7 @@ def _rests(x: np.ndarray, window: int, flat: float) -> np.ndarray:  # (..., N) -
 _VERDICTS = np.array(["good", "clipped", "flat", "non-finite", "missing"])  # the worse, the later
 _FLAT, _JUMP = 0.01, 0.05  # mV
 
-def _unreadable(ecg: np.ndarray) -> np.ndarray:  # (n, 12, N) -> (n, 12) places in _VERDICTS, 0 for what is there
+def _unreadable(ecg: np.ndarray) -> np.ndarray:  # (n, 12, N) -> (n, 12) places in _VERDICTS, 0: good so far
     "Leads that are not finite, or nothing but zeros."
     finite = np.isfinite(ecg)
     absent = ~(ecg.any(-1) if finite.all() else np.where(finite, ecg, 0).any(-1))
