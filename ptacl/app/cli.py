@@ -247,7 +247,7 @@ def _explore_command(
 ):
     "Look at alignment maps in a browser."
     with one_sentence():
-        from ptacl.app.explorer import serve
+        from ptacl.app.serving import serve
         need("voila")
         status = serve(cohort, model or (), patients, port, browser)
     raise typer.Exit(status)

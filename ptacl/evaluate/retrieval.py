@@ -297,8 +297,9 @@ def nearest(
         part = torch.as_tensor(gallery[first:first + size]).float().to(q.device)
         similarity, place = (q @ F.normalize(part, dim=1).T).topk(min(k, len(part)), 1)
         if not similarity.isfinite().all():
-            raise PtaclError(f"queries, or embeddings {first} to {first + len(part)} of the gallery, hold NaN "
-                             "or infinity: leave these patients out or mend the model")
+            raise PtaclError(
+                f"queries, or embeddings {first} to {first + len(part)} of the gallery, hold NaN or infinity",
+                "Leave these patients out or mend the model")
         best, kept = torch.cat([best, similarity], 1).topk(min(k, best.shape[1] + len(part)), 1)
         places = torch.cat([places, place + first], 1).gather(1, kept)
     return best, places

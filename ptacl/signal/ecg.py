@@ -119,6 +119,7 @@ def _short_is_fine(n: int, wavelet: str, levels: int):
         warnings.simplefilter("ignore", UserWarning)
         yield
 
+# %% ../../nbs/20_ecg.ipynb #128701ef
 _PART = 48  # leads: four records, which fit a core's cache
 
 def denoise(
