@@ -18,7 +18,7 @@ from IPython.display import display
 from fastcore.basics import patch
 from html import escape
 from .. import __version__
-from .asked import Asked, GROUPS, RHYTHMS, from_query, safe_name, state_words, to_query
+from .asked import Asked, GROUPS, OTHER_RHYTHMS, from_query, safe_name, state_words, to_query
 from .comparison import Compared, shipped_cohort, shipped_models
 from .doubts import model_doubts
 from .plane import colour_columns, plane_figure
@@ -135,7 +135,7 @@ def _disturb_tab(self: AlignmentExplorer) -> W.Box:
     self.film = W.ToggleButtons(options=kinds, tooltips=["", "at end-diastole", "a third of a beat later"],
                                 tooltip="what a model that counts frames does not notice",
                                 style={"button_width": "auto"})
-    options = [("the patient's own", ""), *((label, kind) for kind, label in RHYTHMS.items())]
+    options = [("the patient's own", ""), *((label, kind) for kind, label in OTHER_RHYTHMS.items())]
     self.rhythm = _choice("rhythm", "a virtual patient drawn again in another rhythm", options, 230)
     self.rhythm.disabled = not any(can_be_resimulated(self.both.cohort, name) for name in self.both.ids)
     self.upload = W.FileUpload(

@@ -26,7 +26,7 @@ from ..signal.sure_beats import sure_r_peaks
 from ..simulate.cohorts import virtual_rows
 from ..simulate.patients import simulate
 from .comparison import Compared
-from .asked import Asked, RHYTHMS
+from .asked import Asked, OTHER_RHYTHMS
 
 # %% ../../nbs/70_records.ipynb #2edad77d
 @dataclass
@@ -80,11 +80,11 @@ def can_be_resimulated(cohort: Cohort, name: str) -> bool: # pseudonym
     return is_virtual(name) and "seed" in (cohort.attributes.get("simulated") or {})
 
 
-def resimulated(both: Compared, i: int, rhythm: str) -> Record: # one of RHYTHMS
+def resimulated(both: Compared, i: int, rhythm: str) -> Record: # one of OTHER_RHYTHMS
     "A virtual patient in another rhythm. Raises `PtaclError` where that cannot be."
     name = both.ids[i]
-    if rhythm not in RHYTHMS:
-        raise PtaclError(f"unknown rhythm {rhythm!r}: choose from {', '.join(RHYTHMS)}")
+    if rhythm not in OTHER_RHYTHMS:
+        raise PtaclError(f"unknown rhythm {rhythm!r}: choose from {', '.join(OTHER_RHYTHMS)}")
     if not can_be_resimulated(both.cohort, name):
         raise PtaclError(_ONLY_VIRTUAL, "Choose the patient's own rhythm")
     about, number = both.cohort.attributes["simulated"], int(name.removeprefix("sim-"))
@@ -93,7 +93,7 @@ def resimulated(both: Compared, i: int, rhythm: str) -> Record: # one of RHYTHMS
     lost: list = []
     counts, film, rows = virtual_rows(patient, slice(0, 1), joblib.Parallel(1), lost)
     if lost:
-        raise PtaclError(f"{name} has no usable ECG in {RHYTHMS[rhythm]}", "Choose another rhythm")
+        raise PtaclError(f"{name} has no usable ECG in {OTHER_RHYTHMS[rhythm]}", "Choose another rhythm")
     verdict = rows[0]["beat_quality"]
     found = torch.tensor(rows[0]["r_peaks"], dtype=torch.float32)[None]
     agreement = torch.tensor(rows[0]["agreement"], dtype=torch.float32)[None]

@@ -24,9 +24,8 @@ from ..core.files import written_whole
 from ..core.presets import PRESETS, Preset, SIZE, SPACING, get_preset
 from ..core.privacy import mask_ids
 from ..data.cohort import Cohort
-from ..data.pairs import Pairs, as_bytes, pairs_of_virtual
+from ..data.pairs import Pairs, film_bytes, pairs_of_virtual
 from ..data.store import BEATS, name_of
-from ..signal.cmr import minmax
 from ..simulate.calibration import ceilings
 from ..simulate.patients import VirtualPatients, simulate
 from ..simulate.virtual_ecg import work_through
@@ -59,7 +58,7 @@ def _tensors_of(vp: VirtualPatients) -> dict:  # name -> (n, …) tensors of `Pa
     cine = vp.cine
     if cine.ndim == 5:
         cine, stack = _middle_and_stack(vp)
-        extra["stack"] = as_bytes(minmax(_resized(stack)))
+        extra["stack"] = film_bytes(_resized(stack))
     pairs = pairs_of_virtual(replace(vp, cine=_resized(cine)))
     beats = pairs.r_peaks.shape[1]
     peaks = F.pad(pairs.r_peaks[:, :BEATS], (0, max(0, BEATS - beats)), value=float("nan"))
