@@ -294,7 +294,7 @@ def attribute(old, new):
 
 
 @pytest.mark.parametrize("harm, why", [
-    (lambda c: (c / "zarr.json").write_text("{"), "zarr.json is damaged"), (lambda c: (c / "zarr.json").unlink(), "Raw files become one"),
+    (lambda c: (c / "zarr.json").write_text("{"), "zarr.json is damaged"), (lambda c: (c / "zarr.json").unlink(), "no cohort in it"),
     (lambda c: shutil.rmtree(c / "table"), "its arrays cannot be read"), (lambda c: shutil.rmtree(c / "cine"), "its arrays cannot be read"),
     (attribute('"format": 1', '"format": 2'), "has format 2, this kit reads up to 1: update"), (lambda c: shutil.rmtree(c), "no such cohort"),
     (attribute('"patients": 70', '"patients": 0'), "without patients"), (attribute("ptacl cohort", "weather"), "no cohort of this kit")])

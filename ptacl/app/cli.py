@@ -247,8 +247,8 @@ def _explore_command(
 ):
     "Look at alignment maps in a browser."
     with one_sentence():
+        need("voila", "ipywidgets", "plotly")
         from ptacl.app.serving import serve
-        need("voila")
         status = serve(cohort, model or (), patients, port, browser)
     raise typer.Exit(status)
 
