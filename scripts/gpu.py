@@ -36,7 +36,7 @@ from ptacl.core.devices import choose_device
 from ptacl.core.errors import PtaclError
 from ptacl.core.files import versions, write_result
 from ptacl.core.presets import Preset, get_preset
-from ptacl.data.pairs import Pairs, as_bytes
+from ptacl.data.pairs import Pairs, film_bytes
 from ptacl.evaluate.alignment import alignment_scores, cosine_maps
 from ptacl.evaluate.scoreboard import table1, table2
 from ptacl.nets.encoders import CMREncoder, ECGEncoder
@@ -44,7 +44,6 @@ from ptacl.nets.joint import PTACL, from_pretrained, save_pretrained, start_join
 from ptacl.evaluate.retrieval import contrast
 from ptacl.nets.mae import MAE
 from ptacl.signal.beats import r_peaks_of
-from ptacl.signal.cmr import minmax
 from ptacl.signal.ecg import preprocess_ecg
 from ptacl.simulate.patients import simulate
 from ptacl.train.finetune import finetune, predict, with_targets
@@ -136,7 +135,7 @@ def make_patients(n: int, start: int, device: str) -> tuple[Pairs, pd.DataFrame,
         for k in range(0, n, 1024):
             patients = simulate(min(1024, n - k), SEED, device, start=start + k)
             parts = run(joblib.delayed(prepare_ecgs)(part.cpu().numpy()) for part in patients.ecg.split(64))
-            cines += [as_bytes(minmax(part)) for part in patients.cine.split(64)]
+            cines += [film_bytes(part) for part in patients.cine.split(64)]
             for clean, found in parts:
                 ecgs.append(torch.from_numpy(clean).to(device))
                 peaks.append(found.to(device))
