@@ -157,11 +157,6 @@ def fit_in_processes(
         raise PtaclError(f"{name}: {_why_it_failed(tail, processes, Path(folder))}")
     return fit(**run, **options | {"resume": True, "tracker": None})  # reads the model from the last state
 
-# %% ../../nbs/59_launch.ipynb #5f64f3c0
-# python -m ptacl.train.launch, in each process
-if __name__ == "__main__" and "__file__" in globals():
-    _fit_from(*sys.argv[1:])
-
 # %% ../../nbs/59_launch.ipynb #341a0255
 _BAR = re.compile(r"\d+%\|")           # a move of a progress bar
 _EPOCH = re.compile(r"  epoch \d+/\d+  ")
@@ -220,3 +215,8 @@ def fit_side_by_side(
         _train_all(left, at_once, silence)
         named |= {name: named[name] | {"resume": True, "tracker": None} for name in left}  # reads the models
     return {name: fit(**arguments) for name, arguments in named.items()}
+
+# %% ../../nbs/59_launch.ipynb #5f64f3c0
+# python -m ptacl.train.launch, in each process
+if __name__ == "__main__" and "__file__" in globals():
+    _fit_from(*sys.argv[1:])
