@@ -179,7 +179,8 @@ def _result_lines(result: dict) -> list[str]:
         shown = "  ".join(f"{k} {scores[k]:.3f}" for k in ("exact", "within_one", "phase_error"))
         lines.append(f"  {model:8s}{shown}")
     if lines:
-        chance = chance_scores(get_preset(result["preset"]).T)["within_one"]
+        preset = get_preset(result["preset"])
+        chance = chance_scores(preset.T, preset.circular)["within_one"]
         lines.insert(0, "alignment of ECG segments with CMR frames, held-out patients "
                         f"(chance: within_one {chance:.2f}):")
     if "seconds" in result:
