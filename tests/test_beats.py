@@ -227,8 +227,10 @@ def test_real_wfdb_records_have_plausible_peaks(shared_real, name, rate):
     intervals, seconds = np.diff(peaks), ecg.signal.shape[1] / ecg.fs
     assert (intervals > 0.25).all() and (intervals < 1.5).all() and rate[0] < 60 / np.median(intervals) < rate[1]
     assert peaks[0] < 1.5 and peaks[-1] > seconds - 1.5
-    others = [detect_r_peaks(ecg.signal, ecg.fs, lead) for lead in ("I", "V2", "V5")]
-    assert all(abs(len(p) - len(peaks)) <= 2 for p in others)
+    others = [detect_r_peaks(ecg.signal, ecg.fs, lead) for lead in ("I", "V2", "V5")]  # by neurokit2
+    marked = np.array([[np.abs(p - peak).min() < 0.1 for peak in peaks] for p in others])
+    assert (marked.sum(1) >= [len(p) - 1 for p in others]).all()  # no beat of one lead is lost
+    assert (marked.sum(0)[1:-1] >= 2).all()  # none is of one lead alone; V2 misses A0005's broad beats
     at = (peaks * ecg.fs).round().astype(int)
     slope = np.abs(np.diff(ecg.signal[1])); window = np.arange(-30, 30)
     steep = [slope[np.clip(i + window, 0, len(slope) - 1)].max() for i in at]
