@@ -14,7 +14,7 @@ from ..core.errors import PtaclError
 from ..core.presets import FS
 from ..signal.beats import find_beats
 from ..signal.sure_beats import judge_beats, sure_r_peaks
-from ..signal.cmr import minmax
+from ..signal.cmr import minmax, shrink
 from ..signal.ecg import preprocess_ecg
 
 # %% ../../nbs/45_pairs.ipynb #993246c1
@@ -76,6 +76,15 @@ def batches(self: Pairs, size: int, train: bool = False, seed: int = 0) -> DataL
     draw = torch.Generator().manual_seed(seed)
     return DataLoader(self, min(size, len(self)), shuffle=train, drop_last=train,
                       collate_fn=lambda batch: batch, generator=draw)
+
+# %% ../../nbs/45_pairs.ipynb #c7a3b717
+@patch
+def shrunk(self: Pairs, side: int) -> Pairs:  # pixels of a side
+    "The same pairs with smaller films; as they are where films have that size already."
+    if self.cine.shape[-1] == side:
+        return self
+    parts = [shrink(part.float(), side).round_().to(torch.uint8) for part in self.cine.split(8)]
+    return Pairs(self.ecg, self.r_peaks, torch.cat(parts), self.extra, self.names, self.normalize)
 
 # %% ../../nbs/45_pairs.ipynb #6c958a6b
 def film_bytes(films: Tensor) -> Tensor: # (n, F, …) grey levels of any scale -> 0 … 255

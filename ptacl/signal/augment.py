@@ -191,25 +191,21 @@ class CMRAugment(_Moving):
         return self.shade(self.blur(self.move(cine)))
 
 # %% ../../nbs/23_augment.ipynb #f34e2e96
-def _nearest_frames(cine: Tensor, n: int, shift: Tensor) -> Tensor:  # (B, F, H, W), (B,) -> (B, n, H, W)
-    "The film begun a part of a step later, each moment by the frame nearest to it."
-    B, frames = cine.shape[:2]
-    at = (torch.arange(n, device=cine.device) + shift[:, None]) * (frames / n)
-    nearest = at.round().long() % frames
-    row = torch.arange(B, device=cine.device)[:, None]
-    film = cine[row, nearest]
-    return film if film.is_floating_point() else film.float().div_(255)
+def _nearest_frames(frames: int, n: int, shift: Tensor) -> Tensor:  # (B,) steps -> (B, n) numbers of frames
+    "Of n moments of a film that begins a part of a step later: the frame nearest to each."
+    moments = torch.arange(n, device=shift.device) + shift[:, None]
+    return (moments * (frames / n)).round().long() % frames
 
-def _shifted(film: Tensor, pixels: int) -> Tensor:  # (B, F, H, W) -> the same shape
-    "Every film moved by up to so many whole pixels either way; black comes in at the rim."
+def _seen_at(film: Tensor, frames: Tensor, pixels: int) -> Tensor:  # (B, F, H, W), (B, n) -> (B, n, H, W)
+    "Frames of every film, moved by up to so many whole pixels either way; black comes in at the rim."
     B, _, height, width = film.shape
-    by = torch.randint(2 * pixels + 1, (2, B, 1), device=film.device)
-    wide = F.pad(film, (pixels,) * 4)
-    rows = by[0] + torch.arange(height, device=film.device)
-    columns = by[1] + torch.arange(width, device=film.device)
-    frames = film.shape[1]
-    wide = wide.gather(2, rows[:, None, :, None].expand(-1, frames, -1, wide.shape[-1]))
-    return wide.gather(3, columns[:, None, None].expand(-1, frames, height, -1))
+    row, column = torch.randint(2 * pixels + 1, (2, B, 1), device=film.device)
+    places = F.pad(film, (pixels,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    return places[torch.arange(B, device=film.device)[:, None], frames, row, column]
+
+def _unit(film: Tensor) -> Tensor:  # 0 … 255 in bytes, or [0, 1] -> [0, 1]
+    "Grey levels as the encoders take them."
+    return film if film.is_floating_point() else film.float().div_(255)
 
 # %% ../../nbs/23_augment.ipynb #fe9d7b15
 class GentleCMRAugment(nn.Module):
@@ -229,9 +225,14 @@ class GentleCMRAugment(nn.Module):
 
     def move(self, cine: Tensor) -> Tensor:  # (B, F, H, W) in [0, 1] -> (B, frames, size, size)
         "The film at other moments and places."
+        n, size = self.preset.frames, self.preset.size
         shift = torch.rand(len(cine), device=cine.device) - 0.5
-        film = shrink(_nearest_frames(cine, self.preset.frames, shift), self.preset.size)
-        return _shifted(film, self.pixels)
+        frames = _nearest_frames(cine.shape[1], n, shift)
+        if cine.shape[-2:] != (size, size):  # films kept at this size, as bytes, cost a tenth
+            row = torch.arange(len(cine), device=cine.device)[:, None]
+            cine = shrink(_unit(cine[row, frames]), size)
+            frames = torch.arange(n, device=cine.device).expand(len(cine), -1)
+        return _unit(_seen_at(cine, frames, self.pixels))
 
     def blur(self, film: Tensor) -> Tensor:
         "Nothing is blurred."

@@ -52,14 +52,14 @@ def _resized(x: Tensor, size: int = 84) -> Tensor:  # (n, …, H, W) grey levels
     flat = x.flatten(1, -3).float()
     return F.interpolate(flat, (size, size), mode="bilinear", align_corners=False).unflatten(1, x.shape[1:-2])
 
-def _tensors_of(vp: VirtualPatients) -> dict:  # name -> (n, …) tensors of `Pairs`
+def _tensors_of(vp: VirtualPatients, side: int = SIZE) -> dict:  # name -> (n, …) tensors of `Pairs`
     "Virtual patients as training takes them."
     extra = {}
     cine = vp.cine
     if cine.ndim == 5:
         cine, stack = _middle_and_stack(vp)
         extra["stack"] = film_bytes(_resized(stack))
-    pairs = pairs_of_virtual(replace(vp, cine=_resized(cine)))
+    pairs = pairs_of_virtual(replace(vp, cine=_resized(cine))).shrunk(side)
     beats = pairs.r_peaks.shape[1]
     peaks = F.pad(pairs.r_peaks[:, :BEATS], (0, max(0, BEATS - beats)), value=float("nan"))
     return {"ecg": pairs.ecg, "r_peaks": peaks, "cine": pairs.cine} | extra
@@ -70,6 +70,7 @@ def simulate_pairs(
     seed: int,
     start: int = 0,   # patients to skip
     batch: int = 64,  # patients at a time, for each core
+    side: int = SIZE, # pixels of a film's side that are kept: as the preset's encoder takes them
     **options,        # of `simulate`
 ) -> tuple:           # Pairs, phenotypes, covariates
     "Virtual patients, prepared."
@@ -81,7 +82,7 @@ def simulate_pairs(
     def prepare(part):
         vp = simulate(part.stop - part.start, seed, device, start=start + part.start, size=size, **options)
         tables[part.start] = vp.phenotypes, vp.covariates
-        for name, x in _tensors_of(vp).items():
+        for name, x in _tensors_of(vp, side).items():
             with making:
                 if name not in tensors:
                     tensors[name] = torch.empty(n, *x.shape[1:], dtype=x.dtype)
@@ -111,13 +112,14 @@ def virtual_task(
     seed: int = 0,
     train: dict | None = None,  # options of `simulate` for training: rhythm, hum, spacing, stack …
     test: dict | None = None,   # for testing
+    side: int = SIZE,           # pixels of a film's side that are kept
 ) -> Task:
     "Virtual patients who never lie in memory twice. Raises `PtaclError` on too few."
     if n_train < 16 or n_test < 20:
         raise PtaclError(f"n_train ≥ 16 and n_test ≥ 20 are needed, got {n_train} and {n_test}")
     train, test = train or {}, test or {}
-    pairs, y, c = simulate_pairs(n_train, seed, **train)
-    test_pairs, test_y, test_c = simulate_pairs(n_test, seed, n_train, **test)
+    pairs, y, c = simulate_pairs(n_train, seed, side=side, **train)
+    test_pairs, test_y, test_c = simulate_pairs(n_test, seed, n_train, side=side, **test)
     possible = ceilings(simulate(n_test, seed, start=n_train, ecg=False, cine=False))
     about = {"kind": "virtual", "n_train": n_train, "n_test": n_test, "seed": seed,
              "train": train, "test": test}
@@ -139,6 +141,7 @@ def _cohort_task(
     path,                        # of a cohort
     n_train: int | None = None,  # take the first ones; None: all of the split
     n_test: int | None = None,
+    side: int = SIZE,            # pixels of a film's side that are kept
 ) -> Task:
     "Splits of a cohort on disk, in memory. Raises `PtaclError` where a split is too small."
     cohort = Cohort.open(path)
@@ -149,7 +152,7 @@ def _cohort_task(
             f"{name}: {len(rows)} training and {len(test_rows)} test patients, "
             "at least 16 and 20 are needed")
     y, test_y = cohort.phenotypes.iloc[rows], cohort.phenotypes.iloc[test_rows]
-    train, test = Pairs(**cohort.load(rows)), Pairs(**cohort.load(test_rows))
+    train, test = (Pairs(**cohort.load(part)).shrunk(side) for part in (rows, test_rows))
     train = train.with_extra(targets=torch.tensor(y.to_numpy(float), dtype=torch.float32))
     train, y, test_y = _without_constant_phenotypes(train, y, test_y, name)
     who = hashlib.blake2b(" ".join(y.index).encode(), digest_size=6).hexdigest()
@@ -164,15 +167,16 @@ def make_task(
     n_train: int | None = None,  # None: 896 virtual ones, or the whole split
     n_test: int | None = None,   # None: 384 virtual ones, or the whole split
     seed: int = 0,
+    side: int = SIZE,            # pixels of a film's side that are kept: as the preset's encoder takes them
     **options,                   # train, test of `virtual_task`
 ) -> Task:
     "Patients that the parameters of a notebook ask for."
     if not cohort:
-        return virtual_task(n_train or 896, n_test or 384, seed, **options)
+        return virtual_task(n_train or 896, n_test or 384, seed, side=side, **options)
     if any(options.values()):
         raise PtaclError(
             "this study changes how patients are simulated, so it needs virtual ones: leave cohort empty")
-    return _cohort_task(cohort, n_train, n_test)
+    return _cohort_task(cohort, n_train, n_test, side)
 
 # %% ../../nbs/87_tasks.ipynb #d716e5ad
 def preset_of(
