@@ -47,7 +47,11 @@ class View(Batch):
         return self.get("turn")
 
 # %% ../../nbs/53_ptacl.ipynb #5c862b8b
-def centre_view(batch: Batch, preset: Preset) -> View:
+def centre_view(
+    batch: Batch,
+    preset: Preset,
+    film: bool = True,  # also cut the film; without, none is in the view
+) -> View:
     """The middle of the ECG and evenly spaced frames. What is a view already is passed on.
     Raises `PtaclError` on a plain dict that is cut already, and on records shorter than the crop."""
     if isinstance(batch, View):
@@ -56,8 +60,9 @@ def centre_view(batch: Batch, preset: Preset) -> View:
         raise PtaclError("a plain dict with the start of its crops: make it a View, or give whole recordings")
     ecg, start = centre_crop(batch["ecg"], preset)
     view = View(batch) | {"ecg": ecg, "start": start}
-    if "cine" in batch:  # who has no MRI has an ECG to look at
-        view["cine"] = centre_film(batch["cine"], preset)
+    cine = view.pop("cine", None)  # who has no MRI has an ECG to look at
+    if film and cine is not None:
+        view["cine"] = centre_film(cine, preset)
     return view
 
 # %% ../../nbs/53_ptacl.ipynb #63999f2e
@@ -131,7 +136,7 @@ class PTACL(nn.Module):
 
     def ecg_features(self, batch: Batch) -> Tensor:  # -> (B, D)
         "Mean-pooled tokens of the ECG alone: what a patient without an MRI has."
-        return self.ecg(centre_view(batch, self.preset)["ecg"]).mean(1)
+        return self.ecg(centre_view(batch, self.preset, film=False)["ecg"]).mean(1)
 
     def features(self, batch: Batch) -> tuple[Tensor, Tensor]:  # -> ECG (B, D), CMR (B, D)
         "Mean-pooled backbone tokens."

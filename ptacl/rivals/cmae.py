@@ -95,22 +95,24 @@ def beat_preset(preset: Preset) -> Preset: # of the ECG encoder
     "The preset of an encoder that sees a median beat of 1.2 s."
     return replace(preset, ecg_crop=12 * preset.ecg_patch)
 
-def _cmae_view(batch: dict, preset: Preset) -> dict:
+def _cmae_view(batch: dict, preset: Preset, film: bool = True) -> dict:
     "Median beat, whether there is one, and the film; what is a view already is passed on."
     if isinstance(batch, View):
         return batch
     with full_precision(batch["ecg"]):
         beat, valid = _median_beat(batch["ecg"], batch["r_peaks"], preset.fs, 12 * preset.ecg_patch)
     view = View(batch) | {"beat": beat, "valid": valid}
-    if "cine" in batch:
-        view["cine"] = centre_film(batch["cine"], preset)
+    cine = view.pop("cine", None)
+    if film and cine is not None:
+        view["cine"] = centre_film(cine, preset)
     return view
 
 # %% ../../nbs/82_cmae.ipynb #96458c15
 def autoencoder_step(model: Autoencoder, batch: dict) -> dict:
     "Reconstruction of one modality by itself; patients without a whole beat are left out of the ECG's."
-    view = _cmae_view(batch, model.encoder.preset)
-    if isinstance(model.encoder, ECGEncoder):
+    of_ecg = isinstance(model.encoder, ECGEncoder)
+    view = _cmae_view(batch, model.encoder.preset, film=not of_ecg)
+    if of_ecg:
         x, valid = view["beat"], view["valid"]
     else:
         x, valid = view["cine"], None
@@ -146,7 +148,7 @@ class CMAE(nn.Module):
 
     def ecg_features(self, batch: dict) -> Tensor: # -> (B, L)
         "The latent vector of the median beat alone."
-        return self.ecg(_cmae_view(batch, self.preset)["beat"])
+        return self.ecg(_cmae_view(batch, self.preset, film=False)["beat"])
 
     def features(self, batch: dict) -> tuple[Tensor, Tensor]: # -> ECG (B, L), CMR (B, L)
         "Both latent vectors, each from its own modality."
