@@ -200,8 +200,8 @@ workshop = Preset(
     width=128, heads=4, mlp_ratio=2, pos_std=0.2, decoder_width=64, frozen_layers=0, proj_dim=64,
     projection="mlp", cmr_pool="cycle",
     sigma=0.0, circular=True, tau_global=0.1, tau_local=0.1, centred=True, any_start=True, augment=0.3,
-    batch_size=64, lr_mae=2e-3, lr_joint=2e-3, lr_tune=2e-3, epochs_mae=2, epochs_joint=9)
-laptop = replace(workshop, name="laptop", epochs_mae=3)  # of twice the patients
+    batch_size=64, lr_mae=2e-3, lr_joint=2e-3, lr_tune=2e-3, epochs_mae=3, epochs_joint=8)
+laptop = replace(workshop, name="laptop", epochs_joint=9)  # of twice the patients
 
 # %% ../../nbs/01_presets.ipynb #be961818
 PRESETS = {p.name: p for p in (paper_regression, paper_retrieval, workshop, laptop)}
