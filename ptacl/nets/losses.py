@@ -14,21 +14,27 @@ from ..core.distributed import total, with_others
 from ..core.errors import PtaclError
 
 # %% ../../nbs/52_losses.ipynb #4f51e31b
+def _hard(distances: Tensor) -> Tensor:  # (T, T'), moments -> rows that sum to 1
+    "The nearest moments alone; equally near ones share."
+    nearest = distances <= distances.amin(1, keepdim=True) + 1e-6
+    return nearest / nearest.sum(1, keepdim=True)
+
 def alignment_matrix(
-    T: int,                  # moments of a heartbeat
+    T: int,                  # moments of a heartbeat, as the rows have them
     sigma: float,            # width as a fraction of the beat; 0 is the identity
     circular: bool = False,  # measure time around the cycle
-) -> Tensor:                 # (T, T), rows sum to 1
+    columns: int | None = None,  # moments T' of the other clock; None: T
+) -> Tensor:                 # (T, T'), rows sum to 1
     """Target weights P of eq. 2: how much ECG segment k belongs to CMR frame t.
     Raises `PtaclError` if sigma < 0 or T < 1."""
-    if T < 1 or not sigma >= 0:
-        raise PtaclError(f"alignment needs T ≥ 1 and sigma ≥ 0, got T = {T}, sigma = {sigma}")
-    k = torch.arange(T) / T
-    dist = (k[:, None] - k).abs()
+    columns = T if columns is None else columns
+    if min(T, columns) < 1 or not sigma >= 0:
+        raise PtaclError(f"alignment needs T ≥ 1 and sigma ≥ 0, got T = {min(T, columns)}, sigma = {sigma}")
+    dist = (torch.arange(T)[:, None] / T - torch.arange(columns) / columns).abs()
     if circular:
         dist = torch.minimum(dist, 1 - dist)
-    if sigma * T < 0.02:  # the next moment would weigh exp(-1250): hard alignment, and no division by 0
-        return torch.eye(T)
+    if sigma * max(T, columns) < 0.02:  # the next moment would weigh exp(-1250): hard alignment, no division by 0
+        return _hard(dist)
     return torch.softmax(-0.5 * (dist / sigma) ** 2, 1)
 
 # %% ../../nbs/52_losses.ipynb #4e6d73cd
@@ -37,10 +43,12 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:  # (…, N, D), (…, M, D) -> (…,
     with torch.autocast(a.device.type, enabled=False):
         return F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).mT
 
-def check_pair(z_ecg: Tensor, z_cmr: Tensor, ndim: int, temperature: float | Tensor):
-    "Refuse what cannot be a pair of embeddings of `ndim` axes. Raises `PtaclError`."
-    shapes = tuple(z_ecg.shape), tuple(z_cmr.shape)
-    if shapes[0] != shapes[1] or z_ecg.ndim != ndim:
+def check_pair(a: Tensor, b: Tensor, ndim: int, temperature: float | Tensor, clocks: bool = False):
+    """Refuse what cannot be a pair of embeddings of `ndim` axes; with `clocks` of their own, their
+    moments (axis 1) may differ in number. Raises `PtaclError`."""
+    shapes = [tuple(x.shape) for x in (a, b)]
+    same = [shape[:1] + shape[2:] for shape in shapes] if clocks else shapes
+    if same[0] != same[1] or not a.ndim == b.ndim == ndim:
         raise PtaclError(
             f"expected two arrays of one {ndim}-dimensional shape, got {shapes[0]} and {shapes[1]}")
     if not temperature > 0:
@@ -73,9 +81,14 @@ def masked_mean(x: Tensor, valid: Tensor | None) -> Tensor:  # (B,), (B,) bool -
     return torch.where(valid, x, 0).sum() / valid_ones.clamp(min=1) * (patients / len(x))
 
 # %% ../../nbs/52_losses.ipynb #042d0561
+def _soft_cross_entropy(logits: Tensor, sigma: float, circular: bool) -> Tensor:  # (B, T, T') -> (B,)
+    "The mean over moments of eq. 3, from rows to columns."
+    P = alignment_matrix(logits.shape[1], sigma, circular, logits.shape[2]).to(logits)
+    return -(P * logits.log_softmax(-1)).sum(-1).mean(-1)
+
 def local_contrastive_loss(
     z_ecg: Tensor,              # (B, T, D) segments of the mean heartbeat
-    z_cmr: Tensor,              # (B, T, D) frames of the same patients
+    z_cmr: Tensor,              # (B, T', D) frames of the same patients; T' = T in the paper
     sigma: float,               # width of the soft alignment, eq. 2
     temperature: float,         # τ
     weight: float = 0.5,        # share of the direction ECG → CMR
@@ -84,11 +97,10 @@ def local_contrastive_loss(
 ) -> Tensor:                    # scalar; 0 where nobody is valid
     """Local loss of eq. 3, symmetric, the mean over valid patients and segments.
     Raises `PtaclError` on unequal shapes or τ ≤ 0."""
-    check_pair(z_ecg, z_cmr, 3, temperature)
-    logits = cosine(z_ecg, z_cmr) / temperature                             # (B, T, T)
-    P = alignment_matrix(z_ecg.shape[1], sigma, circular).to(logits)
-    ecg_to_cmr = -(P * logits.log_softmax(-1)).sum(-1).mean(-1)             # (B,)
-    cmr_to_ecg = -(P * logits.mT.log_softmax(-1)).sum(-1).mean(-1)
+    check_pair(z_ecg, z_cmr, 3, temperature, clocks=True)
+    logits = cosine(z_ecg, z_cmr) / temperature                             # (B, T, T')
+    ecg_to_cmr = _soft_cross_entropy(logits, sigma, circular)               # (B,)
+    cmr_to_ecg = _soft_cross_entropy(logits.mT, sigma, circular)
     return masked_mean(weight * ecg_to_cmr + (1 - weight) * cmr_to_ecg, valid)
 
 # %% ../../nbs/52_losses.ipynb #0a5ad85c
