@@ -6,22 +6,102 @@
 __all__ = ['write_html']
 
 # %% ../../nbs/09_pages.ipynb #8eb4d91c
+import html
 import nbformat
+import re
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from pathlib import Path
 from .files import written_whole
 
 # %% ../../nbs/09_pages.ipynb #167b482c
+_BAR = re.compile(r"([^|\n]*?)\s*\d+%\|")  # "encode:  97%|█████"
+
+def _last_bars(text: str) -> str:
+    "Of each progress bar its last state."
+    lines = text.split("\n")
+    bars = {i: bar[1] for i, line in enumerate(lines) if (bar := _BAR.match(line))}
+    last = {name: i for i, name in bars.items()}
+    return "\n".join(line for i, line in enumerate(lines) if i not in bars or last[bars[i]] == i)
+
+def _in_one(outputs: list) -> list:
+    "Neighbouring streams as one, in which progress bars are no errors."
+    merged: list = []
+    for output in outputs:
+        is_stream = output.output_type == "stream"
+        if is_stream and merged and merged[-1].output_type == "stream":
+            merged[-1]["text"] = merged[-1].text.rstrip("\n") + "\n" + output.text
+        else:
+            merged.append(output)
+        if is_stream:
+            output["name"] = "stdout"
+    for output in merged:
+        if output.output_type == "stream":
+            output["text"] = _last_bars(output.text)
+    return merged
+
 def _without_machine(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    "No path of this machine goes with a report, and progress bars are no errors."
+    "No path of this machine goes with a report, and of a bar that moved only where it ended."
     nb, _ = CoalesceStreamsPreprocessor().preprocess(nb, {})
     for key in ("input_path", "output_path"):
         nb.metadata.get("papermill", {}).pop(key, None)
     for cell in nb.cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream":
-                output["name"] = "stdout"
+        if cell.cell_type == "code":
+            cell["outputs"] = _in_one(cell.outputs)
+    return nb
+
+# %% ../../nbs/09_pages.ipynb #07962e99
+def _plain(markdown: str) -> str:
+    "Markdown without its marks."
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", markdown)
+    return re.sub(r"[*`$\\]", "", text).strip()
+
+def _captions(nb: nbformat.NotebookNode) -> list:  # a text for each cell, empty where none is known
+    "What is said of the figures of each cell."
+    said, heading = [], ""
+    for cell in nb.cells:
+        headings = re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else []
+        heading = headings[-1] if headings else heading
+        said.append(heading)
+    caption = ""
+    for i, cell in reversed(list(enumerate(nb.cells))):
+        first = cell.source.split("\n\n")[0]
+        if cell.cell_type == "markdown":
+            caption = first if re.fullmatch(r"\*[^*].*\*", first) else ""
+        elif caption:
+            said[i] = caption
+    return [_plain(text) for text in said]
+
+# %% ../../nbs/09_pages.ipynb #e0316404
+def _picture(output: nbformat.NotebookNode, caption: str) -> nbformat.NotebookNode:
+    "A picture with a text for those who cannot see it: its own, or the caption."
+    own = output.metadata.get("image/png", {})
+    alt = html.escape(own.get("alt", caption or "figure"))
+    width = f' width="{html.escape(str(own["width"]))}"' if "width" in own else ""
+    page = f'<img alt="{alt}"{width} style="max-width:100%" src="data:image/png;base64,{output.data["image/png"]}">'
+    return nbformat.v4.new_output("display_data", data={"text/html": page})
+
+def _described(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    "Every picture with such a text."
+    for cell, caption in zip(nb.cells, _captions(nb)):
+        for i, output in enumerate(cell.get("outputs", [])):
+            if "image/png" in output.get("data", {}):
+                cell.outputs[i] = _picture(output, caption)
+    return nb
+
+# %% ../../nbs/09_pages.ipynb #c39cacc5
+_LOG = re.compile(r"^── |\d+%\||\bepoch \d+/\d+", re.MULTILINE)
+
+def _folded(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    "Progress and logs behind a line to click at."
+    for cell in nb.cells:
+        for i, output in enumerate(cell.get("outputs", [])):
+            if output.output_type == "stream" and _LOG.search(output.text):
+                text = output.text.strip()
+                lines = text.count("\n") + 1
+                page = (f"<details><summary>Log, {lines} line{'s' * (lines > 1)}</summary>"
+                        f"<pre>{html.escape(text)}</pre></details>")
+                cell.outputs[i] = nbformat.v4.new_output("display_data", data={"text/html": page})
     return nb
 
 # %% ../../nbs/09_pages.ipynb #0ba285ed
@@ -32,7 +112,7 @@ def write_html(notebook: Path) -> Path:
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,
                             embed_images=True, mathjax_url="", require_js_url="", jquery_url="",
                             mermaid_js_url="")
-    page, _ = exporter.from_notebook_node(nb, {"metadata": {"name": notebook.stem}})
+    page, _ = exporter.from_notebook_node(_folded(_described(nb)), {"metadata": {"name": notebook.stem}})
     file = notebook.with_suffix(".html")
     with written_whole(file) as new:
         new.write_text(page, encoding="utf-8")
