@@ -17,6 +17,7 @@ from ..core.presets import PHENOTYPES, SPACING
 from ..core.privacy import virtual_name
 from .causes import DEMOGRAPHICS, ECG_PARAMETERS, population
 from .draws import Streams, counters, keys32
+from .echo_scans import EchoScans, scan_echo
 from .faults import cycle, draw_faults, fault_table, faults_asked, frame_phases
 from .heart import SLICE_PARAMETERS, anatomy, cross_sections, slice_parameters
 from .image import SLICES, draw_cine, slab_sections, stack_heights
@@ -42,6 +43,7 @@ class VirtualPatients:
     height: Tensor | None = None   # (n, Z) cm above the apex at which the slices were planned, NaN for none
     shift: Tensor | None = None    # (n, Z, 3) mm: the heart lay to the right, down, to the apex
     spacing: float = SPACING       # mm, the side of a pixel
+    echo: EchoScans | None = None  # clips of the apical four-chamber view, of another visit
 
     def __len__(self): return len(self.phenotypes)
 
@@ -262,11 +264,14 @@ def simulate(
     spacing: float = SPACING,    # mm, side of a pixel
     stack: bool = False,         # all short-axis slices, with labels
     affected: float = 1.,        # share of patients that each fault strikes
+    echo: bool = False,          # draw echocardiograms of another visit, too
 ) -> VirtualPatients:
     "Patient i of a seed is the same whatever `n`, `start` and the device. Raises `PtaclError`."
     _check_sizes(n, frames, size, start)
     asked = faults_asked(frames, rhythm, lead_off, hum, missing, spacing, affected, bursts=bursts, swap=swap,
         gating_shift=gating_shift, gating_jitter=gating_jitter, breathing=breathing)
+    if echo and "rhythm" in asked:
+        raise PtaclError("echocardiograms are drawn in sinus rhythm only: leave out echo or rhythm")
     check_device(device)
     place, streams = torch.device(device), Streams(seed, torch.arange(start, start + n))
     p, f = population(streams), draw_faults(streams, asked, affected)
@@ -278,4 +283,6 @@ def simulate(
         v.ecg, v.r_peaks, v.ectopic = simulate_ecg(streams, p, f, asked, place)
     if cine:
         _simulate_cine(streams, p, f, asked, v, beats, size, stack)
+    if echo:
+        v.echo = scan_echo(streams, p, place)
     return v
