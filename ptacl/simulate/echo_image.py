@@ -98,7 +98,7 @@ def _leaflets(f: dict, s: Tensor, q: Tensor) -> Tensor: # shapes; (m, H, W) cm -
         nearest = torch.minimum(nearest, leaflet.away(s, q))
     return nearest
 
-# %% ../../nbs/19_echo_image.ipynb #c71d541d
+# %% ../../nbs/19_echo_image.ipynb #5eba344e
 def _right_heart(c: dict, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     "How far right of the septum each sample lies, how wide the chamber is there, and how thick its wall; cm."
     atrial = c["low"] >= 0
@@ -131,8 +131,8 @@ def _echoes(
     f: dict, look: dict,     # shapes and looks, a row for each frame
     s: Tensor, q: Tensor,    # (m, H, W) cm along the axis of the LV and to its right
     around: Tensor,          # (m, H, W) amplitude of what surrounds the heart
-) -> tuple[Tensor, ...]:     # (m, H, W) four times
-    "Amplitude of what echoes, share that moves with the heart, and the scatterers' own coordinates in cm."
+) -> tuple[Tensor, ...]:     # (m, H, W) five times
+    "Amplitude of tissue, shares of blood and of what moves with the heart, the scatterers' own coordinates in cm."
     c = apical_contours(f, s)
     edge = (look["depth"] / DEPTHS * 1.2).view(-1, 1, 1)
     right = _right_heart(c, q)
@@ -141,11 +141,12 @@ def _echoes(
     cavity = torch.maximum(-from_left, torch.minimum(right[0], right[1] - right[0]))
     amplitude = torch.lerp(around, _tissue(c, look, cavity), heart)
     amplitude = amplitude + _PERICARDIUM * _sac(c, q, right)
-    amplitude = torch.lerp(amplitude, torch.full_like(s, _BLOOD), _inside(cavity, edge))
+    blood = _inside(cavity, edge)
+    amplitude = amplitude * (1 - blood)
     ring, leaf = _rings(f, s, q), _inside(_THIN - _leaflets(f, s, q), edge)
     amplitude = torch.maximum(amplitude, torch.maximum(_RING * ring, _LEAFLET * leaf))
     moving = torch.maximum(heart, torch.maximum(ring, leaf))
-    return amplitude, moving, *_own_coordinates(f, c, s, q, from_left, right)
+    return amplitude, blood, moving, *_own_coordinates(f, c, s, q, from_left, right)
 
 # %% ../../nbs/19_echo_image.ipynb #7034b1bc
 def _rings(f: dict, s: Tensor, q: Tensor) -> Tensor: # (m, H, W), 1 in the middle of the fibrous rings
@@ -258,7 +259,7 @@ def echo_scene(streams: Streams, looks: dict, device) -> EchoScene: # looks on t
     still = tables[1][..., :DEPTHS * LINES].unflatten(2, (DEPTHS, LINES)).contiguous()
     return EchoScene(look, _surrounding(streams, device), _losses(look), tables[0], still)
 
-# %% ../../nbs/19_echo_image.ipynb #e47df569
+# %% ../../nbs/19_echo_image.ipynb #2bb9a80f
 def _place_in_heart(look: dict) -> tuple[Tensor, Tensor]: # (m, DEPTHS, LINES) cm
     "Of each sample: how far along the LV's axis from its apex, how far to the right of it."
     v = {name: x.view(-1, 1, 1) for name, x in look.items()}
@@ -278,13 +279,14 @@ def beams(
     "What the machine hears of each frame, as the logarithm of the envelope."
     look = {name: x[rows] for name, x in scene.look.items()}
     s, q = _place_in_heart(look)
-    amplitude, moving, along, across = _echoes(f, look, s, q, scene.around[rows])
+    amplitude, blood, moving, along, across = _echoes(f, look, s, q, scene.around[rows])
     own = _read_table(scene.table, rows, along, across)
-    z = torch.lerp(scene.still[:, rows], own, moving).mul_(amplitude.mul_(scene.losses[rows]))
+    losses = scene.losses[rows]
+    z = torch.lerp(scene.still[:, rows], own, moving).mul_(amplitude.mul_(losses))
     upper, lower = bulk_halves(keys, folded(counters((DEPTHS, LINES), rows.device)))
     fresh = torch.stack([uniform16(upper), uniform16(lower)]).sub_(0.5).mul_(6**0.5)
     r = torch.linspace(0, 1, DEPTHS, device=rows.device).view(1, -1, 1)
-    floor = _noise_floor(look, r)
+    floor = (_BLOOD * blood).mul_(losses).add_(_noise_floor(look, r))  # new in every frame
     z = _blurred(_blurred(z.addcmul_(fresh, floor), 2, _ALONG), 3, _ACROSS)
     return _compressed(z)
 
