@@ -14,7 +14,7 @@ from .causes import REFERENCE
 from .draws import Streams
 from .heart import anatomy, volume_curve
 
-# %% ../../nbs/19_echo_heart.ipynb #b618a054
+# %% ../../nbs/19_echo_heart.ipynb #16fc7765
 # mean and SD of men, of women
 ECHO_REFERENCE = {
     "LVEDV": (106, 22, 76, 15),       # ml, biplane; ASE/EACVI 2015
@@ -27,7 +27,7 @@ ECHO_REFERENCE = {
 }
 # cause of each, and its correlation with what echo measures; chosen
 _FOLLOWS = {
-    "LVEDV": ("z_edv", 0.60),  # with both sexes pooled, r of echo and CMR comes to 0.75
+    "LVEDV": ("z_edv", 0.60),  # with both sexes pooled, r of echo and CMR comes to 0.76
     "LVEF": ("z_ef", 0.60),    # Huttin: 0.58
     "LAVI": ("z_edv", 0.35),
     "RVEDA": ("z_rvedv", 0.60),
