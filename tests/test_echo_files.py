@@ -8,7 +8,9 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID
+from typer.testing import CliRunner
 
+from ptacl.app.cli import app
 from ptacl.core.errors import PtaclError
 from ptacl.data.echo import echo_film, read_echo
 from ptacl.signal.echo import ECHO_FRAMES, ECHO_SIZE
@@ -153,6 +155,14 @@ def test_a_cohort_with_echoes(tmp_path, format):
     assert (folder / "ecg").exists() and (folder / "cmr").exists() and read_echo(folder / "echo" / files[0]).frames.shape[1:] == (240, 320)
     with pytest.raises(PtaclError, match="simulate them with echo=True"): write_patients(simulate(1, 2, frames=4, size=48), tmp_path / "n", format)
     assert not (tmp_path / "n").exists()
+
+
+def test_from_the_shell(tmp_path):
+    run = CliRunner().invoke(app, ["simulate", "1", str(tmp_path / "c"), "--format", "echo", "--size", "48", "-p", "frames", "4"])
+    assert run.exit_code == 0, run.output
+    assert read_echo(tmp_path / "c" / "echo" / "sim-00001.dcm").r_peaks is not None
+    run = CliRunner().invoke(app, ["simulate", "1", str(tmp_path / "d"), "-p", "echo", "true"])
+    assert run.exit_code != 0 and not (tmp_path / "d").exists()
 
 
 # --- privacy ------------------------------------------------------------------------------------------------------------------

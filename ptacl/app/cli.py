@@ -113,10 +113,12 @@ def _simulate_command(
             raise PtaclError(f"n must be at least 1, got {n}")
         options = _options_of(simulate, _named(context.args), also=("frames",))
         size = size or (84 if format == "cohort" else 128)
+        if options.get("echo") and format != "echo":
+            raise PtaclError("echocardiograms are written as files alone", "Choose --format echo.")
         if format == "echo":
             options["echo"] = True
         # clips of a whole beat are large
-        batches = in_batches(n, seed, 16 if options.get("echo") else 64, size=size, **options)
+        batches = in_batches(n, seed, 16 if format == "echo" else 64, size=size, **options)
         possible = ceilings(simulate(5000, seed, ecg=False, cine=False))
         if format == "cohort":
             write_virtual(batches, out, possible, simulated={"seed": seed, "size": size} | options)

@@ -152,7 +152,7 @@ def _write_batches(
             tables.append(phenotype_table(batch.phenotypes, batch.covariates, instance=instance))
             if batch.faults is not None and len(batch.faults.columns):
                 faults.append(batch.faults.rename_axis("eid"))
-            if batch.echo is not None:
+            if _write_echo in writers:
                 echoes.append(batch.echo.phenotypes.join(batch.echo.covariates).rename_axis("eid"))
     if not tables:
         raise PtaclError("no patients to write")
