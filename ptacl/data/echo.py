@@ -72,7 +72,7 @@ def _check_pixels(ds):
     if frames > MAX_FRAMES or frames * rows * columns > MAX_VOXELS:
         raise PtaclError(f"claims {frames} frames of {rows}×{columns}: no clip of a few beats")
 
-# %% ../../nbs/33_echo.ipynb #f83b14da
+# %% ../../nbs/33_echo.ipynb #0e77b685
 _OTHER_FORMATS = {2: "M-mode", 3: "spectral Doppler"}  # RegionSpatialFormat
 _OTHER_DATA = {2: "colour Doppler", 3: "spectral Doppler", 4: "spectral Doppler"}  # RegionDataType
 _CENTIMETRES = 3
@@ -94,6 +94,7 @@ def _tissue_region(regions): # items of a SequenceOfUltrasoundRegions -> the one
         raise PtaclError(f"has {found}", "Give a loop with one picture.")
     return tissue[0]
 
+# %% ../../nbs/33_echo.ipynb #b2bf613e
 def _region_box(region, rows: int, columns: int) -> tuple[slice, slice]:
     "Rows and columns of a region. Raises `PtaclError` where they do not lie in the image."
     names = ("RegionLocationMinX0", "RegionLocationMinY0", "RegionLocationMaxX1", "RegionLocationMaxY1")
@@ -106,6 +107,7 @@ def _region_box(region, rows: int, columns: int) -> tuple[slice, slice]:
         raise PtaclError(f"places its picture at {place}, outside of {columns}×{rows} pixels")
     return slice(top, bottom + 1), slice(left, right + 1)
 
+# %% ../../nbs/33_echo.ipynb #c3c1cae6
 def _millimetres(region) -> tuple[float, float]: # of a pixel: down, across
     "Physical size of a pixel. Raises `PtaclError` where the file gives none in centimetres."
     sizes = []
@@ -118,7 +120,7 @@ def _millimetres(region) -> tuple[float, float]: # of a pixel: down, across
         sizes.append(mm)
     return tuple(sizes)
 
-# %% ../../nbs/33_echo.ipynb #560ab335
+# %% ../../nbs/33_echo.ipynb #4865c76e
 _RATES = 5., 1000.  # frames a second that an echo can have
 
 def _numbers(value) -> np.ndarray:
@@ -145,6 +147,7 @@ def _frame_times(ds) -> tuple[np.ndarray, str]: # (F,) s; the element that they 
                          f"Between {slow:g} and {fast:g} frames a second are read.")
     return times / 1000, by
 
+# %% ../../nbs/33_echo.ipynb #489ffc77
 def _marked_r_peaks(ds, times: np.ndarray) -> tuple[np.ndarray | None, str | None]: # (n,) s; element
     "R-peaks that the file marks inside the clip."
     peaks, by = _numbers(ds.get("RWaveTimeVector")) / 1000, "RWaveTimeVector"
@@ -157,7 +160,7 @@ def _marked_r_peaks(ds, times: np.ndarray) -> tuple[np.ndarray | None, str | Non
     plausible = len(peaks) and (np.diff(peaks) > 0.2).all()
     return (peaks, by) if plausible else (None, None)
 
-# %% ../../nbs/33_echo.ipynb #104226cb
+# %% ../../nbs/33_echo.ipynb #a875cb24
 _TINT = 40        # levels between the channels of a pixel that JPEG does not cause
 _COLOURED = 0.002 # share of the picture that may be coloured
 
@@ -185,7 +188,7 @@ def _region_frames(ds, box: tuple[slice, slice]) -> np.ndarray: # (F, H, W) uint
 _DARK = 12  # levels that compression leaves in black
 
 def _sector_mask(frames: np.ndarray) -> np.ndarray: # (F, H, W) -> (H, W) bool
-    "The largest piece of the picture that is ever bright, without holes. Raises `PtaclError` where there is none."
+    "The largest piece of the picture that is ever bright, filled. Raises `PtaclError` if there is none."
     ever = ndimage.binary_closing(frames.max(0) > _DARK, iterations=2)
     pieces, count = ndimage.label(ndimage.binary_opening(ever, iterations=2))
     if not count:

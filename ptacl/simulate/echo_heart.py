@@ -116,7 +116,7 @@ def beat_phase(
     before, behind = r_peaks.gather(1, k - 1), r_peaks.gather(1, k)
     return (times - before) / (behind - before), behind - before
 
-# %% ../../nbs/19_echo_heart.ipynb #bcd59a2e
+# %% ../../nbs/19_echo_heart.ipynb #24e671c6
 def _motion(p: dict, hr: Tensor, phase: Tensor, late: float = 0.) -> Tensor: # (m,), (m,), (m,) -> (m,)
     "How far systole has come, 0 at end-diastole and 1 at end-systole."
     one = torch.ones_like(hr)
@@ -135,6 +135,7 @@ def _opening(p: dict, hr: Tensor, phase: Tensor, late: float = 0.) -> Tensor: # 
     closing = ((1 - now) / 0.05).clamp(0, 1)  # shut when the next R-peak comes
     return torch.where(ejecting, 0., torch.maximum(inflow, at_rest)) * closing
 
+# %% ../../nbs/19_echo_heart.ipynb #96579dd5
 def echo_moments(
     p: dict, e: dict, # the population and that of `echo_population`, a row for each frame
     phase: Tensor,    # (m,) of each frame
@@ -155,7 +156,7 @@ def echo_moments(
         tricuspid_open=_opening(p, hr, phase, late=0.01),
     )
 
-# %% ../../nbs/19_echo_heart.ipynb #e753e67c
+# %% ../../nbs/19_echo_heart.ipynb #e6744fe3
 _WIDEST = 0.68  # share of the LV's length from the apex to where it is widest, chosen
 _APEX = 0.7     # cm of muscle at the apex, as in the cine
 _BELLY = 2.2, 1.2  # width of the RV from its apex τ = 0 to the valve: 2.2 τ − 1.2 τ², chosen
@@ -190,11 +191,13 @@ def _left_shape(p: dict, e: dict, w: dict) -> dict[str, Tensor]: # name -> (m,)
     return dict(L=L, c=c, R=R, outer=outer, ring=ring, side=outer * at_base - ring, la_length=la_length, B=B,
                 hinge=hinge, ed_length=e["length"], thicker=(outer - R) / _diastolic_wall(p, e))
 
+# %% ../../nbs/19_echo_heart.ipynb #8b7aa39f
 def _diastolic_wall(p: dict, e: dict) -> Tensor: # (m,) cm
     "How thick the wall is at end-diastole where the ventricle is widest."
     around = math.pi * e["length"] * _bullet_integral(torch.full_like(e["length"], 0.48))
     return ((e["LVEDV"] + p["LVM"] / 1.05).sqrt() - e["LVEDV"].sqrt()) / around.sqrt()
 
+# %% ../../nbs/19_echo_heart.ipynb #dc1a4d21
 def _right_shape(e: dict, w: dict) -> dict[str, Tensor]: # name -> (m,)
     "The RV on the septum, and the atrium below it. All but volume and area chosen."
     top = 0.08 * e["length"]  # of the RV, below the LV's apex
@@ -207,6 +210,7 @@ def _right_shape(e: dict, w: dict) -> dict[str, Tensor]: # name -> (m,)
     C = 1.5 * (w["RA"] / (math.pi / 4 * ra_length) - valve.square() / 2)
     return dict(top=top, rv_length=rv_length, width=width, valve=valve, ra_length=ra_length, C=C)
 
+# %% ../../nbs/19_echo_heart.ipynb #e44776d6
 def echo_shapes(
     p: dict, e: dict, # the populations, a row for each frame
     w: dict,          # from `echo_moments`
@@ -215,7 +219,7 @@ def echo_shapes(
     as_they_are = {name: w[name] for name in ("tricuspid", "mitral_open", "tricuspid_open")}
     return _left_shape(p, e, w) | _right_shape(e, w) | as_they_are
 
-# %% ../../nbs/19_echo_heart.ipynb #aee81f3a
+# %% ../../nbs/19_echo_heart.ipynb #41f8de36
 def _per_pixel(x: Tensor) -> Tensor: # (m,) -> (m, 1, 1)
     return x.view(-1, 1, 1)
 
@@ -244,6 +248,7 @@ def apical_contours(
     return dict(left=torch.where(below, atrium, inner), outer=torch.where(below, atrium + 0.25, outer),
                 septum=septum, rv=rv, ra=ra, below=below, low=low)
 
+# %% ../../nbs/19_echo_heart.ipynb #84ac20e3
 def chamber_labels(
     f: dict,   # from `echo_shapes`
     s: Tensor, # (m, H, W) cm along the axis from the apex

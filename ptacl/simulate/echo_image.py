@@ -68,7 +68,7 @@ def _from_line(s: Tensor, q: Tensor, a: tuple, b: tuple) -> Tensor: # ends (s, q
     share = (from_s * ds).add_(from_q * dq).div_(ds * ds + dq * dq).clamp_(0, 1)
     return (from_s - share * ds).square_().add_((from_q - share * dq).square_()).sqrt_()
 
-# %% ../../nbs/19_echo_image.ipynb #3ecc9287
+# %% ../../nbs/19_echo_image.ipynb #944766c0
 @dataclass(frozen=True)
 class _Leaflet:
     "Where a leaflet hangs and where its tip is, shut and open: cm."
@@ -78,12 +78,13 @@ class _Leaflet:
     share: Tensor # 0 shut, 1 open
 
     def away(self, s: Tensor, q: Tensor) -> Tensor: # (m, H, W) cm
-        "How far each sample lies from it. Shut, the tips meet 4 mm inside the ventricle; open, they point down."
+        "How far each sample lies from it. Shut, the tips meet 4 mm inside; open, they point to the apex."
         inwards = 0.45 * torch.sign(self.reach)
         tip_s = self.root[0] - torch.lerp(0.42 + 0 * self.share, self.length + 0 * self.share, self.share)
         tip_q = self.root[1] + torch.lerp(self.reach, inwards, self.share)
         return _from_line(s, q, self.root, (tip_s, tip_q))
 
+# %% ../../nbs/19_echo_image.ipynb #a1d4f449
 def _leaflets(f: dict, s: Tensor, q: Tensor) -> Tensor: # shapes; (m, H, W) cm -> (m, H, W) cm
     "How far each sample lies from the nearest of the four leaflets. Their lengths are chosen."
     L, ring, T, hinge, valve, mitral, tricuspid = (f[name].view(-1, 1, 1) for name in (
@@ -98,7 +99,7 @@ def _leaflets(f: dict, s: Tensor, q: Tensor) -> Tensor: # shapes; (m, H, W) cm -
         nearest = torch.minimum(nearest, leaflet.away(s, q))
     return nearest
 
-# %% ../../nbs/19_echo_image.ipynb #5eba344e
+# %% ../../nbs/19_echo_image.ipynb #134b5120
 def _right_heart(c: dict, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     "How far right of the septum each sample lies, how wide the chamber is there, and how thick its wall; cm."
     atrial = c["low"] >= 0
@@ -120,6 +121,7 @@ def _sac(c: dict, q: Tensor, right: tuple) -> Tensor: # (m, H, W), 1 in the midd
     beside = (1 - ((q - c["outer"] - 0.05) / 0.13).square()).clamp_(min=0) * (~c["below"])
     return beside + 0.5 * (1 - ((beyond - wide - wall) / 0.12).square()).clamp_(min=0) * (wide > 0)
 
+# %% ../../nbs/19_echo_image.ipynb #5461bbab
 def _tissue(c: dict, look: dict, cavity: Tensor) -> Tensor: # (m, H, W) amplitude
     "Muscle and the walls of the atria; the border of a cavity echoes more."
     muscle = (_MUSCLE * 10 ** (look["muscle"].double() / 20)).float().view(-1, 1, 1)
@@ -127,12 +129,13 @@ def _tissue(c: dict, look: dict, cavity: Tensor) -> Tensor: # (m, H, W) amplitud
     lining = (1 + cavity / 0.16).clamp_(0, 1).square_()
     return tissue + (_BORDER - tissue) * 0.45 * lining
 
+# %% ../../nbs/19_echo_image.ipynb #be182456
 def _echoes(
     f: dict, look: dict,     # shapes and looks, a row for each frame
     s: Tensor, q: Tensor,    # (m, H, W) cm along the axis of the LV and to its right
     around: Tensor,          # (m, H, W) amplitude of what surrounds the heart
 ) -> tuple[Tensor, ...]:     # (m, H, W) five times
-    "Amplitude of tissue, shares of blood and of what moves with the heart, the scatterers' own coordinates in cm."
+    "Amplitude of tissue, shares of blood and of what moves, the scatterers' own coordinates in cm."
     c = apical_contours(f, s)
     edge = (look["depth"] / DEPTHS * 1.2).view(-1, 1, 1)
     right = _right_heart(c, q)
@@ -148,7 +151,7 @@ def _echoes(
     moving = torch.maximum(heart, torch.maximum(ring, leaf))
     return amplitude, blood, moving, *_own_coordinates(f, c, s, q, from_left, right)
 
-# %% ../../nbs/19_echo_image.ipynb #7034b1bc
+# %% ../../nbs/19_echo_image.ipynb #86b6ae47
 def _rings(f: dict, s: Tensor, q: Tensor) -> Tensor: # (m, H, W), 1 in the middle of the fibrous rings
     "The fibrous rings at which the leaflets hang, cut across: four bright spots."
     names = "L", "ring", "tricuspid", "hinge", "valve"
@@ -160,6 +163,7 @@ def _rings(f: dict, s: Tensor, q: Tensor) -> Tensor: # (m, H, W), 1 in the middl
         spots = torch.maximum(spots, (1 - away / size**2).clamp_(min=0))
     return spots
 
+# %% ../../nbs/19_echo_image.ipynb #bc997e6c
 def _own_coordinates(f: dict, c: dict, s: Tensor, q: Tensor, from_left: Tensor, right: tuple) -> tuple:
     "Where the tissue of each sample lay at end-diastole, (m, H, W) cm twice: its scatterers stay with it."
     L, ed, thicker = (f[name].view(-1, 1, 1) for name in ("L", "ed_length", "thicker"))
@@ -195,7 +199,7 @@ def _read_table(table: Tensor, rows: Tensor, along: Tensor, across: Tensor) -> T
             power.addcmul_(weight, weight)
     return total.div_(power.sqrt_())
 
-# %% ../../nbs/19_echo_image.ipynb #75b95135
+# %% ../../nbs/19_echo_image.ipynb #2b052aba
 # the pulse in samples and in beams, chosen
 _ALONG, _ACROSS = (0.27, 0.46, 0.27), (0.12, 0.23, 0.30, 0.23, 0.12)
 
@@ -221,6 +225,7 @@ def _losses(look: dict) -> Tensor: # (n, DEPTHS, LINES), a factor of the amplitu
     lost = lost + v["dropout_left"] * ((-side - 0.25) / 0.7).clamp(0, 1) ** 2
     return (10 ** ((v["gain"] + 2 - lost).double() / 20)).float()
 
+# %% ../../nbs/19_echo_image.ipynb #dc8985ac
 @cache
 def _coarse_to_fine(k: int, size: int) -> Tensor: # (size, k)
     "Linear interpolation of `k` numbers to `size`."
@@ -259,7 +264,7 @@ def echo_scene(streams: Streams, looks: dict, device) -> EchoScene: # looks on t
     still = tables[1][..., :DEPTHS * LINES].unflatten(2, (DEPTHS, LINES)).contiguous()
     return EchoScene(look, _surrounding(streams, device), _losses(look), tables[0], still)
 
-# %% ../../nbs/19_echo_image.ipynb #2bb9a80f
+# %% ../../nbs/19_echo_image.ipynb #4e790b9b
 def _place_in_heart(look: dict) -> tuple[Tensor, Tensor]: # (m, DEPTHS, LINES) cm
     "Of each sample: how far along the LV's axis from its apex, how far to the right of it."
     v = {name: x.view(-1, 1, 1) for name, x in look.items()}
@@ -290,6 +295,7 @@ def beams(
     z = _blurred(_blurred(z.addcmul_(fresh, floor), 2, _ALONG), 3, _ACROSS)
     return _compressed(z)
 
+# %% ../../nbs/19_echo_image.ipynb #765a2036
 def _noise_floor(look: dict, r: Tensor) -> Tensor: # (m, DEPTHS, 1)
     "Noise of the receiver, which the depth gain lifts, and haze near the probe."
     noise, haze, depth = (look[k].view(-1, 1, 1) for k in ("noise", "haze", "depth"))

@@ -133,13 +133,14 @@ def draw_clips(
     work_through(work, n, device, "virtual echoes")
     return out
 
-# %% ../../nbs/19_echo_scans.ipynb #defb008b
+# %% ../../nbs/19_echo_scans.ipynb #223112d2
 def echo_tables(visit: EchoVisit) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Phenotypes and covariates of the visit."
     index = [virtual_name(int(i) + 1) for i in visit.streams.patients]
     table = lambda names: pd.DataFrame({k: visit.e[k].numpy() for k in names}, index=index)
     return table(ECHO_PHENOTYPES), table(("hr_echo", "frame_rate"))
 
+# %% ../../nbs/19_echo_scans.ipynb #1979440b
 def scan_echo(
     streams: Streams,
     p: dict,              # the population, on the CPU
@@ -161,6 +162,7 @@ def scan_echo(
         mm=10 * visit.looks["depth"] / height, mask=sector(height, width)[2],
         phenotypes=phenotypes, covariates=covariates, lv=drawn["LV"], la=drawn["LA"], labels=drawn["labels"])
 
+# %% ../../nbs/19_echo_scans.ipynb #efc9e51b
 def simulate_echo(
     n: int,               # patients
     seed: int,
@@ -176,6 +178,7 @@ def simulate_echo(
     streams = Streams(seed, torch.arange(start, start + n))
     return scan_echo(streams, population(streams), torch.device(device), height, width, beats, labels)
 
+# %% ../../nbs/19_echo_scans.ipynb #e5bac1f4
 def check_echo(n: int, start: int, beats: int, height: int, width: int):
     "Raises `PtaclError` where there is too little to draw."
     least = dict(n=(n, 1), start=(start, 0), beats=(beats, 1), height=(height, 32), width=(width, 32))

@@ -47,7 +47,7 @@ def _screens(
     screens[:, -bottom:] = _trace(times, r_peaks, screens.shape[2])
     return screens
 
-# %% ../../nbs/36_echo_writers.ipynb #c20a27a1
+# %% ../../nbs/36_echo_writers.ipynb #75124878
 def _interleaved_422(screens: np.ndarray) -> bytes: # (F, H, W) with W even
     "Grey as YBR_FULL_422: two brightnesses, then the two colours that they share, both of them grey."
     pairs = screens.reshape(*screens.shape[:2], -1, 2)
@@ -61,6 +61,7 @@ def _jpeg(screen: np.ndarray, colours: bool) -> bytes:
     (picture.convert("RGB") if colours else picture).save(out, "JPEG", **options)
     return out.getvalue()
 
+# %% ../../nbs/36_echo_writers.ipynb #96ef239a
 def _pixels(screens: np.ndarray, photometric: str) -> dict:
     "The elements about pixels, not compressed."
     colours = photometric != "MONOCHROME2"
@@ -77,6 +78,7 @@ def _pixels(screens: np.ndarray, photometric: str) -> dict:
         data = (np.repeat(screens[..., None], 3, -1) if colours else screens).tobytes()
     return values | dict(PixelData=data + b"\0" * (len(data) % 2))
 
+# %% ../../nbs/36_echo_writers.ipynb #30e15fc6
 def _compress(ds: Dataset, screens: np.ndarray, compression: str):
     "The pixels packed, in place."
     if compression == "rle":
@@ -93,7 +95,7 @@ def _compress(ds: Dataset, screens: np.ndarray, compression: str):
     ds.LossyImageCompressionMethod = "ISO_10918_1"
     ds.LossyImageCompressionRatio = f"{screens.nbytes / len(ds.PixelData):.2f}"
 
-# %% ../../nbs/36_echo_writers.ipynb #cf739d6d
+# %% ../../nbs/36_echo_writers.ipynb #656b7ac8
 def _region(shape: tuple, mm: float) -> Dataset: # (H, W) of the picture
     "Where on the screen the picture lies, and how large it is."
     top, _, side = _MARGINS
@@ -109,6 +111,7 @@ def _region(shape: tuple, mm: float) -> Dataset: # (H, W) of the picture
         ReferencePixelPhysicalValueX=0., ReferencePixelPhysicalValueY=0.,
         TransducerFrequency=2500)
 
+# %% ../../nbs/36_echo_writers.ipynb #c0f0256f
 def _times(times: np.ndarray, vector: bool) -> dict:
     "When the frames were taken, in ms."
     steps = np.diff(times, prepend=times[0]) * 1000
@@ -117,6 +120,7 @@ def _times(times: np.ndarray, vector: bool) -> dict:
     step = 1000 * times[-1] / (len(times) - 1)
     return dict(FrameIncrementPointer=Tag("FrameTime"), FrameTime=f"{step:.4f}")
 
+# %% ../../nbs/36_echo_writers.ipynb #1042d7ee
 def echo_dicom(
     frames: np.ndarray,   # (F, H, W) uint8, H and W even
     times: np.ndarray,    # (F,) s from the first frame
@@ -150,6 +154,7 @@ def echo_dicom(
         _compress(ds, screens, compression)
     return dicom_bytes(ds)
 
+# %% ../../nbs/36_echo_writers.ipynb #7c7fb8bb
 def _check_clip(frames: np.ndarray, times: np.ndarray, photometric: str, compression: str):
     "Raises `PtaclError` on what cannot be stored."
     if frames.dtype != np.uint8 or frames.ndim != 3 or len(frames) < 2 or len(frames) != len(times):

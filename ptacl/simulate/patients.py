@@ -241,6 +241,13 @@ def _check_sizes(n: int, frames: int, size: int, start: int):
         if value < least:
             raise PtaclError(f"{name} must be at least {least}, got {value}")
 
+def _with_echo(v: VirtualPatients, streams: Streams, p: dict, asked: dict) -> VirtualPatients:
+    "The same patients with clips of another visit. Raises `PtaclError` in other rhythms than the sinus'."
+    if "rhythm" in asked:
+        raise PtaclError("echocardiograms are drawn in sinus rhythm only: leave out echo or rhythm")
+    v.echo = scan_echo(streams, p, v.lv.device)
+    return v
+
 # %% ../../nbs/19_patients.ipynb #587b7f11
 def simulate(
     n: int,              # patients
@@ -270,8 +277,6 @@ def simulate(
     _check_sizes(n, frames, size, start)
     asked = faults_asked(frames, rhythm, lead_off, hum, missing, spacing, affected, bursts=bursts, swap=swap,
         gating_shift=gating_shift, gating_jitter=gating_jitter, breathing=breathing)
-    if echo and "rhythm" in asked:
-        raise PtaclError("echocardiograms are drawn in sinus rhythm only: leave out echo or rhythm")
     check_device(device)
     place, streams = torch.device(device), Streams(seed, torch.arange(start, start + n))
     p, f = population(streams), draw_faults(streams, asked, affected)
@@ -283,6 +288,4 @@ def simulate(
         v.ecg, v.r_peaks, v.ectopic = simulate_ecg(streams, p, f, asked, place)
     if cine:
         _simulate_cine(streams, p, f, asked, v, beats, size, stack)
-    if echo:
-        v.echo = scan_echo(streams, p, place)
-    return v
+    return _with_echo(v, streams, p, asked) if echo else v
