@@ -96,7 +96,7 @@ def _simulate_command(
     context: typer.Context,
     n: Annotated[int, typer.Argument(help="number of virtual patients")],
     out: Annotated[Path, typer.Argument(help="folder for them; must not exist, or be empty")],
-    format: Annotated[Literal["cohort", "ukb", "nifti", "wfdb"], typer.Option(
+    format: Annotated[Literal["cohort", "ukb", "nifti", "wfdb", "echo"], typer.Option(
         help="the kit's cohort, or files as they come")] = "cohort",
     seed: Annotated[int, typer.Option(help="patient i of a seed is always the same")] = 0,
     size: Annotated[int, typer.Option(help="pixels of an image side; 0: 84 in a cohort, else 128")] = 0,
@@ -113,7 +113,12 @@ def _simulate_command(
             raise PtaclError(f"n must be at least 1, got {n}")
         options = _options_of(simulate, _named(context.args), also=("frames",))
         size = size or (84 if format == "cohort" else 128)
-        batches = in_batches(n, seed, 64, size=size, **options)
+        if options.get("echo") and format != "echo":
+            raise PtaclError("echocardiograms are written as files alone", "Choose --format echo.")
+        if format == "echo":
+            options["echo"] = True
+        # clips of a whole beat are large
+        batches = in_batches(n, seed, 16 if format == "echo" else 64, size=size, **options)
         possible = ceilings(simulate(5000, seed, ecg=False, cine=False))
         if format == "cohort":
             write_virtual(batches, out, possible, simulated={"seed": seed, "size": size} | options)

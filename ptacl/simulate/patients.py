@@ -17,6 +17,7 @@ from ..core.presets import PHENOTYPES, SPACING
 from ..core.privacy import virtual_name
 from .causes import DEMOGRAPHICS, ECG_PARAMETERS, population
 from .draws import Streams, counters, keys32
+from .echo_scans import EchoScans, scan_echo
 from .faults import cycle, draw_faults, fault_table, faults_asked, frame_phases
 from .heart import SLICE_PARAMETERS, anatomy, cross_sections, slice_parameters
 from .image import SLICES, draw_cine, slab_sections, stack_heights
@@ -42,6 +43,7 @@ class VirtualPatients:
     height: Tensor | None = None   # (n, Z) cm above the apex at which the slices were planned, NaN for none
     shift: Tensor | None = None    # (n, Z, 3) mm: the heart lay to the right, down, to the apex
     spacing: float = SPACING       # mm, the side of a pixel
+    echo: EchoScans | None = None  # clips of the apical four-chamber view, of another visit
 
     def __len__(self): return len(self.phenotypes)
 
@@ -239,6 +241,13 @@ def _check_sizes(n: int, frames: int, size: int, start: int):
         if value < least:
             raise PtaclError(f"{name} must be at least {least}, got {value}")
 
+def _with_echo(v: VirtualPatients, streams: Streams, p: dict, asked: dict) -> VirtualPatients:
+    "The same patients with clips of another visit. Raises `PtaclError` in other rhythms than the sinus'."
+    if "rhythm" in asked:
+        raise PtaclError("echocardiograms are drawn in sinus rhythm only: leave out echo or rhythm")
+    v.echo = scan_echo(streams, p, v.lv.device)
+    return v
+
 # %% ../../nbs/19_patients.ipynb #587b7f11
 def simulate(
     n: int,              # patients
@@ -262,6 +271,7 @@ def simulate(
     spacing: float = SPACING,    # mm, side of a pixel
     stack: bool = False,         # all short-axis slices, with labels
     affected: float = 1.,        # share of patients that each fault strikes
+    echo: bool = False,          # draw echocardiograms of another visit, too
 ) -> VirtualPatients:
     "Patient i of a seed is the same whatever `n`, `start` and the device. Raises `PtaclError`."
     _check_sizes(n, frames, size, start)
@@ -278,4 +288,4 @@ def simulate(
         v.ecg, v.r_peaks, v.ectopic = simulate_ecg(streams, p, f, asked, place)
     if cine:
         _simulate_cine(streams, p, f, asked, v, beats, size, stack)
-    return v
+    return _with_echo(v, streams, p, asked) if echo else v

@@ -18,6 +18,7 @@ from ..core.errors import PtaclError
 from ..core.privacy import mask_ids
 from ..data.tables import phenotype_table, save_table
 from .cine_writers import nifti_bytes, ukb_zip, with_slices
+from .echo_writers import echo_file
 from .ecg_writers import cardiology_xml, write_wfdb
 from .patients import VirtualPatients, simulate
 
@@ -58,6 +59,7 @@ class _Patient:
     interval: float            # s between frames
     lost: tuple = ()           # frames that never arrived
     instance: int = 2          # 2 the first imaging visit, 3 the repeat
+    echo: bytes | None = None  # a DICOM file
 
 def _one_by_one(patients: VirtualPatients, instance: int = 2) -> Iterator[_Patient]:
     "The patients of a batch. Raises `PtaclError` where they lack ECG or cine."
@@ -73,7 +75,8 @@ def _one_by_one(patients: VirtualPatients, instance: int = 2) -> Iterator[_Patie
             labels=slices_of(patients, patients.labels, k),
             interval=float(seconds.iloc[k]),
             lost=lost[k],
-            instance=instance)
+            instance=instance,
+            echo=None if patients.echo is None else echo_file(patients.echo, k))
 
 # %% ../../nbs/37_writers.ipynb #4ed5dac3
 def _write_xml(p: _Patient, folder: Path, spacing: float):
@@ -100,11 +103,19 @@ def _write_nifti(p: _Patient, folder: Path, spacing: float):
     if p.labels is not None:
         (place/"label_sa.nii.gz").write_bytes(nifti_bytes(p.labels, p.interval, spacing))
 
+def _write_echo(p: _Patient, folder: Path, spacing: float):
+    "The echocardiogram as a machine sends it. Raises `PtaclError` where there is none."
+    if p.echo is None:
+        raise PtaclError("patients without echocardiograms: simulate them with echo=True")
+    (folder/"echo").mkdir(exist_ok=True)
+    (folder/"echo"/f"{p.name}.dcm").write_bytes(p.echo)
+
 _COHORT_FORMATS = { # name -> writers of a patient's files
     "ukb": (_write_xml, _write_zip),
     "nifti": (_write_xml, _write_nifti),
     "wfdb": (_write_wfdb, _write_nifti),
 }
+_WITH_ECHO = {"echo": (_write_xml, _write_zip, _write_echo)} # needs patients with echocardiograms
 
 # %% ../../nbs/37_writers.ipynb #aef74cfe
 def in_batches(
@@ -120,7 +131,7 @@ def in_batches(
         yield simulate(min(batch, n - start), seed, start=start, **options)
 
 # %% ../../nbs/37_writers.ipynb #5f5fca01
-_PARTS = ("ecg", "cmr", "faults.csv", "phenotypes.csv")
+_PARTS = ("ecg", "cmr", "echo", "faults.csv", "echo.csv", "phenotypes.csv")
 
 def _write_batches(
     batches: Iterable,   # of VirtualPatients
@@ -131,7 +142,7 @@ def _write_batches(
     instance: int,       # of the visit
 ):
     "The files of all patients, then their tables."
-    tables, faults = [], []
+    tables, faults, echoes = [], [], []
     with tqdm(total=total, desc="writing", unit="patient", delay=5) as bar:
         for batch in batches:
             for p in _one_by_one(batch, instance):
@@ -141,10 +152,14 @@ def _write_batches(
             tables.append(phenotype_table(batch.phenotypes, batch.covariates, instance=instance))
             if batch.faults is not None and len(batch.faults.columns):
                 faults.append(batch.faults.rename_axis("eid"))
+            if _write_echo in writers:
+                echoes.append(batch.echo.phenotypes.join(batch.echo.covariates).rename_axis("eid"))
     if not tables:
         raise PtaclError("no patients to write")
     if faults:
         save_table(pd.concat(faults), folder/"faults.csv")
+    if echoes:
+        save_table(pd.concat(echoes), folder/"echo.csv")
     save_table(pd.concat(tables), folder/_PARTS[-1])
 
 # %% ../../nbs/37_writers.ipynb #0c6ae003
@@ -174,7 +189,7 @@ def refuse_target(path: Path, overwrite: bool):
 def write_patients(
     patients: VirtualPatients | Iterable, # with ECG and cine; or batches of them
     path: str | Path,          # folder
-    format: str = "nifti",     # or "ukb", "wfdb"
+    format: str = "nifti",     # or "ukb", "wfdb", "echo"
     spacing: float | None = None, # mm of a pixel; None: that of the patients
     overwrite: bool = False,   # replace a cohort that is there
     total: int | None = None,  # patients in all, for the progress bar
@@ -182,8 +197,9 @@ def write_patients(
 ) -> Path:
     "Virtual patients as the files of a biobank. Raises `PtaclError` rather than overwrite anything unasked."
     path = Path(path).absolute()
-    if format not in _COHORT_FORMATS:
-        raise PtaclError(f"no format {format!r}: choose one of {', '.join(_COHORT_FORMATS)}")
+    formats = _COHORT_FORMATS | _WITH_ECHO
+    if format not in formats:
+        raise PtaclError(f"no format {format!r}: choose one of {', '.join(formats)}")
     refuse_target(path, overwrite)
     if isinstance(patients, VirtualPatients):
         patients, total = [patients], len(patients)
@@ -194,7 +210,7 @@ def write_patients(
             cohort = Path(tmp)/"cohort"
             for part in _PARTS[:2]:
                 (cohort/part).mkdir(parents=True)
-            _write_batches(patients, cohort, _COHORT_FORMATS[format], spacing, total, instance)
+            _write_batches(patients, cohort, formats[format], spacing, total, instance)
             _put_in_place(cohort, path)
     except OSError as e:
         raise PtaclError(f"{mask_ids(path.name)} cannot be written: {e.strerror}") from None
