@@ -76,7 +76,8 @@ def test_pipeline_search_and_scores(signals, saved):
     y = signals[:, 1].std(1)
     pipe = make_pipeline(ECGEmbedder(saved), StandardScaler(), Ridge())
     assert np.isfinite(cross_val_score(pipe, signals, y, cv=3, scoring="r2", error_score="raise")).all()
-    search = GridSearchCV(pipe, {"ecgembedder__projected": [False, True], "ridge__alpha": [1.0, 10.0]}, cv=2, scoring="neg_mean_squared_error", error_score="raise")
+    settings = {"ecgembedder__projected": [False, True], "ridge__alpha": [1.0, 10.0]}
+    search = GridSearchCV(pipe, settings, cv=2, scoring="neg_mean_squared_error", error_score="raise")
     assert search.fit(signals, y).best_params_["ridge__alpha"] in (1.0, 10.0)
 
 
@@ -109,7 +110,8 @@ def test_arrays_flat_arrays_files_objects_and_frames_agree(signals, saved, tmp_p
 def test_it_says_what_embed_says(signals, saved, tmp_path):
     from ptacl import from_pretrained
     module = ECGFeatures(from_pretrained(saved))
-    done = embed({"one": Samples(signals[0], 500), "two": Samples(signals[1], 500)}, module, tmp_path / "e.parquet", workers=1, own_names=True, exact=True)
+    things = {"one": Samples(signals[0], 500), "two": Samples(signals[1], 500)}
+    done = embed(things, module, tmp_path / "e.parquet", workers=1, own_names=True, exact=True)
     table = pd.read_parquet(done.path)
     assert list(table.index) == ["one", "two"]
     np.testing.assert_allclose(ECGEmbedder(saved).fit_transform(signals[:2]), table, atol=1e-6)
@@ -176,7 +178,8 @@ def test_a_wfdb_record_says_what_its_file_says(signals, tmp_path, options, units
 
 
 def test_records_that_are_no_ecg(signals):
-    def made(x=signals[0], fs=500, names=LEADS, units=None): return wfdb.Record(p_signal=x.T, fs=fs, sig_name=list(names), units=units or ["mV"] * len(x))
+    def made(x=signals[0], fs=500, names=LEADS, units=None):
+        return wfdb.Record(p_signal=x.T, fs=fs, sig_name=list(names), units=units or ["mV"] * len(x))
     for thing, words in ((made(names=[f"x{k}" for k in range(12)]), "none of its signals is a lead"), (made(units=["furlong"] * 12), "unknown unit"),
                          (made(signals[0][:7], names=LEADS[:7]), "V2, V3"), (made(fs=3), "sampling rate"), (wfdb.Record(fs=500), "holds no signals"),
                          (pydicom.Dataset(), "no waveform"), (Samples(signals[0], 500, "furlong"), "unknown unit")):

@@ -16,7 +16,6 @@ from pathlib import Path
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
-from typing import Any
 from ..core.errors import PtaclError
 from ..core.presets import FS, LEADS
 from ..data.ecg_external import OpenECG, Samples, is_open, places
