@@ -10,7 +10,6 @@ import json
 import math
 import numpy as np
 import tempfile
-import torch
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
