@@ -74,8 +74,8 @@ def target_of(name: str, column: pd.Series) -> Target: # column: text, "" where 
 # %% ../../nbs/34_labels.ipynb #7eef9bcf
 _FILE = ("file", "path", "filename", "recording")
 _PATIENT = ("patient", "patient_id", "participant", "subject")
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-           "test": "test", "": ""}
+_SPLITS = {"train": "train", "training": "train", "test": "test", "": "",
+           "val": "val", "valid": "val", "validation": "val", "dev": "val"}
 
 def _column(table: pd.DataFrame, names: Iterable[str]) -> str | None:
     "The first of these columns that the table has."
@@ -122,7 +122,8 @@ def _targets_of(table: pd.DataFrame, wanted: list, reserved: set) -> list[Target
     "The columns that are targets. Raises `PtaclError` on one that is not there, and where there is none."
     unknown = [name for name in wanted if name not in table]
     if unknown:
-        raise PtaclError(f"the table has no column {', '.join(unknown)}", did_you_mean(unknown, table.columns))
+        reason = f"the table has no column {', '.join(unknown)}"
+        raise PtaclError(reason, did_you_mean(unknown, table.columns))
     names = wanted or [c for c in table if c not in reserved and (table[c].str.strip() != "").any()]
     if not names:
         raise PtaclError("the table has no column besides file, patient, split, age and sex: nothing to tell")

@@ -27,7 +27,8 @@ def scp_codes(text: str) -> set[str]: # "{'NORM': 100.0, 'SR': 0.0}" -> {"NORM",
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         codes = None
     if not isinstance(codes, dict) or not all(isinstance(code, str) for code in codes):
-        raise PtaclError("a cell of scp_codes is no dictionary of codes: the table is damaged", "Fetch it again.")
+        reason = "a cell of scp_codes is no dictionary of codes: the table is damaged"
+        raise PtaclError(reason, "Fetch it again.")
     return set(codes)
 
 # %% ../../nbs/34_ptbxl.ipynb #e06e7508

@@ -63,7 +63,8 @@ def split_recordings(labelled: Labelled, seed: int = 0) -> np.ndarray: # (n,) tr
     splits, patients = labelled.splits.copy(), labelled.patients
     if not (splits != "").any():
         splits = _drawn(patients, seed)
-    sides = pd.DataFrame({"patient": patients, "split": splits})[splits != ""].groupby("patient").split.nunique()
+    chosen = pd.DataFrame({"patient": patients, "split": splits})[splits != ""]
+    sides = chosen.groupby("patient").split.nunique()
     if (sides > 1).any():
         raise PtaclError(f"{(sides > 1).sum()} patients are on two sides of the split",
                          "Put all recordings of a patient on one side, or leave the column split out.")
@@ -128,7 +129,14 @@ def _test_predictions(kind: str, x: np.ndarray, y: np.ndarray, sides: _Sides) ->
     return _predict(_best_line(kind, x[train], y[train], x[val], y[val]), x[test])
 
 # %% ../../nbs/79_benchmark.ipynb #8c6c0e04
-def _draws(score: Callable, y: np.ndarray, p: np.ndarray, patient: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
+def _draws(
+    score: Callable,
+    y: np.ndarray,        # (m,)
+    p: np.ndarray,        # (m,) predictions
+    patient: np.ndarray,  # (m,)
+    n_boot: int,
+    seed: int,
+) -> np.ndarray:
     "(1 + n_boot,) the score, and the same on draws of the test patients with all their recordings."
     people, of = np.unique(patient, return_inverse=True)
     blocks = [score(y, p, W[:, of]) for W in weight_blocks(len(people), n_boot, seed)]
@@ -182,8 +190,9 @@ def _rows(target: Target, scores: dict, sides: _Sides) -> list[dict]: # scores: 
     for name in scores["model"]:
         model = scores["model"][name]
         for method, by_class in scores.items():
-            row = {"target": target.name, "class": name, "score": "R2" if target.kind == "number" else "AUROC",
-                   "method": method} | _counts(target, name, sides)
+            kind = "R2" if target.kind == "number" else "AUROC"
+            row = {"target": target.name, "class": name, "score": kind, "method": method}
+            row |= _counts(target, name, sides)
             draws = by_class[name]
             if draws is not None:
                 lo, hi = percentile_interval(draws[1:])
@@ -207,7 +216,8 @@ def probe_labels(
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # scores, refused recordings
     """How much of each target a line tells from frozen features. One row for each target, class and method
     (model, untrained, demographics): value with its interval, and `behind`, how far the method is behind the
-    model on the same draws. Raises `PtaclError` on splits that share patients, and where nothing can be read."""
+    model on the same draws.
+    Raises `PtaclError` on splits that share patients, and where nothing can be read."""
     splits = split_recordings(labelled, seed)
     used = np.flatnonzero(splits != "")
     files = [labelled.files[k] for k in used]
@@ -218,11 +228,13 @@ def probe_labels(
     table = []
     for target in labelled.targets:
         target = Target(target.name, target.kind, target.y[rows], target.classes)
-        features = {"model": x, "untrained": x_untrained, "demographics": _demographics(labelled, rows, target)}
+        person = _demographics(labelled, rows, target)
+        features = {"model": x, "untrained": x_untrained, "demographics": person}
         scores = {method: _scored(target, f.astype(float), sides, n_boot, seed)
                   for method, f in features.items() if f is not None}
         table += _rows(target, scores, sides)
-    refused = refused.assign(recording=[int(used[int(k)]) + 2 for k in refused.recording]) # as a spreadsheet counts
+    lines = [int(used[int(k)]) + 2 for k in refused.recording] # as a spreadsheet counts
+    refused = refused.assign(recording=lines)
     return pd.DataFrame(table).reindex(columns=_COLUMNS), refused.rename(columns={"recording": "line"})
 
 # %% ../../nbs/79_benchmark.ipynb #82320f0a

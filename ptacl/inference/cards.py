@@ -58,7 +58,8 @@ def card_of_result(
 ) -> Card:
     "What a run has written down. Figures that it has not measured stay away."
     cohort = result.get("cohort") or {}
-    counts = [f"{cohort[key]} to {verb}" for key, verb in (("n_train", "train"), ("n_test", "test")) if key in cohort]
+    verbs = {"n_train": "train", "n_test": "test"}
+    counts = [f"{cohort[key]} to {verb}" for key, verb in verbs.items() if key in cohort]
     data = f"{cohort['kind']} patients: {', '.join(counts)}" if "kind" in cohort and counts else ""
     alignment = (result.get("alignment") or {}).get(method.lower())
     scores = _scores_in((result.get("regression") or {}).get(method) or {}, "linear probe of", [("R2", "R²")])
@@ -70,7 +71,7 @@ def card_of_result(
 # %% ../../nbs/79_cards.ipynb #323499e6
 _LIMITS = (
     "For research, not for clinical use.",
-    f"Takes resting ECGs of {len(LEADS)} leads and {SAMPLES / FS:g} seconds; others were not seen in training.",
+    f"Takes resting ECGs of {len(LEADS)} leads and {SAMPLES / FS:g} seconds, and has seen no others.",
     "Scores hold for patients like those of the test; another site, device or rhythm may score lower.",
 )
 
@@ -108,7 +109,8 @@ _USE = '''```python
 from ptacl import from_pretrained
 model = from_pretrained("path/to/this/folder")
 ```'''
-_ALONE = f"""Without the kit, ECGs in mV, {FS} Hz, denoised, of shape (n, {len(LEADS)}, {SAMPLES}), leads {", ".join(LEADS)}:
+_ALONE = f"""Without the kit, ECGs in mV, {FS} Hz, denoised, of shape (n, {len(LEADS)}, {SAMPLES}),
+leads {", ".join(LEADS)}:
 
 ```python
 from load_ecg_encoder import load     # needs numpy, onnxruntime, safetensors
@@ -122,7 +124,8 @@ def card_text(model: nn.Module, card: Card, name: str = "model", exported: bool 
     config = model.config
     weights = sum(p.numel() for p in model.parameters())
     sections = {
-        "Model": [f"{config['kind']}, preset `{config['preset']['name']}`, {weights:,} parameters, ptacl {__version__}."],
+        "Model": [f"{config['kind']}, preset `{config['preset']['name']}`, {weights:,} parameters, "
+                  f"ptacl {__version__}."],
         "Data": [card.data + "." if card.data else "Not stated."],
         "Seeds": [", ".join(map(str, card.seeds)) or "Not stated."],
         "Scores": _score_lines(card.scores),
@@ -134,7 +137,7 @@ def card_text(model: nn.Module, card: Card, name: str = "model", exported: bool 
     return mask_ids("\n\n".join([_front_matter(name, card), f"# {name}", *parts]) + "\n")
 
 # %% ../../nbs/79_cards.ipynb #ce676f0d
-_LOADER = '''"""Embeds ECGs without the kit that trained the model. Needs numpy, onnxruntime and safetensors."""
+_LOADER = '''"""Embeds ECGs without the kit that trained the model: numpy, onnxruntime, safetensors."""
 import hashlib
 from pathlib import Path
 
@@ -163,7 +166,8 @@ def load():
     session = onnxruntime.InferenceSession(str(HERE / "ecg_encoder.onnx"), providers=["CPUExecutionProvider"])
     if session.get_modelmeta().custom_metadata_map.get("model") != GRAPH:
         raise ValueError("ecg_encoder.onnx is of another training than this loader")
-    return lambda ecg: session.run(["embedding"], {{"ecg": np.ascontiguousarray(ecg, np.float32).reshape(-1, *SHAPE)}})[0]
+    prepared = lambda ecg: np.ascontiguousarray(ecg, np.float32).reshape(-1, *SHAPE)
+    return lambda ecg: session.run(["embedding"], {{"ecg": prepared(ecg)}})[0]
 '''
 
 # %% ../../nbs/79_cards.ipynb #4d2e558f

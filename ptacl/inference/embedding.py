@@ -274,7 +274,8 @@ def encode(
 ) -> tuple[np.ndarray, list[np.ndarray], pd.DataFrame]:
     """Which of the recordings could be read, (m,), counted from 0; what each module makes of these, (m, D);
     and who was refused: recording (its number), reason, remedy."""
-    visits = [Visit(str(k), str(k), Source(place.stem, 2, [place]), None, "") for k, place in enumerate(found)]
+    sources = [Source(place.stem, 2, [place]) for place in found]
+    visits = [Visit(str(k), str(k), source, None, "") for k, source in enumerate(sources)]
     reading = _Reading(visits, allow, workers, 2 * size)
     rows, parts = [], [[] for _ in modules]
     with tqdm(total=len(visits), desc="ECGs", unit="ECG", delay=2, mininterval=0.5) as bar:

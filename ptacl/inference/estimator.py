@@ -53,7 +53,8 @@ def _found(X) -> list: # of Path and OpenECG, one for each of X
         raise PtaclError(f"{len(X)} things hold {len(found)} recordings", "Give one recording in each row.")
     folders = [place for place in found if isinstance(place, Path) and place.is_dir()]
     if folders:
-        raise PtaclError(f"{len(folders)} of the rows are folders", "List their files: find_recordings([folder]).")
+        reason = f"{len(folders)} of the rows are folders"
+        raise PtaclError(reason, "List their files: find_recordings([folder]).")
     return found
 
 # %% ../../nbs/79_estimator.ipynb #e1670c84
