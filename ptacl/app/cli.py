@@ -329,24 +329,74 @@ def _predict_command(
     _show_written(written)
 
 # %% ../../nbs/99_cli.ipynb #644c084a
-@app.command("probe")
-def _probe_command(
-    model: _Model,
-    cohort: Annotated[Path, typer.Option(help="cohort with phenotypes and the splits train and val")],
-    out: Annotated[Path, typer.Option(help="file to write: .safetensors")],
-    phenotypes: Annotated[str, typer.Option(help="names with commas between them; all ten")] = "",
-    device: _Device = None,
-):
-    "Fit the linear probe that predict uses, with residuals of the val patients for its intervals."
+def _names(text: str) -> list[str]:
+    "Names with commas between them."
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _cohort_probe(module, cohort: Path, out: Path, phenotypes: list[str]):
+    "The probe of phenotypes that predict uses."
     from ptacl.data.cohort import Cohort
     from ptacl.inference.prediction import probe_cohort, save_probe
-    names = [name.strip() for name in phenotypes.split(",") if name.strip()]
+    fitted = probe_cohort(module, Cohort.open(cohort), phenotypes)
+    save_probe(fitted, out)
+    return f"{out.name}: {fitted}"
+
+
+def _labels_probe(module, labelled, out: Path, **options):
+    "Scores of labels of any kind."
+    from ptacl.inference.benchmark import probe_labels, probe_text
+    from ptacl.inference.outputs import output_file
+    table, refused = probe_labels(module, labelled, **options)
+    with output_file(out) as new:
+        table.to_csv(new, index=False)
+    lines = [probe_text(table)]
+    if len(refused):
+        refused.to_csv(out.with_name(f"{out.stem}.refused.csv"), index=False)
+        lines.append(f"{len(refused)} recordings refused, see {out.stem}.refused.csv")
+    return "\n".join(lines)
+
+# %% ../../nbs/99_cli.ipynb #f0cd6af8
+def _labelled(recordings: Path | None, labels: Path | None, targets: str, task: str):
+    "The labels that are meant. Raises `PtaclError` where they are not said."
+    from ptacl.data.labels import read_labels
+    from ptacl.data.ptbxl import is_ptbxl, read_ptbxl
+    if labels:
+        return read_labels(labels, recordings, _names(targets))
+    if recordings and is_ptbxl(recordings):
+        return read_ptbxl(recordings, task)
+    raise PtaclError(
+        "nothing to probe: give --cohort, or --labels with a table, or PTB-XL's folder")
+
+
+@app.command("probe")
+def _probe_command(
+    model: _Model, out: Annotated[Path, typer.Option(
+        help="file to write: .safetensors of a cohort, .csv with the scores of labels")],
+    recordings: Annotated[Path | None, typer.Argument(help="folder of ECGs with labels, or PTB-XL's")] = None,
+    cohort: Annotated[Path | None, typer.Option(
+        help="cohort with phenotypes and the splits train and val: the probe that predict uses")] = None,
+    phenotypes: Annotated[str, typer.Option(help="names with commas between them; all ten")] = "",
+    labels: Annotated[Path | None, typer.Option(help="CSV: file, patient, split, age, sex, targets")] = None,
+    targets: Annotated[str, typer.Option(help="columns with commas between them; all")] = "",
+    task: Annotated[str, typer.Option(
+        help="of PTB-XL: superclass, subclass, diagnosis, form, rhythm, all")] = "superclass",
+    seed: Annotated[int, typer.Option(help="of splits that are drawn, and of the untrained encoder")] = 0,
+    workers: _Workers = -1, allow: _Allow = None, device: _Device = None,
+):
+    "Fit linear probes: of phenotypes for predict (--cohort), or of labels of any kind, with their scores."
+    from ptacl.inference.outputs import check_output
     with one_sentence("nothing was written; the same command begins anew"):
-        fitted = probe_cohort(_features_of(model, device=device), Cohort.open(cohort), names)
-        save_probe(fitted, out)
-    typer.echo(f"{out.name}: {fitted}")
+        if cohort:
+            said = _cohort_probe(_features_of(model, device=device), cohort, out, _names(phenotypes))
+        else:
+            labelled = _labelled(recordings, labels, targets, task)
+            check_output(out, (".csv",))
+            options = {"seed": seed, "workers": workers, "allow": allow or ()}
+            said = _labels_probe(_features_of(model, device=device), labelled, out, **options)
+    typer.echo(said)
 
-
+# %% ../../nbs/99_cli.ipynb #cb510f08
 @app.command("export")
 def _export_command(
     model: _Model,
@@ -358,6 +408,23 @@ def _export_command(
     with one_sentence("nothing was written; the same command begins anew"):
         worst = export_encoder(_features_of(model, projected, "cpu"), out)
     typer.echo(f"{out.name}: differs from the model by {worst:.1e} at most")
+
+
+@app.command("share")
+def _share_command(
+    model: _Model,
+    out: Annotated[Path, typer.Option(help="folder for model, card, ONNX and loader")],
+    result: Annotated[Path | None, typer.Option(help="result.json of the run, for the figures")] = None,
+    licence: Annotated[str, typer.Option(help="of the weights, as model hubs name it")] = "",
+):
+    "Write a model with its card, as ONNX and with a loader that needs nothing of this kit."
+    import json
+    from ptacl.inference.cards import card_of_result, save_pretrained
+    from ptacl.rivals.methods import load_method
+    with one_sentence("nothing was written; the same command begins anew"):
+        known = json.loads(result.read_text(encoding="utf-8")) if result else {}
+        save_pretrained(load_method(model), out, card_of_result(known, licence=licence), export=True)
+    typer.echo(f"model, card (README.md), ONNX and load_ecg_encoder.py in {out}")
 
 # %% ../../nbs/99_cli.ipynb #e062bf14
 _course = typer.Typer(no_args_is_help=True, help="The course: build it, check it, start it.")

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..core.errors import PtaclError
 from .ecg_arrays import array_reader
 from .ecg_dicom import read_dicom_ecg
+from .ecg_external import is_open, places
 from .recordings import ECG, first_bytes, is_dicom, reading
 from .wfdb_records import is_wfdb, read_wfdb
 from .xml_exports import EXPORT_INSTEAD, read_xml_ecg
@@ -37,15 +38,25 @@ def _ecg_reader(path: Path, given: dict): # -> function of the path
                      "WFDB (give its .hea), NumPy, HDF5, MATLAB, CSV or EDF")
 
 # %% ../../nbs/31_ecg_files.ipynb #5e5194d3
+def _the_only(thing): # -> OpenECG
+    "Raises `PtaclError` where a thing holds several recordings."
+    opened = places(thing)
+    if len(opened) != 1:
+        raise PtaclError(f"holds {len(opened)} recordings", "Give the one that is meant.")
+    return opened[0]
+
 def read_ecg(
-    path, # XML, DICOM, a WFDB header, signal file or record, NumPy, HDF5, MATLAB, CSV, EDF
+    path, # XML, DICOM, a WFDB header, signal file or record, NumPy, HDF5, MATLAB, CSV, EDF;
+          # or a Raw of MNE, a record of wfdb, a dataset of pydicom
     fs: float | None = None,   # Hz, where the file does not say
     unit: str | None = None,   # of voltage, where the file does not say
     leads: tuple | None = None, # names in their order, where the file does not say
     record: int | None = None, # which of an array of many, from 0
 ) -> ECG:
-    """One ECG from a file, leads in our order and in mV.
+    """One ECG from a file, or from what another library has open, leads in our order and in mV.
     Raises `PtaclError` on what cannot be read for certain."""
+    if is_open(path):
+        return _the_only(path).read()
     path = Path(path)
     with reading(path, "an ECG"):
         return _ecg_reader(path, {"fs": fs, "unit": unit, "leads": leads, "record": record})(path)

@@ -20,6 +20,7 @@ from pathlib import Path
 from ..core.errors import PtaclError
 from ..core.presets import FS
 from ..core.privacy import is_virtual, mask_ids
+from ..data.ecg_external import OpenECG, places
 from ..data.ingest import cluster_client, one_thread, visit_name
 from ..data.prepare import Visit, prepare_ecg, prepare_ecgs, reason_of
 from ..data.pseudonyms import pseudonym, read_key
@@ -54,12 +55,14 @@ def _is_recording(file: Path, folder: Path) -> bool: # folder: the one that is s
 
 # %% ../../nbs/75_screening.ipynb #397b34a6
 def find_recordings(
-    paths: Iterable[str | Path], # files and folders
-) -> list[Path]:
-    "The ECG files that are meant. Raises `PtaclError` where there is none."
+    paths: Iterable, # files, folders, and what other libraries have open, see `places`
+) -> list:           # of Path and OpenECG
+    "The ECGs that are meant. Raises `PtaclError` where there is none."
     found = []
-    for path in map(Path, paths):
-        if path.is_dir():
+    for path in places(paths):
+        if isinstance(path, OpenECG):
+            found.append(path)
+        elif path.is_dir():
             found += sorted(f for f in path.rglob("*") if f.is_file() and _is_recording(f, path))
         else:
             found.append(path)
@@ -75,11 +78,13 @@ def find_recordings(
 
 # %% ../../nbs/75_screening.ipynb #44c9dfda
 def _row_name(
-    path: Path,
+    path, # Path or OpenECG
     key: Callable[[], bytes], # called where it is needed
     own_names: bool = False,
 ) -> str:
     "The pseudonym of whom the file is named after; its own name where that is nobody's."
+    if isinstance(path, OpenECG) and not path.given:
+        return path.name
     bulk = BULK.fullmatch(path.name)
     person = bulk[1] if bulk else path.stem
     visit = int(bulk[3]) if bulk else 2
@@ -105,7 +110,7 @@ class _LazyKey:
 
 # %% ../../nbs/75_screening.ipynb #0bbff941
 def visits_of(
-    files: Iterable[Path],
+    files: Iterable, # of Path and OpenECG
     key=None,                # file with the key of the pseudonyms, see `ptacl.data.pseudonyms.read_key`
     out="",                  # what is written; the key must not lie in it
     own_names: bool = False, # the names of the files are nobody's

@@ -1,0 +1,272 @@
+"""Labels of any kind: tables, PTB-XL's layout, splits, scores, model cards, the loader that stands alone, the shell."""
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from makers import ID
+from sklearn.metrics import r2_score, roc_auc_score
+from typer.testing import CliRunner
+
+from ptacl.app.cli import app
+from ptacl.core.errors import PtaclError
+from ptacl.core.presets import workshop
+from ptacl.data.labels import Labelled, Target, read_labels, target_of
+from ptacl.data.ptbxl import TASKS, read_ptbxl, scp_codes
+from ptacl.inference import benchmark
+from ptacl.inference.benchmark import auroc, probe_labels, probe_text, r_squared, split_recordings, untrained
+from ptacl.inference.cards import Card, Score, card_of_result, card_text, save_pretrained
+from ptacl.inference.embedding import ECGFeatures
+from ptacl.nets.joint import PTACL, from_pretrained
+from ptacl.nets.joint import save_pretrained as save_weights
+from ptacl.simulate.ecg_tasks import write_ecg_task, write_like_ptbxl
+
+tiny = replace(workshop, width=16, heads=2, proj_dim=8)
+shell = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return PTACL(tiny).eval()
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory): return save_weights(model, tmp_path_factory.mktemp("run") / "model")
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory): return write_ecg_task(tmp_path_factory.mktemp("task") / "task", 40, seed=1)
+
+
+@pytest.fixture(scope="module")
+def ptbxl(tmp_path_factory): return write_like_ptbxl(tmp_path_factory.mktemp("ptb") / "ptb-xl", 40, seed=1)
+
+
+# scores
+
+@given(st.integers(0, 10**6))
+def test_weighted_scores_are_those_of_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    y, p = np.r_[0, 1, rng.integers(2, size=30)].astype(float), rng.integers(5, size=32) + 0.0
+    W = rng.integers(1, 4, size=(2, 32)).astype(float)
+    np.testing.assert_allclose(auroc(y, p, W), [roc_auc_score(y, p, sample_weight=w) for w in W])
+    np.testing.assert_allclose(r_squared(p, y, W), [r2_score(p, y, sample_weight=w) for w in W], atol=1e-9)
+
+
+def test_a_score_that_is_none():
+    assert np.isnan(auroc(np.zeros(3), np.arange(3.0), np.ones((1, 3))))[0]
+    assert np.isnan(r_squared(np.ones(3), np.arange(3.0), np.ones((1, 3))))[0]
+
+
+# splits
+
+def made(patients, splits=None, targets=()):
+    splits = [""] * len(patients) if splits is None else splits
+    return Labelled([], np.array(patients), np.array(splits), list(targets), pd.DataFrame(index=range(len(patients))))
+
+
+@given(st.lists(st.integers(0, 15), min_size=40, max_size=80), st.integers(0, 99))
+def test_no_patient_is_on_two_sides(patients, seed):
+    patients = [*range(12), *patients]
+    sides = pd.DataFrame({"p": patients, "s": split_recordings(made(patients), seed)})
+    assert (sides.groupby("p").s.nunique() == 1).all() and set(sides.s) == {"train", "val", "test"}
+
+
+def test_splits_of_the_table():
+    with pytest.raises(PtaclError, match="1 patients are on two sides"): split_recordings(made([0, 0, 1, 2], ["train", "test", "val", "test"]))
+    sides = split_recordings(made([k // 2 for k in range(60)], ["train"] * 40 + ["test"] * 18 + [""] * 2))
+    assert (sides[40:58] == "test").all() and (sides[58:] == "").all() and set(sides[:40]) == {"train", "val"}
+    assert all(sides[k] == sides[k + 1] for k in range(0, 60, 2))
+
+
+def test_intervals_are_of_patients_not_of_recordings():
+    y, p = np.tile([0.0, 1.0, 2.0, 3.0], 8), np.tile([0.1, 1.2, 1.5, 3.1], 8)
+    p = p + np.repeat(np.random.default_rng(0).normal(0, 1, 8), 4)
+    few = benchmark._draws(r_squared, y, p, np.repeat(np.arange(8), 4), 400, 0)[1:]
+    many = benchmark._draws(r_squared, y, p, np.arange(32), 400, 0)[1:]
+    assert np.std(few) > np.std(many)
+
+
+# tables
+
+def test_kinds_of_targets():
+    def kind(cells): return target_of("x", pd.Series(cells)).kind
+    assert [kind(c) for c in (["1", "2.5", ""], ["0", "1", "1"], ["yes", "No"], ["a", "b;c"])] == ["number", "classes", "classes", "classes"]
+    assert target_of("x", pd.Series(["a|b", "b", ""])).classes == ["a", "b"]
+    with pytest.raises(PtaclError, match="x is empty"): target_of("x", pd.Series(["", " "]))
+    with pytest.raises(PtaclError, match="no classes"): target_of("x", pd.Series([f"w{k}" for k in range(101)]))
+    with pytest.raises(PtaclError, match="infinity"): target_of("x", pd.Series(["1", "inf", "3"]))
+
+
+@pytest.mark.parametrize("text, words", [("a,b\n1,2\n", "no column file"), ("file,x\n", "no rows"), ("file\na.hea\n", "nothing to tell"),
+    ("file,x\n/etc/a.hea,1\n", "outside"), ("file,x\n..\\a.hea,1\n", "outside"), ("file,split,x\na,maybe,1\n", "expected train")])
+def test_tables_that_do_not_say_what_is_meant(tmp_path, text, words):
+    (tmp_path / "l.csv").write_text(text)
+    with pytest.raises(PtaclError, match=words): read_labels(tmp_path / "l.csv")
+
+
+# PTB-XL
+
+@pytest.mark.parametrize("text", ["__import__('os').system('true')", "{'a': open('x')}", "{1: 2}", "[]", "", "{'a': 1", "(" * 4000, "{" * 90])
+def test_codes_are_parsed_and_never_run(text):
+    with pytest.raises(PtaclError, match="no dictionary of codes"): scp_codes(text)
+
+
+def test_layout_of_ptbxl(ptbxl):
+    found = {name: read_ptbxl(ptbxl, name).targets[0] for name in TASKS}
+    assert found["superclass"].classes == ["CD", "NORM"] and found["rhythm"].classes == ["AFIB", "SR"] and found["form"].classes == ["PVC"]
+    assert found["subclass"].classes == found["diagnosis"].classes == ["CLBBB", "CRBBB", "NORM"] and len(found["all"].classes) == 6
+    one = read_ptbxl(ptbxl)
+    table = pd.read_csv(ptbxl / "ptbxl_database.csv")
+    assert ((table.strat_fold == 10) == (one.splits == "test")).all() and ((table.strat_fold == 9) == (one.splits == "val")).all()
+    assert (one.demographics.male == 1 - table.sex).all() and all(f.is_file() for f in one.files)
+    assert np.isnan(one.targets[0].y).all(1).sum() == 8  # fibrillation alone is no diagnosis here
+    assert all("records100" in str(f) and f.is_file() for f in read_ptbxl(ptbxl, rate=100).files)
+
+
+def test_ptbxl_that_is_not_whole(ptbxl, tmp_path):
+    table = pd.read_csv(ptbxl / "ptbxl_database.csv", dtype=str)
+    statements = (ptbxl / "scp_statements.csv").read_text()
+    def attempt(changed):
+        changed.to_csv(tmp_path / "ptbxl_database.csv", index=False)
+        return read_ptbxl(tmp_path)
+    with pytest.raises(PtaclError, match="cannot be read"): attempt(table)
+    (tmp_path / "scp_statements.csv").write_text(statements)
+    for changed, words in ((table.drop(columns="strat_fold"), "no column strat_fold"), (table.assign(strat_fold="11"), "something else than 1 to 10"),
+                           (table.assign(filename_lr="../../x", filename_hr="../x"), "outside"), (table.assign(scp_codes="x"), "no dictionary")):
+        with pytest.raises(PtaclError, match=words): attempt(changed)
+    with pytest.raises(PtaclError, match="no task"): read_ptbxl(ptbxl, "everything")
+    with pytest.raises(PtaclError, match="100 and of 500"): read_ptbxl(ptbxl, rate=250)
+
+
+# the benchmark
+
+def test_every_kind_beside_untrained_and_demographics(model, task):
+    module, labelled = ECGFeatures(model), read_labels(task)
+    table, refused = probe_labels(module, labelled, n_boot=50, workers=1)
+    assert len(refused) == 0 and set(table.method) == {"model", "untrained", "demographics"}
+    assert set(table[table.score == "R2"].target) == {"heart_rate"} and {"mean", "af", "lbbb"} <= set(table[table.target == "rhythm"]["class"])
+    told = table[table.value.notna()]
+    assert (told.lo <= told.hi).all() and table[table.method == "model"].behind.isna().all()
+    again, _ = probe_labels(module, labelled, n_boot=50, workers=1)
+    pd.testing.assert_frame_equal(table, again)
+    assert "95 % intervals" in probe_text(table)
+    assert not any(name in table.to_csv() for name in ("sim-", "records/"))
+
+
+def test_recordings_that_cannot_be_read_are_named_by_their_line(model, task, tmp_path):
+    table = pd.read_csv(task).drop(columns=["age", "sex"])
+    table.loc[3, "file"] = f"records/{ID}.hea"
+    table.to_csv(task.parent / "holed.csv", index=False)
+    scores, refused = probe_labels(ECGFeatures(model), read_labels(task.parent / "holed.csv", targets=["heart_rate"]), n_boot=20, workers=1)
+    assert refused.line.tolist() == [5] and ID not in refused.to_csv() and "demographics" not in set(scores.method)
+    assert "No column age or sex" in probe_text(scores)
+    nothing = made([0, 1, 2], ["train", "val", "test"], [Target("x", "number", np.ones((3, 1)), ["x"])])
+    nothing.files = [tmp_path / "none.hea"] * 3
+    with pytest.raises(PtaclError, match="none of 3 recordings can be read"): probe_labels(ECGFeatures(model), nothing, workers=1)
+
+
+def test_untrained_is_another_encoder_of_the_same_kind(model):
+    module = ECGFeatures(model)
+    before = torch.random.get_rng_state()
+    x = torch.randn(1, 12, 5000)
+    torch.random.set_rng_state(before)
+    other, again = untrained(module), untrained(module)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    with torch.no_grad(): assert torch.equal(other(x), again(x)) and not torch.allclose(other(x), module(x))
+
+
+def test_the_shell_reads_ptbxl_with_one_line(saved, ptbxl, task, tmp_path):
+    out = tmp_path / "scores.csv"
+    done = shell.invoke(app, ["probe", str(ptbxl), "--model", str(saved), "--out", str(out), "--workers", "1"])
+    assert done.exit_code == 0 and "superclass" in done.output, done.output
+    assert {"CD", "NORM", "mean"} == set(pd.read_csv(out)["class"])
+    refused = shell.invoke(app, ["probe", str(tmp_path), "--model", str(saved), "--out", str(out)])
+    assert refused.exit_code and "nothing to probe" in refused.output
+    wrong = shell.invoke(app, ["probe", "--labels", str(task), "--targets", "rythm", "--model", str(saved), "--out", str(out)])
+    assert wrong.exit_code and "Did you mean rhythm?" in wrong.output
+
+
+# cards
+
+def test_a_card_holds_what_it_was_given_and_nothing_else(model):
+    empty = card_text(model, Card())
+    assert "Not measured." in empty and "Not stated." in empty and "model-index" not in empty
+    scores = [Score("LVEDV", "R²", 0.5, 0.4, 0.6, 32), Score("LVESV", "R²", 0.25), Score("x", "R²", float("nan"))]
+    text = card_text(model, Card(f"cohort {ID}", (0, 1), scores, ("Old hearts only.",), "cc-by-4.0"), "m")
+    assert ID not in text and "| LVEDV | R² | 0.500 | 0.400 to 0.600 | 32 |" in text
+    assert "| LVESV | R² | 0.250 | not measured | not stated |" in text and "| x | R² | not measured | not measured |" in text
+
+
+def test_hubs_can_read_the_header(model):
+    cards = pytest.importorskip("huggingface_hub")
+    data = cards.ModelCard(card_text(model, Card("virtual: patients", (0,), [Score("LVEDV", "R²", 0.5)], licence="apache-2.0"), "m")).data
+    assert data.license == "apache-2.0" and data.pipeline_tag == "feature-extraction" and data.model_name == "m"
+    assert [r.metric_value for r in data.eval_results] == [0.5]
+
+
+def test_figures_of_a_stored_run(root):
+    result = json.loads((root / "nbs" / "results" / "quickstart.json").read_text(encoding="utf-8"))
+    card = card_of_result(result)
+    kept = result["regression"]["PTACL"]["LVEDV"]
+    first = card.scores[0]
+    assert (first.what, first.value, first.lo, first.hi) == ("linear probe of LVEDV", kept["R2"], kept["R2_lo"], kept["R2_hi"])
+    assert card.seeds == (result["seed"],) and str(result["cohort"]["n_train"]) in card.data and len(card.scores) == 11
+    assert card_of_result({}) == Card()
+
+
+ALONE = """
+import sys
+for name in ("ptacl", "torch", "pandas", "scipy", "sklearn", "wfdb", "pydicom"): sys.modules[name] = None
+import numpy as np
+from load_ecg_encoder import load, weights
+np.save(sys.argv[2], load()(np.load(sys.argv[1])))
+try: import ptacl
+except ImportError: print("alone", len(weights()))
+"""
+
+
+def alone(folder, tmp_path):
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, "-c", ALONE, str(tmp_path / "in.npy"), str(tmp_path / "out.npy")]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+
+
+def test_the_loader_stands_alone_and_gives_the_same(model, tmp_path):
+    folder = save_pretrained(model, tmp_path / "shared", Card(licence="apache-2.0"), export=True)
+    assert len([line for line in (folder / "load_ecg_encoder.py").read_text().splitlines() if line.strip()]) <= 30
+    ecg = np.random.default_rng(0).normal(size=(3, 12, 5000)).astype(np.float32)
+    np.save(tmp_path / "in.npy", ecg)
+    done = alone(folder, tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("alone"), done.stderr
+    with torch.no_grad(): expected = ECGFeatures(model)(torch.from_numpy(ecg)).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-4)
+    assert torch.equal(from_pretrained(folder).ecg.pos, model.ecg.pos)
+    other = save_weights(PTACL(tiny), tmp_path / "other")
+    (folder / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    assert "is of another training" in alone(folder, tmp_path).stderr
+
+
+def test_a_model_is_replaced_and_nothing_else_is(model, tmp_path):
+    folder = save_pretrained(model, tmp_path / "m")
+    assert sorted(f.name for f in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    save_pretrained(PTACL(tiny), folder, Card("other"))
+    assert "other." in (folder / "README.md").read_text() and not torch.equal(from_pretrained(folder).ecg.pos, model.ecg.pos)
+    (folder / "thesis.txt").touch()
+    with pytest.raises(PtaclError, match="something else"): save_pretrained(model, folder)
+    assert [f.name for f in tmp_path.iterdir()] == ["m"]
+
+
+def test_share_in_the_shell(saved, tmp_path, root):
+    result = root / "nbs" / "results" / "quickstart.json"
+    done = shell.invoke(app, ["share", "--model", str(saved), "--out", str(tmp_path / "s"), "--result", str(result), "--licence", "apache-2.0"])
+    assert done.exit_code == 0, done.output
+    assert "linear probe of LVEDV" in (tmp_path / "s" / "README.md").read_text(encoding="utf-8")
