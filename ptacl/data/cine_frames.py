@@ -37,7 +37,7 @@ def _manifest_series(text: str) -> dict: # file name -> series
     return {PurePosixPath(row[file].strip()).name: row[series].strip() for row in whole}
 
 # %% ../../nbs/33_cine_frames.ipynb #2fe39589
-_IMAGE_TAGS = """
+_IMAGE_TAGS = {keyword: Tag(keyword) for keyword in """
 SeriesDescription SeriesInstanceUID SOPInstanceUID InstanceNumber TriggerTime FrameTime FrameTimeVector
 TemporalPositionIdentifier NominalPercentageOfCardiacPhase AcquisitionTime ContentTime CardiacNumberOfImages
 ImageType ComplexImageComponent EchoTime InversionTime FlipAngle DiffusionBValue
@@ -45,8 +45,61 @@ ImagePositionPatient ImageOrientationPatient SliceLocation PixelSpacing SliceThi
 NumberOfFrames SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence DimensionIndexSequence
 SamplesPerPixel PhotometricInterpretation Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation
 PixelData RescaleSlope RescaleIntercept ModalityLUTSequence
-""".split()
+""".split()}
 
+# %% ../../nbs/33_cine_frames.ipynb #f5be52ef
+_PLAIN = { # VR -> how a value looks that needs no more care; several stand between backslashes
+    "DS": re.compile(rb" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? *"),
+    "IS": re.compile(rb" *[+-]?\d+ *"),
+} | dict.fromkeys(("CS", "LO", "SH", "TM", "UI"), re.compile(rb"[!-~][ -~]*"))
+
+def _plain_value(
+    raw, # element as it lies in the file
+):       # float, int, str or a list of them; None where it needs pydicom
+    "The value of an element of which nothing is in doubt."
+    if raw.VR == "US" and len(raw.value) == 2:
+        return int.from_bytes(raw.value, "little" if raw.is_little_endian else "big")
+    looks = _PLAIN.get(raw.VR)
+    parts = raw.value.rstrip(b" \0").split(b"\\") if looks else ()
+    if not parts or not all(map(looks.fullmatch, parts)):
+        return None
+    values = [float(part) if raw.VR in ("DS", "IS") else part.decode("ascii").rstrip() for part in parts]
+    return values if len(values) > 1 else values[0]
+
+# %% ../../nbs/33_cine_frames.ipynb #bd024c5a
+_NUMBERS = {keyword: int(tag) for keyword, tag in _IMAGE_TAGS.items()} # a tag takes longer to compare
+
+class _Image:
+    "A DICOM image of which each element is read once."
+    def __init__(self, ds): # pydicom dataset
+        self.dataset = ds
+        self._elements = {int(element.tag): element for element in ds.elements()}
+        self._known = {}
+
+    def get(self, keyword: str):
+        "The value of an element, None where there is none."
+        if keyword not in self._known:
+            self._known[keyword] = self._read(keyword)
+        return self._known[keyword]
+
+    def _read(self, keyword: str):
+        "The value as in the file where it is plain, else as pydicom has it."
+        element = self._elements.get(_NUMBERS.get(keyword) or int(Tag(keyword)))
+        if element is None:
+            return None
+        plain = _plain_value(element) if element.is_raw else None
+        return self.dataset.get(keyword) if plain is None else plain
+
+    def element(self, keyword: str):
+        "As it lies in the file, or as pydicom has it; None where there is none."
+        return self._elements.get(_NUMBERS[keyword])
+
+    def __getattr__(self, keyword: str):
+        "The value of an element. Raises `AttributeError` where there is none."
+        value = self.get(keyword)
+        return getattr(self.dataset, keyword) if value is None else value
+
+# %% ../../nbs/33_cine_frames.ipynb #6a374e53
 def _group_of(ds, k: int, group: str, keyword: str): # -> item of a functional group, or None
     "The functional group of frame k with that element: its own, or the shared one."
     own = (ds.get("PerFrameFunctionalGroupsSequence") or [])[k:k + 1]
@@ -149,7 +202,8 @@ def _slice_place(
     "Where a slice lies along the normal of its plane, and that normal."
     if position is None or orientation is None:
         return _as_number(location), ""
-    normal = np.cross(*np.array(orientation, float).reshape(2, 3))
+    (a, b, c), (d, e, f) = np.array(orientation, float).reshape(2, 3).tolist()
+    normal = np.array([b * f - c * e, c * d - a * f, a * e - b * d]) # the vector product
     rounded = np.round(normal, 2) + 0.0 # no −0.00
     return _as_number(normal @ np.array(position, float)), " ".join(f"{x:.2f}" for x in rounded)
 
@@ -218,7 +272,7 @@ _MADE_BY_SCANNER = re.compile(r"Inline_?VF", re.IGNORECASE)
 class _Heap:
     "The images of a zip, folder or file that can belong to a short-axis stack."
     def __init__(self):
-        self.images = []       # DICOM datasets
+        self.images = []       # of _Image
         self.rows = []         # one dictionary for each of their frames
         self.series_of = {}    # file name -> series, by a manifest
         self.left_out = set()  # patterns of the series that were not taken
@@ -232,15 +286,15 @@ class _Heap:
             raise PtaclError(f"its manifest is larger than {MAX_NESTED_BYTES >> 20} MB: fetch it again")
         self.series_of |= _manifest_series(data.decode("utf-8", "replace"))
 
-    def open(self, data: bytes): # -> DICOM dataset, None where it is no image
+    def open(self, data: bytes): # -> _Image, None where it is none
         "Raises `PtaclError` where the headers so far are too long."
-        ds, self.left = open_dicom(data, _IMAGE_TAGS, self.left)
+        ds, self.left = open_dicom(data, [*_IMAGE_TAGS.values()], self.left)
         if "PixelData" not in ds:
             return None
         self.nested += nested_bytes(ds, Tag("PixelData"))
         if self.nested > MAX_NESTED_BYTES:
             raise PtaclError(LONG_HEADERS)
-        return ds
+        return _Image(ds)
 
     def add_image(self, name: str, ds) -> None:
         "Raises `PtaclError` where pixels or frames become too many."
@@ -249,7 +303,7 @@ class _Heap:
         if unwanted:
             self.left_out.add(unwanted[0])
             return
-        self.pixels += len(ds.PixelData)
+        self.pixels += len(ds.element("PixelData").value or b"")
         if self.pixels > MAX_PIXEL_BYTES:
             reason = f"its images have more than {MAX_PIXEL_BYTES >> 20} MB: not one short axis"
             raise PtaclError(reason, "Give that series alone.")
@@ -259,6 +313,8 @@ class _Heap:
         self.images.append(ds)
 
 # %% ../../nbs/33_cine_frames.ipynb #571956d1
+_TEXTS = ("series", "uid", "image", "component", "normal")
+
 def _load_images(path: Path) -> tuple: # table with one row for each frame, list of datasets
     """Every image of a zip, folder or file that can belong to a short-axis stack.
     Raises `PtaclError` where there is none."""
@@ -273,8 +329,9 @@ def _load_images(path: Path) -> tuple: # table with one row for each frame, list
             if ds is not None:
                 heap.add_image(name, ds)
     if heap.rows:
-        table = pd.DataFrame(heap.rows).drop_duplicates(["image", "frame", "at", "TriggerTime", "number"])
-        return table, heap.images
+        # as plain objects: for so few rows the texts of Arrow cost more than they save
+        table = pd.DataFrame(heap.rows).astype(dict.fromkeys(_TEXTS, object))
+        return table.drop_duplicates(["image", "frame", "at", "TriggerTime", "number"]), heap.images
     if _LONG_AXIS in heap.left_out:
         raise PtaclError(*_NO_LONG_AXIS)
     contours = ", only the scanner's own contours (InlineVF)" if heap.left_out else ""
@@ -288,17 +345,51 @@ def anatomic_images(path: Path) -> tuple: # table with a row for each frame, dat
     return table, images, left_out
 
 # %% ../../nbs/33_cine_frames.ipynb #0901ba68
+_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1") # transfer syntaxes: not compressed, little end first
+_RESCALING = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence")
+
+def _native_pixels(
+    image,  # _Image
+    k: int, # frame
+) -> np.ndarray | None: # (H, W) stored values; None where pydicom has to look
+    "The pixels of an image of which nothing is packed, padded or in doubt: they lie in the file as they are."
+    bits, signed, stored = map(image.get, ("BitsAllocated", "PixelRepresentation", "BitsStored"))
+    syntax = getattr(image.dataset, "file_meta", {}).get("TransferSyntaxUID")
+    raw = image.element("PixelData")
+    if syntax not in _NATIVE or bits not in (8, 16) or signed not in (0, 1) or raw is None:
+        return None
+    H, W = image.Rows, image.Columns
+    frames = int(image.get("NumberOfFrames") or 1)
+    length = frames * H * W * bits // 8
+    if not 1 <= (stored or 0) <= bits or len(raw.value or b"") != length + length % 2:
+        return None
+    pixels = np.frombuffer(raw.value, f"<{'i' if signed else 'u'}{bits // 8}", H * W, k * H * W * bits // 8)
+    unused = bits - stored # at the top; they may hold anything
+    return ((pixels << unused) >> unused).reshape(H, W)
+
+def _decoded(image, k: int) -> np.ndarray: # (H, W), rescaled
+    "One frame. Raises what pydicom raises."
+    pixels = _native_pixels(image, k)
+    if pixels is None:
+        pixels = pixel_array(image.dataset, index=k)
+    scale = _group_of(image, k, "PixelValueTransformationSequence", "RescaleSlope")
+    if scale is None and all(image.get(keyword) is None for keyword in _RESCALING):
+        return pixels
+    return apply_rescale(pixels, image.dataset if scale is None else scale)
+
+# %% ../../nbs/33_cine_frames.ipynb #872adf45
 def read_pixels(
     ds,     # DICOM image
     k: int, # frame
 ) -> np.ndarray: # (H, W) float32
     "One frame. Raises `PtaclError` on colour, and on a compression that cannot be unpacked."
-    if ds.get("SamplesPerPixel", 1) != 1 or ds.get("PhotometricInterpretation") != "MONOCHROME2":
+    image = ds if isinstance(ds, _Image) else _Image(ds)
+    samples = image.get("SamplesPerPixel")
+    if (1 if samples is None else samples) != 1 or image.get("PhotometricInterpretation") != "MONOCHROME2":
         raise PtaclError("no grey images")
-    check_size(1, ds.get("NumberOfFrames") or 1, ds.Rows, ds.Columns)
-    scale = _group_of(ds, k, "PixelValueTransformationSequence", "RescaleSlope")
+    check_size(1, int(image.get("NumberOfFrames") or 1), image.Rows, image.Columns)
     try:
-        pixels = apply_rescale(pixel_array(ds, index=k), ds if scale is None else scale).astype(np.float32)
+        pixels = _decoded(image, k).astype(np.float32)
     except (RuntimeError, NotImplementedError):
         why = "its pixels cannot be unpacked: damaged, or compressed (JPEG, …) without a decoder for it here"
         raise PtaclError(why, "Decompress them first (with gdcmconv --raw or dcmdjpeg)") from None

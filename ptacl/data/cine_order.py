@@ -67,11 +67,12 @@ _IN_MS = ("TriggerTime", "FrameTime", "AcquisitionTime")
 def _check_one_film(table: pd.DataFrame) -> None: # with columns slice and uid
     "Raises `PtaclError` where the images of a slice lie at several places, or differ in contrast."
     slices = table.groupby(["slice", "uid"])
-    places = slices["at"].agg(lambda at: at.max() - at.min())
+    places = slices["at"].max() - slices["at"].min()
     if (places > 1).any(): # mm
         raise PtaclError(f"the images of slice {places.idxmax()[0]} lie up to {places.max():.3g} mm apart: "
                          "slices without an axis of time are no cine")
-    varied = [keyword for keyword in CONTRASTS if (slices[keyword].nunique() > 1).any()]
+    several = (slices[list(CONTRASTS)].max() > slices[list(CONTRASTS)].min()).any()
+    varied = [keyword for keyword in CONTRASTS if several[keyword]]
     if varied:
         raise PtaclError(f"the images of a slice differ in {' and '.join(varied)}: no film, but a map")
 

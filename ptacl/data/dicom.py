@@ -21,10 +21,12 @@ def _unpack(rows: pd.DataFrame, images: list, shape: tuple) -> np.ndarray: # (F,
     "The pixels of all frames. Each image is let go once it is unpacked."
     F = shape[0]
     frames = np.empty(shape, np.float32)
-    for file, used in rows.groupby("file"):
-        for k, frame in used["frame"].items():
-            frames[k % F, k // F] = read_pixels(images[file], frame)
-        images[file] = None
+    files, places = (rows[name].to_numpy() for name in ("file", "frame"))
+    order = np.argsort(files, kind="stable")
+    for k, after in zip(order, [*order[1:], None]):
+        frames[k % F, k // F] = read_pixels(images[files[k]], places[k])
+        if after is None or files[after] != files[k]:
+            images[files[k]] = None
     return frames
 
 # %% ../../nbs/33_dicom.ipynb #b5b4a6c5

@@ -8,6 +8,7 @@ __all__ = ['EXPORT_INSTEAD', 'read_xml_ecg']
 # %% ../../nbs/30_xml_exports.ipynb #1a1519fd
 import base64
 import defusedxml.ElementTree as ElementTree
+import json
 import numpy as np
 import re
 from defusedxml.common import DefusedXmlException
@@ -25,15 +26,18 @@ def _fields_of(text: str) -> list: # of str, "" for an empty field
     fields = [f.strip() for f in text.split(",")]
     return fields if fields[-1] else fields[:-1] # the line may end with a comma
 
+_OF_NUMBERS = b"0123456789+-, \t\r\n"
+
 def _whole_numbers(text: str, count: int) -> np.ndarray | None:
     "The samples of a lead as most files have them, which is quick; None where anything is odd."
-    fields = text.rstrip().removesuffix(",").split(",")
-    if len(fields) != count or re.search(r"[^0-9+\-,\s]", text):
+    text = text.rstrip().removesuffix(",")
+    if not text.isascii() or text.encode().translate(None, _OF_NUMBERS):
         return None
     try:
-        return np.array(list(map(int, fields)), float)
+        numbers = np.array(json.loads(f"[{text}]"), float) # its parser is twice as quick as int of each
     except (ValueError, OverflowError):
         return None
+    return numbers if len(numbers) == count else None
 
 def _parse_samples(
     text: str | None,         # numbers with commas, tabs and line breaks

@@ -28,8 +28,12 @@ def _motion_map(
 ) -> np.ndarray:      # (H, W)
     "How much each pixel changes at the heart rate: the amplitude of the first three harmonics."
     cine = np.asarray(cine, np.float32)
-    harmonics = np.fft.rfft(cine - cine[0], axis=0)[1:4]  # what stands still drops out exactly
-    return np.sqrt((np.abs(harmonics) ** 2).sum(0)) / len(cine)
+    F = len(cine)
+    harmonics = np.arange(1, min(3, F // 2) + 1)
+    turns = 2 * np.pi * np.outer(harmonics, np.arange(F)) / F
+    waves = np.concatenate([np.cos(turns), np.sin(turns)]).astype(np.float32)
+    moving = (cine - cine[0]).reshape(F, -1)  # what stands still drops out exactly
+    return np.sqrt(((waves @ moving) ** 2).sum(0)).reshape(cine.shape[1:]) / F
 
 # %% ../../nbs/22_cmr.ipynb #b07ee75b
 def _mm(spacing: Any) -> np.ndarray:  # (2,)
