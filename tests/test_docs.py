@@ -1,4 +1,5 @@
 "The book: every notebook and every public name has its place, links lead somewhere, and no page asks another host for anything."
+import json
 import re
 import shlex
 import shutil
@@ -322,3 +323,18 @@ def test_python_in_the_texts_runs_as_printed(file, samples_cohort, data_samples,
 def test_the_first_lines_of_python_are_among_them():
     assert {"README.md", "data_samples/README.md"} <= set(TEXTS)
     assert 'Cohort.open("data_samples")' in "".join(python_blocks("data_samples/README.md"))
+
+
+def test_all_say_the_same_of_what_the_alignment_shows(root):
+    "One sentence in findings, differences and README, and README's numbers are those that the stored quickstart opens with."
+    said = "what chance gives, so nothing of the alignment is owed to the number of a frame"
+    texts = {name: "\n".join("".join(c["source"]) for c in json.loads((root / name).read_text(encoding="utf-8"))["cells"])
+             for name in ("nbs/findings.ipynb", "nbs/index.ipynb")}
+    texts |= {name: (root / name).read_text(encoding="utf-8") for name in ("README.md", "docs/pages/differences.md")}
+    assert [name for name, text in texts.items() if said not in text] == []
+    for name in ("nbs/findings.ipynb", "docs/pages/differences.md"): assert f"Films that stand still score {said}" in texts[name], name
+    cells = json.loads((root / "nbs/experiments/quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    opening = "".join(text for c in cells for o in c.get("outputs", []) for text in o.get("data", {}).get("text/markdown", ""))
+    assert said.split(", so ")[1] in opening
+    for number in (r"stand still score (\d\.\d+)", r"Of (\d+) films", r"gallery for PTACL and at (\d+) ?%"):
+        assert re.search(number, opening)[1] == re.search(number, texts["README.md"])[1], number

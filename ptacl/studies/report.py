@@ -8,6 +8,7 @@ __all__ = ['write_report']
 # %% ../../nbs/90_report.ipynb #ab4ebc1d
 import html
 import json
+import re
 import pandas as pd
 from pathlib import Path
 from ..core.errors import PtaclError
@@ -81,6 +82,41 @@ def _findings(result: dict) -> list:  # of sentences
     return [f"{r['method']}: {r['score']} {interval_cell(r['value'], r['lo'], r['hi'], SENTENCE)}."
             for r in aligned]
 
+# %% ../../nbs/90_report.ipynb #9d1c6dd3
+_VERDICT = r"(?P<verdict>is clearly higher than|is clearly lower than|does not differ clearly from)"
+_NUMBER = r"[-+]?\d+\.\d+"
+_INTERVAL = rf"(?P<interval>{_NUMBER} to {_NUMBER})"
+_PATTERNS = {  # sentence above the table -> pattern of its rows
+    "Compared pairwise, held-out patients:": re.compile(
+        rf"(?P<score>[^:]+): (?P<first>.+) {_VERDICT} (?P<second>.+) "
+        rf"\((?P<value>{_NUMBER}); (?P<difference>{_NUMBER}), interval {_INTERVAL}\)\."),
+    "Means over the phenotypes; clearly higher or lower: in so many of them.": re.compile(
+        rf"(?P<score>[^:]+): (?P<method>.+) against (?P<against>.+): mean over \d+ phenotypes "
+        rf"(?P<mean>{_NUMBER}), difference (?P<difference>{_NUMBER}); "
+        r"clearly higher in (?P<higher>\d+), clearly lower in (?P<lower>\d+)\."),
+    "Alignment of held-out patients, with 95 % intervals:": re.compile(
+        rf"(?P<method>[^:]+): (?P<score>\w+) (?P<value>{_NUMBER}) \({_INTERVAL}\)\."),
+}
+
+# %% ../../nbs/90_report.ipynb #8c184cf6
+def _in_tables(sentences: list) -> tuple[dict, list]:  # what a table says -> its rows; other sentences
+    "Three or more sentences of one pattern as a table."
+    tables, left = {}, list(sentences)
+    for heading, pattern in _PATTERNS.items():
+        rows = {s: found.groupdict() for s in left if (found := pattern.fullmatch(s))}
+        if len(rows) >= 3:
+            tables[heading] = pd.DataFrame(list(rows.values()))
+            left = [s for s in left if s not in rows]
+    return tables, left
+
+def _findings_html(sentences: list) -> list:  # of parts
+    "What was found: sentences, then tables."
+    tables, left = _in_tables(sentences)
+    parts = ["<ul>", *(f"<li>{html.escape(sentence)}</li>" for sentence in left), "</ul>"] if left else []
+    for heading, rows in tables.items():
+        parts += [f"<p>{heading}</p>", f"<div class='wide'>{rows.to_html(index=False, border=0)}</div>"]
+    return parts
+
 # %% ../../nbs/90_report.ipynb #776d247e
 def _results_table(results: list) -> pd.DataFrame:  # of finished runs
     "All numbers of all runs in one table."
@@ -97,7 +133,9 @@ _STYLE = (
     "body{font:15px/1.45 sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222} "
     "table{border-collapse:collapse;font-size:13px}"
     "td,th{padding:2px 8px;border-bottom:1px solid #ddd;text-align:left} "
-    ".failed{background:#fff1ee;padding:.5em 1em} small{color:#5f6a72}")
+    ".failed{background:#fff1ee;padding:.5em 1em} small{color:#5f6a72} .wide{overflow-x:auto} "
+    "@media(prefers-color-scheme:dark){:root{color-scheme:dark} body{background:#15191c;color:#e3e6e8} "
+    ".failed{background:#3a2220} small{color:#a9b3ba} td,th{border-color:#39424a}}")
 _IN_THE_HEADING = ("run", "experiment", "preset", "seed")
 
 def _printed(value) -> str:
@@ -129,8 +167,8 @@ def _run_html(result: dict) -> str:
     numbers = _printed_rows(result).to_html(index=False, border=0)
     return "\n".join([
         f"<h2>{e(result['run'])}</h2>", f"<p><small>{small}</small></p>",
-        "<ul>", *(f"<li>{e(sentence)}</li>" for sentence in _findings(result)), "</ul>",
-        f"<details><summary>numbers</summary>{numbers}</details>"])
+        *_findings_html(_findings(result)),
+        f"<details><summary>numbers</summary><div class='wide'>{numbers}</div></details>"])
 
 def _failed_html(run: dict) -> str:
     "One failed run as a part of the page."
