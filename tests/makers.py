@@ -3,7 +3,9 @@
 They hold a number that looks like a participant's wherever a real file holds one, so that a leak would be seen.
 """
 import base64
+import binascii
 import io
+import struct
 import zipfile
 
 import nibabel as nib
@@ -144,6 +146,110 @@ def aecg(x, unit="uV", step=("0.002", "s"), scale=5.0, names="MDC_ECG_LEAD_{}", 
 
 
 # cines
+
+def eli(x, per_mv=200, fs=500, names=LEADS, **more) -> bytes:
+    "A Mortara ELI XML, of whole numbers in base64."
+    more = "".join(f' {name}="{value}"' for name, value in more.items())
+    def channel(name, v):
+        data = base64.b64encode(np.rint(v * per_mv).astype("<i2").tobytes()).decode()
+        return f'<CHANNEL NAME="{name}" SAMPLE_FREQ="{fs}" DURATION="{len(v)}" UNITS_PER_MV="{per_mv}"{more} DATA="{data}"/>'
+    subject = '<SUBJECT LAST_NAME="Smith" ID="7654' + '321"/>'
+    return f'<ECG ACQUISITION_TIME="20260101120000">{subject}{"".join(map(channel, names, x))}</ECG>'.encode()
+
+
+def xli(counts) -> bytes:
+    "Philips' packing: second differences, all high bytes before all low ones, each a code of ten bits."
+    packed = b""
+    for x in np.asarray(counts, int):
+        turn = 2 * x[1:-1] - x[:-2] - x[2:]              # what the sample after next departs by
+        codes = np.concatenate([x[:2], 64 + turn[1:], [64]]).astype(np.int64) & 0xFFFF
+        bits = "".join(f"{b:010b}" for b in [*(codes >> 8), *(codes & 0xFF)])
+        body = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+        packed += struct.pack("<IHh", len(body), 0, turn[0]) + body
+    return packed
+
+
+def sierra(x, fs=500, step=5.0, packed=True, version="1.04", names=LEADS, resolution=True) -> bytes:
+    "A Philips Sierra XML; packed, four limb leads are kept as what they depart from Einthoven's law by."
+    counts = np.rint(1000 * x / step).astype(int)
+    if packed:
+        one, two, three = counts[:3]
+        counts = counts.copy()
+        counts[2] = two - one - counts[2]
+        counts[3] = -counts[3] - (one + two) // 2
+        counts[4] = (one - three) // 2 - counts[4]
+        counts[5] = (two + three) // 2 - counts[5]
+    data = base64.b64encode(xli(counts) if packed else counts.astype("<i2").tobytes()).decode()
+    method = 'compression="XLI"' if packed else ""
+    known = f'<resolution>{step}</resolution>' if resolution else ""
+    return (f'<?xml version="1.0"?><restingecgdata xmlns="http://www3.medical.philips.com"><documentinfo><documenttype>SierraECG</documenttype>'
+            f'<documentversion>{version}</documentversion></documentinfo><dataacquisition><signalcharacteristics><samplingrate>{fs}</samplingrate>'
+            f'{known}<numberchannelsallocated>12</numberchannelsallocated></signalcharacteristics></dataacquisition><waveforms>'
+            f'<parsedwaveforms durationperchannel="{1000 * x.shape[1] // fs}" numberofleads="{len(names)}" leadlabels="{" ".join(names)}" '
+            f'dataencoding="Base64" {method}>{data}</parsedwaveforms></waveforms></restingecgdata>').encode()
+
+
+SCP_CODES = {"I": 1, "II": 2, **{f"V{k}": k + 2 for k in range(1, 7)}, "III": 61, "aVR": 62, "aVL": 63, "aVF": 64}
+
+
+def huffman(values) -> bytes:
+    "Whole numbers in the default code of SCP-ECG."
+    def code(v):
+        if v == 0: return "0"
+        if abs(v) <= 8: return "1" * abs(v) + "0" + "01"[int(v < 0)]
+        return f"1111111110{v & 0xFF:08b}" if -128 <= v < 128 else f"1111111111{v & 0xFFFF:016b}"
+    bits = "".join(code(int(v)) for v in values)
+    return int("1" + bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8) + 1, "big")[1:]
+
+
+def scp(x, step=2.5, fs=500, names=LEADS, packed=True, multiplier=None, first=1) -> bytes:
+    "An SCP-ECG with second differences in the default Huffman code, or with plain samples."
+    counts = np.rint(1000 * x / step).astype(int)
+    N = counts.shape[1]
+    def section(number, body):
+        body += bytes(len(body) % 2)
+        head = struct.pack("<HIBB", number, 16 + len(body), 20, 20) + (b"SCPECG" if number == 0 else bytes(6))
+        return struct.pack("<H", binascii.crc_hqx(head + body, 0xFFFF)) + head + body
+    if packed: leads = [huffman([*v[:2], *np.diff(v, 2)]) for v in counts.tolist()]
+    else: leads = [v.astype("<i2").tobytes() for v in counts]
+    nanovolt = round(1000 * step) if multiplier is None else multiplier
+    starts = [1] * (len(names) - 1) + [first]
+    defined = b"".join(struct.pack("<IIB", a, a + N - 1, SCP_CODES[n]) for a, n in zip(starts, names))
+    rhythm = struct.pack("<HHBB", nanovolt, 1_000_000 // fs, 2 * packed, 0) + struct.pack(f"<{len(leads)}H", *map(len, leads)) + b"".join(leads)
+    bodies = {1: b"\xff\0\0", **({2: struct.pack("<H", 19999)} if packed else {}), 3: bytes([len(names), 0x04 | len(names) << 3 & 0xFF]) + defined,
+              6: rhythm}
+    sections = {k: section(k, body) for k, body in bodies.items()}
+    at, pointers = 7 + 16 + 120, b""
+    for k in range(12):
+        size = 16 + 120 if k == 0 else len(sections.get(k, b""))
+        pointers += struct.pack("<HII", k, size, 7 if k == 0 else at if size else 0)
+        at += size if k else 0
+    data = section(0, pointers) + b"".join(sections[k] for k in sorted(sections))
+    data = struct.pack("<I", 6 + len(data)) + data
+    return struct.pack("<H", binascii.crc_hqx(data, 0xFFFF)) + data
+
+
+def hdf5(array, name="tracings", attributes=None, chunked=True, **more) -> bytes:
+    "An HDF5 file with one data set, its attributes, and small ones beside it."
+    import h5py
+    stream = io.BytesIO()
+    with h5py.File(stream, "w") as file:
+        data = file.create_dataset(name, data=array, **({"compression": "gzip"} if chunked else {}))
+        for key, value in (attributes or {}).items(): data.attrs[key] = value
+        for key, value in more.items(): file[key] = value
+    return stream.getvalue()
+
+
+def edf(x, fs=500, unit="uV", names=tuple(f"ECG {n}" for n in LEADS)) -> bytes:
+    "An EDF of one-second records, written as its specification says: 16-bit numbers between -5 and 5 mV."
+    def fields(width, values): return "".join(f"{v:<{width}}"[:width] for v in values)
+    n, seconds = len(x), x.shape[1] // fs
+    head = f"{'0':<8}{'X X X X':<80}{'Startdate X X X X':<80}01.01.2601.01.01{256 * (n + 1):<8}{'':<44}{seconds:<8}{1:<8}{n:<4}"
+    head += fields(16, names) + fields(80, [""] * n) + fields(8, [unit] * n) + fields(8, [-5000] * n) + fields(8, [5000] * n)
+    head += fields(8, [-32768] * n) + fields(8, [32767] * n) + fields(80, [""] * n) + fields(8, [fs] * n) + fields(32, [""] * n)
+    counts = np.rint((1000 * x[:, :seconds * fs] + 5000) / 10000 * 65535 - 32768).astype("<i2")
+    return head.encode() + counts.reshape(n, seconds, fs).swapaxes(0, 1).tobytes()
+
 
 def moving(F=6, Z=3, H=9, W=8, seed=0):
     "(F, Z, H, W) uint16 in which no two frames are alike."

@@ -82,7 +82,7 @@ def test_what_is_off_changes_nothing():
 
 def test_whom_nothing_strikes_is_the_same():
     plain = simulate(3, seed=2)
-    for how in ({"rhythm": k} for k in ("af", "pvc", "lbbb", "rbbb")):
+    for how in ({"rhythm": k} for k in ("af", "pvc", "lbbb", "rbbb", "paced")):
         none = simulate(3, seed=2, affected=0, cine=False, **how)
         torch.testing.assert_close(none.ecg, plain.ecg, atol=2e-6, rtol=0)
         pd.testing.assert_frame_equal(none.covariates, plain.covariates)
@@ -92,7 +92,8 @@ def test_whom_nothing_strikes_is_the_same():
     assert not none.faults.swap.any() and (none.faults.lead_off == "").all() and (none.shift == 0).all()
 
 
-@pytest.mark.parametrize("how", [dict(rhythm="af"), dict(rhythm="pvc"), dict(rhythm="lbbb"), dict(rhythm="rbbb"), ECG_FAULTS, CINE_FAULTS,
+@pytest.mark.parametrize("how", [dict(rhythm="af"), dict(rhythm="pvc"), dict(rhythm="lbbb"), dict(rhythm="rbbb"), dict(rhythm="paced"),
+                                 ECG_FAULTS, CINE_FAULTS,
     dict(stack=True, breathing=3.)], ids=lambda d: next(iter(d.values())) if "rhythm" in d else next(iter(d)))
 def test_same_patient_whatever_the_batch(how):
     how = how | dict(affected=0.6, frames=6, size=64)
@@ -109,7 +110,7 @@ def test_same_patient_whatever_the_batch(how):
 # --- rhythms ------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
-def rhythms(): return {k: simulate(16, seed=9, cine=False, rhythm=k) for k in ("sinus", "af", "pvc", "lbbb", "rbbb")}
+def rhythms(): return {k: simulate(16, seed=9, cine=False, rhythm=k) for k in ("sinus", "af", "pvc", "lbbb", "rbbb", "paced")}
 
 
 def beats(v, name, before=0.4, after=0.5): # (beats, samples) mV of one lead around each R-peak, and the patient of each
@@ -190,6 +191,7 @@ def test_detector_finds_the_conducted_beats_of_every_rhythm(rhythms):
     import neurokit2 as nk
     warnings.filterwarnings("ignore")
     for name, v in rhythms.items():
+        if name == "paced": continue  # a detector of one lead marks spikes; twelve leads together are tried in test_beats
         hit = total = 0
         odd = torch.zeros_like(v.r_peaks, dtype=torch.bool) if v.ectopic is None else v.ectopic   # wide beats are often missed
         for x, r in zip(v.ecg[:8, 1].numpy(), v.r_peaks.masked_fill(odd, torch.nan)[:8].numpy()):
@@ -424,3 +426,21 @@ def test_device_is_the_same_for_faults():
     a, b = simulate(3, seed=1, **how), simulate(3, seed=1, device="cuda", **how)
     torch.testing.assert_close(b.ecg.cpu(), a.ecg, atol=1e-3, rtol=0)
     assert ((a.cine.int() - b.cine.cpu().int()).abs() <= 1).float().mean() > 0.999
+
+
+def test_paced(rhythms):
+    "A spike that is steeper than any QRS, the broad QRS behind it down in the lower leads, and T against it."
+    v = rhythms["paced"]
+    assert (v.covariates.qrs >= 150).all() and (v.covariates.qt > rhythms["sinus"].covariates.qt).all()
+    for x, r, qrs in zip(v.ecg, v.r_peaks, v.covariates.qrs):
+        onset = ((r[r.isfinite()][1:-1] - 0.0005 * qrs - 0.012) * FS).round().long()
+        steep = x.diff().abs()
+        at = torch.stack([steep[:, k - 3:k + 4].amax(1) for k in onset], 1)     # (12, beats)
+        behind = torch.stack([steep[:, k + 12:k + 100].amax(1) for k in onset], 1)
+        assert ((at > behind).float().mean(1) > 0.9).sum() >= 4, "steeper than QRS, in a third of the leads or more"
+    for name in ("II", "aVF"):
+        m = mean_beat(v, name, before=0.12, after=0.45)
+        m = m - m[:, :3].mean(1, keepdim=True)
+        assert (m[:, 45:100].amin(1) < -0.3).all() and (m[:, 150:280].mean(1) > 0).float().mean() > 0.9
+    limbs = v.ecg[:, 2] - (v.ecg[:, 1] - v.ecg[:, 0])
+    assert limbs.abs().max() < 1e-4, "spikes obey Einthoven's law"

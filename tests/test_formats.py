@@ -1,9 +1,11 @@
 """ECGs as research data come: arrays, tables of leads, aECG, EDF. Read with the right numbers, or refused with what is missing."""
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from makers import ID, aecg, csv, mat, npy, npz, voltages
+from makers import ID, aecg, csv, edf, eli, hdf5 as hdf5_bytes, mat, npy, npz, scp, sierra, voltages
 
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS
@@ -143,13 +145,51 @@ def test_aecg_refused(tmp_path, x, options, why):
     with pytest.raises(PtaclError, match=why): read_ecg(written(tmp_path, "a.xml", aecg(x, **options)))
 
 
-# named, and not read
+# files of carts, with the extra
+
+@pytest.fixture
+def carts(): return pytest.importorskip("ecgdatakit", reason="the extra formats is not installed")
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("write, form, step", [(sierra, "Philips Sierra XML", 5), (scp, "SCP-ECG", 2.5)])
+def test_packed_or_not_the_same_numbers(tmp_path, x, carts, write, form, step, packed):
+    x = x + 0.3 * np.sin(np.arange(1000) / 9)[None] * np.array([1, 1, 0, -1, .5, .5] + 6 * [1])[:, None]  # slow and steep parts
+    ecg = read_ecg(written(tmp_path, f"{ID}.ecg", write(x, packed=packed)))
+    np.testing.assert_allclose(ecg.signal, x, atol=0.0005 * step + 1e-6)
+    assert (ecg.fs, ecg.meta["format"], ecg.meta["resolution_uv"]) == (500, form, step) and ID not in repr(ecg.meta)
+
+
+def test_mortara(tmp_path, x, carts):
+    ecg = read_ecg(written(tmp_path, "a.xml", eli(x, per_mv=400, fs=1000)))
+    np.testing.assert_allclose(ecg.signal, x, atol=0.00126)
+    assert (ecg.fs, ecg.meta["format"]) == (1000, "Mortara ELI XML") and "Smith" not in repr(ecg.meta)
+
+
+def test_eight_leads_of_an_scp(tmp_path, x, carts):
+    kept = [0, 1, *range(6, 12)]
+    ecg = read_ecg(written(tmp_path, "a.scp", scp(x[kept], names=[LEADS[k] for k in kept])))
+    np.testing.assert_allclose(ecg.signal[kept], x[kept], atol=0.00126)
+    assert ecg.meta["derived_leads"] == ("III", "aVR", "aVL", "aVF")
+
 
 @pytest.mark.parametrize("data, why", [
-    (b"<restingecgdata xmlns='http://www3.medical.philips.com'/>", "a Philips Sierra XML, which is not read here. Export it"),
-    (b"<ECG/>", "a Mortara ELI XML"), (bytes(16) + b"SCPECG" + bytes(200), "is SCP-ECG"), (b"<x/>", "an XML, but none of")])
-def test_formats_that_are_named(tmp_path, data, why):
-    with pytest.raises(PtaclError, match=why): read_ecg(written(tmp_path, "a.xml", data))
+    (lambda x: sierra(x, version="9.9"), "Philips Sierra XML: Files of type SierraECG 9.9 are unsupported. Export it again, or as HL7 aECG"),
+    (lambda x: sierra(x, resolution=False), "does not say what a count is worth"), (lambda x: sierra(50 * x), "its unit or gain is wrong"),
+    (lambda x: eli(x, per_mv=0), "does not say what a count is worth"), (lambda x: eli(x, OFFSET=5), "an offset"),
+    (lambda x: eli(x[:11], names=LEADS[:11]), "lead V6 missing"), (lambda x: scp(x, multiplier=0), "does not say what a count is worth"),
+    (lambda x: scp(x, first=41), "begin at different times"), (lambda x: scp(x)[:-400], "declares .* bytes but the file has"),
+    (lambda x: sierra(x).replace(b"XLI", b"ZIP"), "Compression unsupported"), (lambda x: b"<ECG/>", "cannot be read as Mortara ELI XML")])
+def test_files_of_carts_refused(tmp_path, x, carts, data, why):
+    with pytest.raises(PtaclError, match=why) as e: read_ecg(written(tmp_path, f"{ID}.xml", data(x)))
+    assert ID not in str(e.value) and str(tmp_path) not in str(e.value)
+
+
+def test_the_libraries_agree_on_a_packed_sierra(tmp_path, x, carts):
+    other = pytest.importorskip("sierraecg", reason="a second opinion that is not installed")
+    file = written(tmp_path, "a.xml", sierra(x))
+    theirs = np.stack([lead.samples for lead in other.read_file(str(file)).leads])
+    np.testing.assert_array_equal(theirs, np.rint(1000 * read_ecg(file).signal / 5))
 
 
 # HDF5 and EDF, with the extra
@@ -192,9 +232,36 @@ def test_edf(tmp_path, x):
     with pytest.raises(PtaclError, match="unknown unit of voltage 'mmHg'"): read_ecg(write([500] * 12, unit="mmHg"))
 
 
+CARTS = {"sierra.xml": sierra, "eli.xml": eli, "a.scp": scp, "plain.scp": lambda x: scp(x, packed=False), "a.hdf5": hdf5_bytes,
+         "plain.hdf5": lambda x: hdf5_bytes(x, chunked=False), "a.edf": edf}
+NEEDS = {"hdf5": "h5py", "edf": "pyedflib"}
+
+
+@pytest.mark.parametrize("name", CARTS)
+def test_a_file_of_the_extra_cut_short_or_turned(tmp_path, x, name):
+    "Cut anywhere, and with one bit of its head turned: a value or a sentence, in a process of its own, which must live."
+    library = NEEDS.get(name.rpartition(".")[2], "ecgdatakit")
+    pytest.importorskip(library, reason="the extra formats is not installed")
+    data = CARTS[name](x)
+    rng = np.random.default_rng(0)
+    damaged = [data[:k] for k in sorted({1, 8, 40, 132, 256, *rng.integers(1, len(data), 12)})]
+    for at in rng.integers(0, min(len(data), 4000), 60):
+        damaged.append(data[:at] + bytes([data[at] ^ 1 << rng.integers(8)]) + data[at + 1:])
+    damaged += [data + bytes(100), bytes(len(data)), data[:600] + bytes(200) + data[800:]]
+    for k, one in enumerate(damaged): (tmp_path / f"{k}.{name.rpartition('.')[2]}").write_bytes(one)
+    code = ("import sys\nfrom pathlib import Path\nfrom ptacl.core.errors import PtaclError\nfrom ptacl.data.ecg_files import read_ecg\n"
+            "for f in sorted(Path(sys.argv[1]).iterdir()):\n"
+            "    try: ecg = read_ecg(f, fs=500, unit='mV'); print('value', ecg.signal.shape[0], file=sys.stderr)\n"
+            "    except PtaclError as e: print('refused', len(str(e)) > 20, file=sys.stderr)\n")
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    said = [line for line in run.stderr.splitlines() if line.startswith(("value", "refused"))]  # EDF's library prints, too
+    assert len(said) == len(damaged) and set(said) <= {"value 12", "refused True"} and said.count("refused True") > 10
+
+
 def test_the_extra_is_named_where_it_lacks(tmp_path, monkeypatch):
-    from ptacl.data import ecg_arrays
+    from ptacl.data import recordings
     def missing(name): raise ImportError(name)
-    monkeypatch.setattr(ecg_arrays, "import_module", missing)
-    for start in (b"\x89HDF\r\n\x1a\n" + bytes(200), b"0       " + bytes(300)):
+    monkeypatch.setattr(recordings, "import_module", missing)
+    for start in (b"\x89HDF\r\n\x1a\n" + bytes(200), b"0       " + bytes(300), bytes(16) + b"SCPECG" + bytes(200), b"<ECG/>"):
         with pytest.raises(PtaclError, match=r"not installed. pip install 'ptacl\[formats\]'"): read_ecg(written(tmp_path, "a.bin", start))

@@ -17,6 +17,7 @@ import time
 import zipfile
 import zlib
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import nibabel as nib
@@ -25,8 +26,8 @@ import pydicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from makers import (ID, acdc, aecg, csv, dicom_ecg, enhanced, image, mat, moving, muse, new_dicom, nifti, npy, npz, packed, record, saved, scan,
-                    strip, ukb_zip, voltages)
+from makers import (ID, acdc, aecg, csv, dicom_ecg, edf, eli, enhanced, hdf5, image, mat, moving, muse, new_dicom, nifti, npy, npz, packed,
+                    record, saved, scan, scp, sierra, strip, ukb_zip, voltages)
 from pydicom.uid import RLELossless
 
 from ptacl.core.errors import PtaclError
@@ -140,6 +141,9 @@ def make_seeds(tmp):
     arrays = {"a.npy": npy(x), "a.npz": npz(ecg=x, fs=500, unit="mV"), "a.csv": csv(x), "aecg.xml": aecg(x),
               "cpsc.mat": mat(ECG={"sex": "M", "age": 1, "data": x}), "plain.mat": mat(val=x, fs=500, unit="mV")}
     told = functools.partial(read_ecg, fs=500, unit="mV")
+    if find_spec("ecgdatakit"): arrays |= {"sierra.xml": sierra(x), "eli.xml": eli(x), "a.scp": scp(x), "plain.scp": scp(x, packed=False)}
+    if find_spec("h5py"): arrays |= {"a.hdf5": hdf5(x), "plain.hdf5": hdf5(x, chunked=False)}
+    if find_spec("pyedflib"): arrays["a.edf"] = edf(voltages(60), fs=60)
     seeds |= {name: (told, f, [f]) for name, data in arrays.items() for f in [file(name, data)]}
     seeds |= {name: (read_cine, f, [f]) for name, data in stacks.items() for f in [file(name, data)]}
     seeds["record"] = (read_ecg, header, [header, header.with_suffix(".dat")])

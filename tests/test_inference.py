@@ -238,7 +238,7 @@ def test_what_should_not_be_read_is_refused_with_reason_and_remedy(fault, run, s
     if fault in screening.FAULTS: assert run([tmp_path / "raw"], "all.parquet", allow=[fault]).rows == 2
 
 
-@pytest.mark.parametrize("rhythm", ["sinus", "af", "pvc", "lbbb", "rbbb"])
+@pytest.mark.parametrize("rhythm", ["sinus", "af", "pvc", "lbbb", "rbbb", "paced"])
 def test_hearts_out_of_step_are_read(rhythm, tmp_path):
     vp = simulate(6, seed=4, cine=False, rhythm=rhythm)
     for k, x in enumerate(vp.ecg.numpy()): (tmp_path / f"{k}.xml").write_bytes(strip(x))

@@ -14,11 +14,10 @@ import re
 import scipy.io
 import zipfile
 import zlib
-from importlib import import_module
 from pathlib import Path
 from ..core.errors import PtaclError
 from ..core.presets import LEADS
-from .recordings import ECG, MAX_PIXEL_BYTES, check_duration, first_bytes, read_bytes
+from .recordings import ECG, MAX_PIXEL_BYTES, check_duration, extra_library, first_bytes, read_bytes
 from .standard_leads import EINTHOVEN, lead_name, make_ecg, to_millivolt
 
 # %% ../../nbs/31_ecg_arrays.ipynb #99b73c68
@@ -237,17 +236,9 @@ def _read_csv(path: Path, given: dict) -> ECG:
     return make_ecg(pairs, float(told["fs"]), format="CSV", leads_by="name")
 
 # %% ../../nbs/31_ecg_arrays.ipynb #e32245ce
-def _library(name: str): # -> module
-    "A library that only some formats need. Raises `PtaclError` where it is not installed."
-    try:
-        return import_module(name)
-    except ImportError:
-        remedy = "pip install 'ptacl[formats]'"
-        raise PtaclError(f"this format is read by {name}, which is not installed", remedy) from None
-
 def _read_hdf5(path: Path, given: dict) -> ECG:
     "The one array of an HDF5 file that can be an ECG, or many."
-    h5py = _library("h5py")
+    h5py = extra_library("h5py")
     told = _told_beside(path, given)
     with h5py.File(path, "r") as file:
         items = {}
@@ -263,7 +254,7 @@ def _read_hdf5(path: Path, given: dict) -> ECG:
 
 def _read_edf(path: Path, given: dict) -> ECG:
     "The leads among the channels of an EDF or BDF."
-    pyedflib = _library("pyedflib")
+    pyedflib = extra_library("pyedflib")
     read_bytes(path) # its size
     with pyedflib.EdfReader(str(path)) as file:
         chosen = [k for k in range(file.signals_in_file) if lead_name(file.getLabel(k))]

@@ -15,7 +15,7 @@ import shutil
 import torch
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from filelock import SoftFileLock, Timeout
 from hashlib import blake2b
 from pathlib import Path
@@ -30,6 +30,7 @@ from .pseudonyms import KEY, make_once, pseudonym, read_key, staging_of
 from .sources import Source, find_patients, find_table, table_values
 from .splits import SHARES
 from .store import QUARANTINE, name_of, shard_parts
+from .verdicts import doubtful_records
 
 # %% ../../nbs/43_ingest.ipynb #aa66fc54
 def _part_name(visit: Visit) -> str:
@@ -148,6 +149,7 @@ def counts_of(quarantine: pd.DataFrame) -> pd.Series: # (what, reason) -> patien
     alike = quarantine.reason.astype(str).str.replace(r"\d+(\.\d+)?", "…", regex=True)
     return quarantine.assign(reason=alike).groupby(["what", "reason"]).size().sort_values(ascending=False)
 
+# %% ../../nbs/43_ingest.ipynb #e2ccb1b4
 @dataclass(repr=False)
 class Ingested:
     "What came of a run of `ingest`."
@@ -158,13 +160,21 @@ class Ingested:
     removed: int = 0         # who were in the cohort before
     key: str = ""            # name of the key file, where names were replaced
     unlisted: int = 0        # in the cohort, and no longer in the table
+    doubtful: pd.DataFrame = field(default_factory=pd.DataFrame) # in the cohort, as `doubtful_records` has them
+
+    def listed(self) -> pd.DataFrame: # patient, what, reason, remedy
+        "Those who could not be read, and behind them those who are kept with doubtful R-peaks."
+        return pd.concat([self.quarantine, self.doubtful], ignore_index=True)
 
     def __repr__(self):
         total = f"{name_of(self.path)}: {self.patients} patients, {self.new} of them new or renewed"
         total += f"; {len(self.quarantine)} in quarantine" + f"; {self.removed} removed" * bool(self.removed)
         lines = [total]
         lines += [f"  {k:5d}  {what}: {reason}" for (what, reason), k in counts_of(self.quarantine).items()]
-        if len(self.quarantine):
+        if len(self.doubtful):
+            lines.append(f"  R-peaks of {len(self.doubtful)} in the cohort are doubtful: "
+                         "kept, without a beat in the local loss")
+        if len(self.quarantine) + len(self.doubtful):
             lines.append("  who they are and what to do: ptacl ingest … --quarantine FILE; "
                          "which files: --names FILE")
         if self.unlisted:
@@ -383,7 +393,8 @@ def _finish(
         file.unlink()
     named = quarantine[["patient", "what", "reason", "remedy"]]
     unlisted = _unlisted(cohort, plan)
-    return Ingested(cohort.path, len(cohort), len(files), named, len(removed), unlisted=unlisted)
+    return Ingested(cohort.path, len(cohort), len(files), named, len(removed), unlisted=unlisted,
+                    doubtful=doubtful_records(cohort))
 
 # %% ../../nbs/43_ingest.ipynb #47d50dcc
 def ingest(

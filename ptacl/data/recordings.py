@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_ECG_BYTES', 'MAX_XML_MARKS', 'MAX_FILES', 'MAX_UNPACKED_BYTES', 'MAX_PIXEL_BYTES', 'MAX_HEADER_READS',
-           'MAX_NESTED_BYTES', 'MAX_VOXELS', 'MAX_FRAMES', 'ECG', 'Cine', 'reading', 'check_duration', 'first_bytes',
-           'is_dicom', 'read_bytes', 'is_manifest', 'members']
+           'MAX_NESTED_BYTES', 'MAX_VOXELS', 'MAX_FRAMES', 'ECG', 'Cine', 'reading', 'extra_library', 'check_duration',
+           'first_bytes', 'is_dicom', 'read_bytes', 'is_manifest', 'members']
 
 # %% ../../nbs/30_recordings.ipynb #1af4be67
 import numpy as np
@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import islice
 from nibabel.imageglobals import LoggingOutputSuppressor
 from pathlib import Path, PurePosixPath
@@ -73,6 +74,16 @@ def reading(
         why = f"cannot be read as {what} ({type(e).__name__})"
         remedy = "It is damaged, cut short or of another format: fetch it again."
         raise PtaclError(why, remedy, name) from None
+
+# %% ../../nbs/30_recordings.ipynb #15cfc67e
+def extra_library(name: str): # -> module
+    "A library that only some formats need. Raises `PtaclError` where it is not installed."
+    try:
+        return import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        remedy = "pip install 'ptacl[formats]'"
+        raise PtaclError(f"this format is read by {package}, which is not installed", remedy) from None
 
 # %% ../../nbs/30_recordings.ipynb #55932ab1
 _LONGEST = 600                       # s of an ECG

@@ -6,6 +6,7 @@
 __all__ = ['ECGFeatures', 'on_device', 'features', 'Written', 'transform', 'embed', 'encode']
 
 # %% ../../nbs/76_embedding.ipynb #89869cde
+import joblib
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -24,6 +25,7 @@ from typing import Any
 from ..core.devices import choose_device
 from ..core.errors import PtaclError
 from ..core.presets import FS, LEADS, MIN_SD, SAMPLES
+from ..data.ecg_files import read_by_compiled_code
 from ..data.ingest import counts_of
 from ..data.prepare import Visit
 from ..data.sources import Source
@@ -189,8 +191,16 @@ class _Reading:
         read = partial(read_some, allow=self.allow)
         if self.cluster:
             return in_order_on_cluster(read, parts, self.cluster, ahead)
-        workers = 1 if self.workers == -1 and len(self.visits) <= _FEW else self.workers
-        return in_order(read, parts, workers, ahead)
+        return in_order(read, parts, self._processes(), ahead)
+
+    def _processes(self) -> int:
+        "How many read: this one alone for a few, unless a compiled reader could take it along when it dies."
+        if self.workers != -1:
+            return self.workers
+        files = [path for visit in self.visits for path in visit.source.ecg]
+        if any(map(read_by_compiled_code, files)):
+            return max(2, joblib.effective_n_jobs(-1))
+        return 1 if len(files) <= _FEW else -1
 
     def _results(self) -> Iterator: # as of `read_some`, one by one; an error where its reader died
         parts = list(chunked(self.visits, _TOGETHER))

@@ -259,7 +259,7 @@ def simulate(
     cine: bool = True,   # draw the cines
     start: int = 0,      # patients to skip: the first is number start + 1
     *,
-    rhythm: str = "sinus",       # or af, pvc, lbbb, rbbb
+    rhythm: str = "sinus",       # or af, pvc, lbbb, rbbb, paced
     lead_off: str = "",          # electrode that comes off: RA, LA, LL, V1 … V6, or any
     bursts: float = 0.,          # mV, SD of two bursts of noise
     hum: float = 0,              # Hz of the mains

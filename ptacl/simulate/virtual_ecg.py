@@ -99,7 +99,7 @@ def _ecg_plan(
     if struck is None:
         centre, sd, vector = waves(q)
     else:
-        q["narrow"] = single(p["narrow"], device)
+        q |= {k: single(p[k], device) for k in ("narrow", "spike")}
         centre, sd, vector = rhythms.rhythm_waves(q, rhythm, struck)
     gain = 1 + 0.03 * torch.sin(2 * math.pi * (breath[:, None] * r + phase))
     beats = dict(r=r, gain=gain, centre=centre, sd=sd, vector=vector)
