@@ -10,6 +10,7 @@ import zipfile
 
 import nibabel as nib
 import numpy as np
+import pytest
 import scipy.io
 import wfdb
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -231,7 +232,7 @@ def scp(x, step=2.5, fs=500, names=LEADS, packed=True, multiplier=None, first=1)
 
 def hdf5(array, name="tracings", attributes=None, chunked=True, **more) -> bytes:
     "An HDF5 file with one data set, its attributes, and small ones beside it."
-    import h5py
+    h5py = pytest.importorskip("h5py")
     stream = io.BytesIO()
     with h5py.File(stream, "w") as file:
         data = file.create_dataset(name, data=array, **({"compression": "gzip"} if chunked else {}))

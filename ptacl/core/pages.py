@@ -78,7 +78,8 @@ def _picture(output: nbformat.NotebookNode, caption: str) -> nbformat.NotebookNo
     own = output.metadata.get("image/png", {})
     alt = html.escape(own.get("alt", caption or "figure"))
     width = f' width="{html.escape(str(own["width"]))}"' if "width" in own else ""
-    page = f'<img alt="{alt}"{width} style="max-width:100%" src="data:image/png;base64,{output.data["image/png"]}">'
+    source = f"data:image/png;base64,{output.data['image/png']}"
+    page = f'<img alt="{alt}"{width} style="max-width:100%" src="{source}">'
     return nbformat.v4.new_output("display_data", data={"text/html": page})
 
 def _described(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:

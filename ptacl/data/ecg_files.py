@@ -20,7 +20,7 @@ from .xml_exports import read_xml_ecg
 
 # %% ../../nbs/31_ecg_files.ipynb #04c6965f
 def _is_scp(start: bytes) -> bool: # the first 132 bytes
-    "Whether a file is SCP-ECG: by its mark, which some writers leave out, or by the pointer to its first section."
+    "Whether a file is SCP-ECG: by its mark, which some leave out, or by the pointer to its first section."
     pointer = start[8:10] == start[22:24] == bytes(2) and start[28:32] == b"\7\0\0\0"
     return len(start) > 32 and (start[16:22] == b"SCPECG" or pointer)
 

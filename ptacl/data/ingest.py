@@ -160,7 +160,7 @@ class Ingested:
     removed: int = 0         # who were in the cohort before
     key: str = ""            # name of the key file, where names were replaced
     unlisted: int = 0        # in the cohort, and no longer in the table
-    doubtful: pd.DataFrame = field(default_factory=pd.DataFrame) # in the cohort, as `doubtful_records` has them
+    doubtful: pd.DataFrame = field(default_factory=pd.DataFrame) # of the cohort: `doubtful_records`
 
     def listed(self) -> pd.DataFrame: # patient, what, reason, remedy
         "Those who could not be read, and behind them those who are kept with doubtful R-peaks."

@@ -22,7 +22,7 @@ _INSTEAD = "Export it again, or as HL7 aECG, DICOM, CSV or WFDB."
 _LONGEST_REASON = 120 # characters of what the library says
 
 def _parsed(path: Path, form: str): # -> ecgdatakit's record
-    "A file as the library has it, samples in counts. Raises `PtaclError` with what the library says is wrong."
+    "A file as the library has it, samples in counts. Raises `PtaclError` with what the library says."
     module, parser = _PARSERS[form]
     parsers = extra_library(f"ecgdatakit.parsing.parsers.{module}")
     errors = extra_library("ecgdatakit.exceptions")

@@ -33,7 +33,7 @@ def alignment_matrix(
     dist = (torch.arange(T)[:, None] / T - torch.arange(columns) / columns).abs()
     if circular:
         dist = torch.minimum(dist, 1 - dist)
-    if sigma * max(T, columns) < 0.02:  # the next moment would weigh exp(-1250): hard alignment, no division by 0
+    if sigma * max(T, columns) < 0.02:  # the next moment would weigh exp(-1250): hard, no division by 0
         return _hard(dist)
     return torch.softmax(-0.5 * (dist / sigma) ** 2, 1)
 
