@@ -167,6 +167,8 @@ def untrained(module: ECGFeatures, seed: int = 0) -> ECGFeatures:
 def _demographics(labelled: Labelled, rows: np.ndarray, target: Target) -> np.ndarray | None:
     "Age and sex of those that were read, and whether they are known; None where there is neither."
     own = {"age": "age", "male": "sex"} # not what is to be told
+    if labelled.demographics.shape[1] == 0:
+        return None
     known = labelled.demographics.iloc[rows]
     known = known[[c for c in known if own[c] != target.name and known[c].notna().any()]]
     if known.shape[1] == 0:

@@ -73,11 +73,13 @@ _CODES = { # rhythm -> SCP-ECG codes with their likelihood
     "pvc": {"NORM": 80.0, "PVC": 100.0, "SR": 0.0},
     "lbbb": {"CLBBB": 100.0, "SR": 0.0},
     "rbbb": {"CRBBB": 100.0, "SR": 0.0},
+    "paced": {"PACE": 0.0},
 }
 _STATEMENTS = pd.DataFrame(
     [["NORM", 1.0, None, None, "NORM", "NORM"], ["CLBBB", 1.0, None, None, "CD", "CLBBB"],
      ["CRBBB", 1.0, None, None, "CD", "CRBBB"], ["PVC", None, 1.0, None, None, None],
-     ["SR", None, None, 1.0, None, None], ["AFIB", None, None, 1.0, None, None]],
+     ["SR", None, None, 1.0, None, None], ["AFIB", None, None, 1.0, None, None],
+     ["PACE", None, None, 1.0, None, None]],
     columns=["", "diagnostic", "form", "rhythm", "diagnostic_class", "diagnostic_subclass"])
 
 def _write_both_rates(folder: Path, number: int, signal: np.ndarray) -> dict: # names of the files
