@@ -82,6 +82,7 @@ _STATEMENTS = pd.DataFrame(
      ["PACE", None, None, 1.0, None, None]],
     columns=["", "diagnostic", "form", "rhythm", "diagnostic_class", "diagnostic_subclass"])
 
+# %% ../../nbs/44_ecg_tasks.ipynb #12673858
 def _write_both_rates(folder: Path, number: int, signal: np.ndarray) -> dict: # names of the files
     "A recording at 500 Hz, and at 100 Hz by means of five samples."
     part, names = f"{number // 1000:02d}000", {}
