@@ -6,6 +6,7 @@
 __all__ = ['read_vendor_ecg']
 
 # %% ../../nbs/30_vendor_files.ipynb #8a69f120
+import struct
 import warnings
 from pathlib import Path
 from ..core.errors import PtaclError
@@ -35,6 +36,20 @@ def _parsed(path: Path, form: str): # -> ecgdatakit's record
         reason = f"cannot be read as {form}: {said[:_LONGEST_REASON]}"
         raise PtaclError(reason, _INSTEAD) from None
 
+# %% ../../nbs/30_vendor_files.ipynb #82652f26
+def _check_scp(data: bytes) -> None:
+    "Raises `PtaclError` where a lead claims more samples than the file has bits."
+    for at in range(22, min(len(data), 22 + 12 * 10), 10):  # pointers of section 0
+        number, _, index = struct.unpack_from("<HII", data.ljust(at + 10, b"\0"), at)
+        start = index + 15  # behind the header of a section; places are counted from 1
+        if number != 3 or start + 2 > len(data):
+            continue
+        for lead in range(start + 2, min(len(data) - 8, start + 2 + 9 * data[start]), 9):
+            first, last = struct.unpack_from("<II", data, lead)
+            if last - first >= 8 * len(data):
+                claim = f"a lead of it claims {last - first + 1:,} samples"
+                raise PtaclError(f"{claim}, more than the file can hold", _INSTEAD)
+
 # %% ../../nbs/30_vendor_files.ipynb #1aac605c
 def _check_leads(leads: list) -> None: # of ecgdatakit
     "Raises `PtaclError` where leads do not share a clock, or a voltage has no unit."
@@ -53,7 +68,9 @@ def read_vendor_ecg(
 ) -> ECG:
     "An ECG of one of the makers. Raises `PtaclError`."
     path = Path(path)
-    read_bytes(path) # its size
+    data = read_bytes(path) # its size
+    if form == "SCP-ECG":
+        _check_scp(data)
     record = _parsed(path, form)
     if record.raw_metadata.get("channel_offsets"):
         raise PtaclError("its channels have an offset, whose meaning nobody has published", _INSTEAD)
