@@ -9,20 +9,18 @@ __all__ = ['Score', 'Card', 'card_of_result', 'card_text', 'save_pretrained']
 import json
 import math
 import numpy as np
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from torch import nn
 from .. import __version__
-from ..core.errors import PtaclError
 from ..core.presets import FS, LEADS, SAMPLES
 from ..core.privacy import mask_ids
 from .embedding import ECGFeatures
 from .export import export_encoder
 from .prediction import fingerprint
-from ..nets.joint import save_pretrained as save_weights
+from ..nets.joint import model_folder, save_pretrained as save_weights
 
 # %% ../../nbs/79_cards.ipynb #5ddc0134
 @dataclass
@@ -189,26 +187,6 @@ def _export_beside(model: nn.Module, folder: Path) -> None:
     (folder / "load_ecg_encoder.py").write_text(loader, encoding="utf-8")
 
 # %% ../../nbs/79_cards.ipynb #48889199
-_OURS = {"config.json", "model.safetensors", "README.md", "ecg_encoder.onnx", "load_ecg_encoder.py"}
-
-def _check_free(folder: Path) -> None:
-    "Raises `PtaclError` where a folder holds something else than a model."
-    others = {file.name for file in folder.iterdir()} - _OURS if folder.is_dir() else set()
-    if others or (folder.exists() and not folder.is_dir()):
-        raise PtaclError(
-            f"{folder.name} holds something else than a model and is left as it is: give another folder")
-
-def _put(new: Path, folder: Path, old: Path) -> Path:
-    "A new folder in the place of another, which comes back where that fails."
-    if folder.exists():
-        folder.rename(old)
-    try:
-        return new.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-
 def save_pretrained(
     model: nn.Module,         # with a `config`, on the CPU where it is exported
     folder: str | Path,       # a new one, or that of a model, which is replaced
@@ -218,12 +196,10 @@ def save_pretrained(
     """Write weights, config and card into `folder`, which is whole or as it was.
     Raises `PtaclError` where there is something else."""
     folder = Path(folder)
-    _check_free(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as tmp:
-        new = save_weights(model, Path(tmp) / "new")
+    with model_folder(folder) as new:
+        save_weights(model, new)
         if export:
             _export_beside(model, new)
         text = card_text(model, card or Card(), folder.name, export)
         (new / "README.md").write_text(text, encoding="utf-8")
-        return _put(new, folder, Path(tmp) / "old")
+    return folder

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Batch', 'Builder', 'BUILDERS', 'View', 'centre_view', 'projection', 'turned', 'turned_view', 'PTACL', 'joint_loss',
-           'start_joint', 'save_pretrained', 'stored_kind', 'load_model', 'from_pretrained']
+           'start_joint', 'model_folder', 'save_pretrained', 'stored_kind', 'load_model', 'from_pretrained']
 
 # %% ../../nbs/53_ptacl.ipynb #daaff021
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -229,11 +230,14 @@ def start_joint(
     return model
 
 # %% ../../nbs/53_ptacl.ipynb #2d08f97e
+_MODEL_FILES = {  # of a model; the last three are those of one with a card
+    "config.json", "model.safetensors", "README.md", "ecg_encoder.onnx", "load_ecg_encoder.py"}
+
 def _check_place(folder: Path):
     "Refuse to write a model over something else. Raises `PtaclError`."
     if not folder.exists():
         return
-    if folder.is_dir() and {file.name for file in folder.iterdir()} <= {"config.json", "model.safetensors"}:
+    if folder.is_dir() and {file.name for file in folder.iterdir()} <= _MODEL_FILES:
         return
     raise PtaclError(
         f"{folder.name} holds something else than a model and is left as it is: give another folder")
@@ -249,11 +253,9 @@ def _exchange(new: Path, folder: Path, old: Path) -> Path:
             old.rename(folder)
         raise
 
-def save_pretrained(
-    model: nn.Module,    # with a `config`
-    folder: str | Path,  # a new one, or that of a model
-) -> Path:
-    """Write weights and config into `folder`, replacing a model that is there.
+@contextmanager
+def model_folder(folder: str | Path) -> Iterator[Path]:  # a new one, or that of a model
+    """A new folder to be filled, which then takes the place of `folder`, whole or not at all.
     Raises `PtaclError` where there is something else."""
     folder = Path(folder)
     _check_place(folder)
@@ -261,6 +263,18 @@ def save_pretrained(
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as tmp:
         new = Path(tmp) / "new"
         new.mkdir()
+        yield new
+        _exchange(new, folder, Path(tmp) / "old")
+
+# %% ../../nbs/53_ptacl.ipynb #1a254fd4
+def save_pretrained(
+    model: nn.Module,    # with a `config`
+    folder: str | Path,  # a new one, or that of a model
+) -> Path:
+    """Write weights and config into `folder`, replacing a model that is there.
+    Raises `PtaclError` where there is something else."""
+    folder = Path(folder)
+    with model_folder(folder) as new:
         try:
             save_model(model, str(new / "model.safetensors"))
             (new / "config.json").write_text(json.dumps(model.config, indent=1), encoding="utf-8")
@@ -268,7 +282,7 @@ def save_pretrained(
             raise PtaclError(
                 f"cannot write the model to {folder.name} ({e}): "
                 "make room on the disk; what was there is intact") from e
-        return _exchange(new, folder, Path(tmp) / "old")
+    return folder
 
 # %% ../../nbs/53_ptacl.ipynb #0d13b1c1
 def _why_no_model(folder: Path, error: Exception) -> str:  # what to do, as the end of a message
