@@ -328,13 +328,13 @@ def server(command, port, folder, **env):
                 time.sleep(0.2)
             yield
         finally:
-            started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else [] # the server, its kernels
+            started = descendants(process.pid)  # the server, its kernels
             process.terminate()
             try: process.wait(60)
             finally:
                 left = psutil.wait_procs(started, 10)[1]
                 for p in [*left, process]: p.kill()
-        assert not left, f"still there: {[p.cmdline()[:3] for p in left]}"
+        assert not left, f"still there: {[command_of(p)[:3] for p in left]}"
 
 
 def answer(port, path="", **headers):
@@ -374,7 +374,29 @@ def voila_is_there(port):
     except (HTTPError, URLError) as e: return isinstance(e, HTTPError)
 
 
-def kernels(): return [p for p in psutil.Process().children(recursive=True) if "ipykernel_launcher" in " ".join(p.cmdline())]
+def command_of(process):
+    "Its command line; nothing of a process that has ended since it was listed, reaped or not."
+    try: return process.cmdline()
+    except psutil.Error: return []
+
+
+def descendants(pid):
+    "The processes it has started and that they have started; none where it has ended since."
+    try: return psutil.Process(pid).children(recursive=True)
+    except psutil.Error: return []
+
+
+def kernels(): return [p for p in descendants(os.getpid()) if "ipykernel_launcher" in " ".join(command_of(p))]
+
+
+def test_an_ended_process_has_no_command():
+    "A kernel that has ended and that nobody has asked after is listed still: no longer a kernel, and no error."
+    process = subprocess.Popen([sys.executable, "-c", "pass", "ipykernel_launcher"])
+    zombie = psutil.Process(process.pid)
+    wait_until(lambda: zombie.status() == psutil.STATUS_ZOMBIE, 60)
+    assert command_of(zombie) == [] and not kernels()
+    process.wait()
+    assert command_of(zombie) == [] == descendants(process.pid)
 
 
 @contextmanager
