@@ -26,6 +26,7 @@ from ..nets.mae import MAE
 from ..rivals.cmae import Autoencoder
 from ..rivals.methods import METHODS
 from ..rivals.simclr import SimCLR, simclr_step
+from .tasks import Task
 from ..rivals.cmae import autoencoder_step
 from ..train.checkpoint import read_state
 from ..train.finetune import Tuned, tune_step
@@ -192,14 +193,21 @@ def learning_of(
     model: nn.Module,
     outputs: dict,  # of `ptacl.studies.scores.outputs`
     folder: Path,   # of the run, with the folders of its phases
-) -> dict[str, dict]:  # name of a method or of a pre-training -> loss, chance, rank_share …
-    "Whether a method of the tables has learned."
+    task: Task,     # whom the outputs are of
+) -> dict[str, dict]:  # name of a method or of a pre-training -> loss, chance, rank_share, probe_r2
+    "Whether a method of the tables has learned; its probe learns from all training patients."
     method = METHODS[name]
+    probe = {"probe_r2": _probe_r2(outputs, task)}
     if method.step:
         embeddings = outputs["z_ecg"], outputs["z_cmr"]
-        return {name: contrast(*embeddings, _temperature(model), _batch_size(model))}
+        return {name: contrast(*embeddings, _temperature(model), _batch_size(model)) | probe}
     asked = {part: _ended(Path(folder) / part) for part in method.start}
-    return {part: numbers for part, numbers in asked.items() if numbers}
+    return {part: numbers | (probe if "probe_r2" in numbers else {}) for part, numbers in asked.items() if numbers}
+
+def _probe_r2(outputs: dict, task: Task) -> float:
+    "R² of the linear probe on features of the ECG, mean over phenotypes."
+    predictions = ols_predict(outputs["train_ecg"], task.train_y, outputs["ecg"])
+    return float(regression_scores(task.test_y, predictions)["R2"].mean())
 
 def _title(name: str) -> str:
     "Of a method as in the tables, of a pre-training with its modality."
@@ -211,6 +219,9 @@ def _title(name: str) -> str:
 # %% ../../nbs/88_learning.ipynb #025ffccc
 def _rank_cell(asked: dict) -> str:
     return f"{asked['rank_share']:.0%}" if "rank_share" in asked else "–"
+
+def _probe_cell(asked: dict) -> str:
+    return f"{asked['probe_r2']:.3f}" if "probe_r2" in asked else "–"
 
 def show_learning(
     learning: dict[str, dict],  # of `learning_of`
@@ -225,6 +236,7 @@ def show_learning(
         "held-out loss": column(lambda x: f"{x['loss']:.3f}"),
         "loss of chance": column(lambda x: f"{x['chance']:.3f}"),
         "own film's rank, share of the gallery": column(_rank_cell),
+        "R² of the ECG's probe": column(_probe_cell),
     }
     note = "; ".join(f"{k}: {v}" for k, v in provenance.items())
     return show_table(columns, "Has each of them learned? Held-out patients", note, first="training")
