@@ -202,7 +202,8 @@ def learning_of(
         embeddings = outputs["z_ecg"], outputs["z_cmr"]
         return {name: contrast(*embeddings, _temperature(model), _batch_size(model)) | probe}
     asked = {part: _ended(Path(folder) / part) for part in method.start}
-    return {part: numbers | (probe if "probe_r2" in numbers else {}) for part, numbers in asked.items() if numbers}
+    learned = {part: numbers for part, numbers in asked.items() if numbers}
+    return {part: numbers | (probe if "probe_r2" in numbers else {}) for part, numbers in learned.items()}
 
 def _probe_r2(outputs: dict, task: Task) -> float:
     "R² of the linear probe on features of the ECG, mean over phenotypes."
