@@ -78,7 +78,7 @@ def test_shipped_models_show_what_they_are_for(both):
     assert list(both.models) == ["global", "σ = 0", "σ = 0.1"]
     assert scores["global", "within_one"].mean() < 0.5 < 0.85 < scores["σ = 0", "within_one"].mean()
     assert scores["σ = 0.1", "within_one"].mean() > 0.85
-    assert sum(f.stat().st_size for folder in shipped_models() for f in folder.iterdir()) < 3e6
+    assert sum(f.stat().st_size for folder in shipped_models() for f in folder.iterdir()) < 4.5e6
 
 
 def test_a_patient_without_two_beats_gets_a_sentence(both):
@@ -244,11 +244,11 @@ def test_another_rhythm_of_a_real_heart_is_refused(both, cohort):
     assert e.rhythm.disabled and e.page.view["state"] == "layer 1" and "virtual patients alone" in e.page.view["alert"]
 
 
-def test_the_shortcut_is_seen_in_one_switch(both):
-    "Models trained on films that begin at the R-peak read a film that stands still as if it moved."
-    as_it_is, still = (view_of(both, 0, Asked(film=film), over=[0, 1, 2, 4, 5])[1]["σ = 0"] for film in ("", "still"))
-    diagonal = torch.arange(13)
-    assert (as_it_is.argmax(1) - diagonal).abs().le(1).float().mean() > 0.8 and (still.argmax(1) - diagonal).abs().le(1).float().mean() > 0.8
+def test_nothing_is_owed_to_the_number_of_a_frame(both):
+    "One switch tells: the models have learned from films that begin anywhere, and find no moment in a film that stands still."
+    as_it_is, still, elsewhere = (view_of(both, 0, Asked(film=film), over=[0, 1, 2, 4, 5])[1]["σ = 0"] for film in ("", "still", "elsewhere"))
+    within_one = lambda found: ((found.argmax(1) - torch.arange(13) + 6) % 13 - 6).abs().le(1).float().mean()
+    assert within_one(as_it_is) > 0.8 and within_one(elsewhere) > 0.8 and within_one(still) < 0.5
 
 
 def test_a_doubtful_record_is_said_to_be_one(both):
@@ -453,9 +453,9 @@ def reset(page): page.get_by_role("button", name="Reset").click(); page.wait_for
 
 def test_explorer_in_voila(chromium, cohort, tmp_path, data_samples):
     options = ["--cohort", str(cohort)]
-    with explore(chromium, tmp_path, *options, query="?depth=2&cell=3-5") as (page, hosts):
+    with explore(chromium, tmp_path, *options, query="?depth=0&cell=3-5") as (page, hosts):
         assert page.locator(".px-maps > div").count() == 3
-        assert page.inner_text(".px-state") == "layer 2" and "segment 3" in told(page)  # opened from its address
+        assert page.inner_text(".px-state") == "layer 0" and "segment 3" in told(page)  # opened from its address
         reset(page)
         first = page.get_attribute(".px", "data-patient")
         check_pointing(page)
