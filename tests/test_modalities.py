@@ -1,17 +1,21 @@
-"Any set of modalities: the loss of two is the paper's to the last bit, what is lacking is never looked at."
+"Any set of modalities: the loss of two is the paper's to the last bit, what is lacking is never looked at; and the two studies."
 from dataclasses import replace
 from itertools import combinations
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import paper_regression, workshop
+from ptacl.data.pairs import Pairs
 from ptacl.nets.joint import PTACL, JointModel, View, joint_loss
 from ptacl.nets.losses import alignment_matrix
 from ptacl.nets.trimodal import start_modalities
 from ptacl.signal.beats import segment_beats
+from ptacl.studies.experiments import run_experiment
+from ptacl.studies.unpaired import WAYS, Rounds, groups_of, pairs_needed, pseudo_pair_step, transport
 from ptacl.train.steps import joint_step
 
 CONV = replace(workshop, width=32, heads=2, proj_dim=16)
@@ -109,3 +113,60 @@ def test_what_no_model_can_be_made_of():
     for names in (("ecg",), ("ecg", "ecg")):
         with pytest.raises(PtaclError, match="two or more"): JointModel(CONV, names)
     with pytest.raises(PtaclError, match="this model has no 'echo'"): PTACL(CONV).embeddings_of("echo", a_batch())
+
+
+# --- the studies ----------------------------------------------------------------------------------------------------------
+
+def test_an_epoch_is_so_many_steps_whoever_there_is():
+    data = Pairs(torch.randn(20, 12, 100), torch.zeros(20, 3), torch.zeros(20, 4, 8, 8, dtype=torch.uint8))
+    for groups in ([torch.arange(3)], [torch.arange(3), torch.arange(5, 20), torch.tensor([], dtype=torch.long)]):
+        rounds = Rounds(data, groups, (4, 4, 4)[:len(groups)], steps=7)
+        batches = [batch["index"] for batch in rounds.batches(rounds.batch, train=True)]
+        assert len(batches) == 7 == len(rounds) // rounds.batch and all(len(b) == rounds.batch for b in batches)
+        seen = torch.cat([b[:3] for b in batches])
+        assert seen.bincount(minlength=3).tolist() == [7, 7, 7]                      # each as often as the others
+        assert all(set(b[3:].tolist()) <= set(range(5, 20)) for b in batches)
+
+
+def test_who_is_paired_stays_paired_and_nobody_gains_a_recording():
+    drawn = {share: [set(g.tolist()) for g in groups_of(200, share, 4)] for share in (0.1, 0.25, 0.5, 1.0)}
+    for (pairs, ecgs, films), (more, fewer_ecgs, fewer_films) in zip(drawn.values(), list(drawn.values())[1:]):
+        assert pairs < more and fewer_ecgs < ecgs and fewer_films < films
+        assert len(pairs | ecgs | films) == 200 and abs(len(ecgs) - len(films)) <= 1
+
+
+def test_transport_spreads_equal_masses():
+    plan = transport(torch.randn(30, 12, generator=torch.Generator().manual_seed(0)), sharpness=1., rounds=100)
+    torch.testing.assert_close(plan.sum(1), torch.ones(30))
+    torch.testing.assert_close(plan.sum(0), torch.full((12,), 30 / 12), rtol=1e-4, atol=1e-4)
+
+
+def test_unpaired_recordings_teach_their_own_encoder():
+    "What an unpaired ECG says reaches the ECG's encoder, and the loss of the pairs is that of the pairs alone."
+    model = seeded(lambda: JointModel(CONV, ("ecg", "cmr"))).eval()
+    batch = a_batch(8) | {"has_ecg": torch.arange(8) != 7, "has_cmr": torch.arange(8) != 6, "index": torch.arange(8)}
+    mixed = seeded(lambda: pseudo_pair_step(model, batch))
+    only = seeded(lambda: joint_step(model, batch))
+    assert torch.equal(mixed["global"], only["global"]) and torch.equal(mixed["local"], only["local"])
+    alone = gradient(model, mixed["loss"]) - gradient(model, only["loss"])
+    assert mixed["unpaired"] > 0 and alone.abs().max() > 1e-4
+    torch.testing.assert_close(mixed["loss"], only["loss"] + mixed["unpaired"])
+
+
+def test_pairs_that_are_saved_lie_on_the_curve():
+    assert pairs_needed(0.3, (100, 1000), (0.1, 0.3)) == 1000 and pairs_needed(0.0, (100, 1000), (0.1, 0.3)) == pytest.approx(100)
+    needed = [pairs_needed(s, (100, 300, 1000), (0.1, 0.3, 0.2)) for s in (0.1, 0.15, 0.2, 0.29)]
+    assert needed == sorted(needed) and needed[-1] < 300
+
+
+@pytest.mark.parametrize("name, changes", [("trimodal", {"shares": [0.5], "arms": ["ECG + echo", "ECG + CMR + echo"]}),
+                                           ("unpaired", {"shares": [0.25, 1.0]})])
+def test_a_study_says_what_it_found_and_whether_it_learned(tmp_path, name, changes):
+    small = {"n_train": 24, "n_test": 20, "epochs": 1, "n_boot": 10, "seeds": [0], "output_dir": str(tmp_path)}
+    folder, found = run_experiment(name, small | changes)
+    rows = pd.DataFrame(found["rows"])
+    assert {"R2"} < set(rows.score) and rows.value.notna().all() and found["findings"]
+    assert found["learning"] and all({"loss", "chance"} <= set(x) for x in found["learning"].values())
+    assert (folder / f"{name}.html").exists()
+    if name == "unpaired":
+        assert {x["way"] for x in found["parameters"]["pairs_saved"]} == set(WAYS[1:]) and found["parameters"]["pairs"]["25%"] == 6
