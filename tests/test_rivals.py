@@ -23,7 +23,7 @@ from ptacl.rivals.methods import METHODS, PRETRAININGS, load_method, train_metho
 from ptacl.rivals.mmcl import MMCL, frame_least_like_diastole, mmcl_step, _mmcl_view, _three_channels
 from ptacl.nets.joint import PTACL
 from ptacl.core.presets import PHENOTYPES, paper_regression, workshop
-from ptacl.rivals.simclr import SimCLR, _nt_xent, simclr_step, _two_views
+from ptacl.rivals.simclr import SimCLR, nt_xent, simclr_step, _two_views
 from ptacl.data.pairs import Pairs, pairs_of_virtual
 from ptacl.signal.cmr import shrink
 from ptacl.simulate.patients import simulate
@@ -127,23 +127,23 @@ def test_joint_steps_at_the_size_of_the_paper(build, step):
 def test_nt_xent_is_that_of_the_metric_learning_library(seed, B, tau):
     a, b = torch.randn(2, B, 5, generator=torch.Generator().manual_seed(seed))
     theirs = NTXentLoss(temperature=tau)(torch.cat([a, b]), torch.arange(B).repeat(2))
-    torch.testing.assert_close(_nt_xent(a, b, tau), theirs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(nt_xent(a, b, tau), theirs, rtol=1e-4, atol=1e-5)
 
 
 @given(seeds)
 def test_nt_xent_does_not_care_which_view_came_first(seed):
     a, b = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(seed))
     order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(_nt_xent(a, b, 0.2), _nt_xent(b, a, 0.2))
-    torch.testing.assert_close(_nt_xent(a[order], b[order], 0.2), _nt_xent(a, b, 0.2))
+    torch.testing.assert_close(nt_xent(a, b, 0.2), nt_xent(b, a, 0.2))
+    torch.testing.assert_close(nt_xent(a[order], b[order], 0.2), nt_xent(a, b, 0.2))
 
 
 def test_negatives_come_from_all_processes():
     a, b = torch.randn(2, 8, 5, generator=torch.Generator().manual_seed(0))
     parts = []
     for own in (slice(0, 3), slice(3, 8)):
-        with patch.object(ptacl.rivals.simclr, "with_others", side_effect=[(a, own), (b, own)]): parts.append(_nt_xent(a[own], b[own], 0.1))
-    torch.testing.assert_close(3 / 8 * parts[0] + 5 / 8 * parts[1], _nt_xent(a, b, 0.1))
+        with patch.object(ptacl.rivals.simclr, "with_others", side_effect=[(a, own), (b, own)]): parts.append(nt_xent(a[own], b[own], 0.1))
+    torch.testing.assert_close(3 / 8 * parts[0] + 5 / 8 * parts[1], nt_xent(a, b, 0.1))
 
 
 def test_the_two_views_are_of_the_same_patients():

@@ -37,7 +37,7 @@ from ptacl.rivals.methods import METHODS, train_method
 from ptacl.rivals.mmcl import MMCL
 from ptacl.nets.joint import from_pretrained, joint_loss
 from ptacl.core.presets import PHENOTYPES
-from ptacl.rivals.simclr import SimCLR, _nt_xent
+from ptacl.rivals.simclr import SimCLR, nt_xent
 from ptacl.core.processes import child, stream
 from ptacl.train.launch import fit_in_processes
 from ptacl.data.pairs import Pairs
@@ -171,7 +171,7 @@ def test_processes_of_torchrun_have_the_loss_and_the_gradients_of_one(world, cas
 
 
 def two_crops(model, batch):
-    return {"loss": _nt_xent(*model(torch.cat([batch["ecg"][..., at:at + tiny.ecg_crop] for at in (0, 2500)])).chunk(2), 0.1)}
+    return {"loss": nt_xent(*model(torch.cat([batch["ecg"][..., at:at + tiny.ecg_crop] for at in (0, 2500)])).chunk(2), 0.1)}
 
 def both_ways(model, batch): return {"loss": global_contrastive_loss(*model.embeddings(batch), 0.1)}
 def all_three(model, batch): return {"loss": _three_way_loss(*model.three(batch), 0.1)}
@@ -200,7 +200,7 @@ def test_nt_xent_compares_its_own_views_only(tmp_path):
         seen, real = [], ptacl.rivals.simclr.cosine
         def cosine(x, y): seen.append((len(x), len(y))); return real(x, y)
         ptacl.rivals.simclr.cosine = cosine
-        _nt_xent(torch.randn(3 - rank, 4), torch.randn(3 - rank, 4), 0.1)
+        nt_xent(torch.randn(3 - rank, 4), torch.randn(3 - rank, 4), 0.1)
         return torch.tensor(seen)
     assert [x.tolist() for x in together(shapes, 2, tmp_path / "run")] == [[[6, 10]], [[4, 10]]]
 

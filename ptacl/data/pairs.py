@@ -52,6 +52,12 @@ class Pairs(Dataset):
         "The same pairs with more of each patient."
         return Pairs(self.ecg, self.r_peaks, self.cine, self.extra | extra, self.names, self.normalize)
 
+    def of(self, patients) -> "Pairs": # a slice, or indices
+        "Those of some of the patients."
+        names = None if self.names is None else [self.names[i] for i in torch.arange(len(self))[patients]]
+        extra = {name: x[patients] for name, x in self.extra.items()}
+        return Pairs(self.ecg[patients], self.r_peaks[patients], self.cine[patients], extra, names, self.normalize)
+
     def __len__(self):
         return len(self.ecg)
 

@@ -26,11 +26,11 @@ from ..nets.losses import cosine
 # %% ../../nbs/65_alignment.ipynb #a7b9e0ec
 def cosine_maps(
     z_ecg: Tensor,                # (B, T, D) segments
-    z_cmr: Tensor,                # (B, T, D) frames
+    z_cmr: Tensor,                # (B, T', D) frames, of a clock of their own; T' = T in the paper
     valid: Tensor | None = None,  # (B,) patients that have a heartbeat
-) -> Tensor:                      # (B, T, T) float; [b, k, t] is segment k against frame t
+) -> Tensor:                      # (B, T, T') float; [b, k, t] is segment k against frame t
     "Cosine of every ECG segment with every CMR frame of the same patient; NaN where not valid."
-    if z_ecg.ndim != 3 or z_ecg.shape != z_cmr.shape:
+    if z_ecg.ndim != 3 or z_cmr.ndim != 3 or z_ecg.shape[::2] != z_cmr.shape[::2]:
         raise PtaclError(
             f"local embeddings must both be (B, T, D), got {tuple(z_ecg.shape)} and {tuple(z_cmr.shape)}")
     maps = cosine(z_ecg, z_cmr)
@@ -62,15 +62,18 @@ def chance_scores(
 
 # %% ../../nbs/65_alignment.ipynb #8b3ace94
 def patient_scores(
-    maps: Tensor,            # (B, T, T), NaN for patients without a heartbeat
+    maps: Tensor,            # (B, T, T'), NaN for patients without a heartbeat; T' = T in the paper
     circular: bool = False,  # the last frame is a neighbour of the first
 ) -> pd.DataFrame:           # B rows; exact, within_one, phase_error; NaN rows stay NaN
-    "The three scores of every patient, averaged over the segments. Ties go to the earlier frame."
-    if maps.ndim != 3 or maps.shape[1] != maps.shape[2]:
+    """The three scores of every patient, averaged over the segments, in frames from the one that is
+    nearest in time. Ties go to the earlier frame."""
+    if maps.ndim != 3:
         raise PtaclError(f"maps must be (B, T, T), got {tuple(maps.shape)}")
-    T = maps.shape[-1]
+    segments, T = maps.shape[1:]
     valid = maps.isfinite().all((1, 2))
-    off = (maps.nan_to_num().argmax(-1) - torch.arange(T, device=maps.device)).abs()     # (B, T)
+    own = (torch.arange(segments, device=maps.device) * (T / segments)).round().long()
+    own = own % T if circular else own.clamp(max=T - 1)
+    off = (maps.nan_to_num().argmax(-1) - own).abs()                                     # (B, segments)
     around = torch.minimum(off, T - off)
     near = (around if circular else off) <= 1
     scores = torch.stack([off == 0, near, around.double() / T]).mean(-1)                 # (3, B)

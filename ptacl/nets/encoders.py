@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Turn', 'Encoder', 'attend', 'Block', 'start_positions', 'take_tokens', 'put_tokens', 'add_angles', 'TokenEncoder',
-           'tokens_by_depth', 'ECGEncoder', 'CMREncoder']
+           'tokens_by_depth', 'ECGEncoder', 'CMREncoder', 'EchoEncoder']
 
 # %% ../../nbs/50_encoders.ipynb #e1b6a391
 import math
@@ -127,7 +127,8 @@ def _check_shape(name: str, x: Tensor, *expected: int):
 # %% ../../nbs/50_encoders.ipynb #3ad0dcf0
 class _Layout(nn.Module):
     "An encoder's parts and where its tokens lie; a modality adds its stem, layout and typical values."
-    modality = ""          # ECG or CMR, as the names of stored models have it
+    modality = ""          # ECG, CMR or Echo, as the names of stored models have it
+    key = ""               # of a batch, where its recordings are
     mean, sd = 0.0, 1.0    # of the input: what comes in is standardised with them
     patch: Any             # a convolution of one patch, or a stem
     blocks: nn.ModuleList
@@ -260,6 +261,7 @@ class ECGEncoder(TokenEncoder):
     """12-lead ECG → tokens of 100 ms, of each lead or (by convolutions) of all together.
     Its input has mean 0 and SD 1 by its own z-score."""
     modality = "ECG"
+    key = "ecg"
 
     def __init__(self, preset: Preset):
         convolves = preset.stem == "conv"
@@ -295,6 +297,7 @@ class ECGEncoder(TokenEncoder):
 class CMREncoder(TokenEncoder):
     "Short-axis cine → tokens of two frames and one image patch."
     modality = "CMR"
+    key = "cine"
     mean, sd = 0.3, 0.2  # grey levels of a min-maxed crop, rounded
 
     def __init__(self, preset: Preset):
@@ -310,7 +313,7 @@ class CMREncoder(TokenEncoder):
 
     def forward(self, cine: Tensor, keep: Tensor | None = None, corrupt: Callable | None = None) -> Tensor:
         "(B, frames, size, size) → (B, T·s, D), moment by moment. Raises `PtaclError` on another shape."
-        _check_shape("cine", cine, self.preset.frames, self.preset.size, self.preset.size)
+        _check_shape(self.key, cine, self.preset.frames, self.preset.size, self.preset.size)
         return self.encode(cine, keep, corrupt)
 
     def patches(self, cine: Tensor) -> Tensor:  # (B, frames, size, size) -> (B, T·s, pixels of a patch)
@@ -329,4 +332,11 @@ class CMREncoder(TokenEncoder):
         "Mean over places: one vector for each moment of the heartbeat."
         return rearrange(tokens, "b (t s) d -> b t s d", t=self.preset.T).float().mean(2)
 
-Encoder = ECGEncoder | CMREncoder
+# %% ../../nbs/50_encoders.ipynb #65870312
+class EchoEncoder(CMREncoder):
+    "Apical echo of one beat → tokens, as a cine's; `frames` and `size` of its preset are the echo's."
+    modality = "Echo"
+    key = "echo"
+    mean, sd = 0.24, 0.25  # grey levels of a film, rounded
+
+Encoder = ECGEncoder | CMREncoder  # an echo's is one of these

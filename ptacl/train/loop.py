@@ -91,7 +91,7 @@ def _means(
 # %% ../../nbs/58_loop.ipynb #867eaa9a
 def _culprits(batch: dict, data) -> tuple[list[str], bool]: # names, whether their values are at fault
     "Who, in all processes' parts of the batch, has values that are no numbers; everybody where nobody has."
-    finite = [batch[k].flatten(1).isfinite().all(1) for k in ("ecg", "cine")]
+    finite = [batch[k].flatten(1).isfinite().all(1) for k in ("ecg", "cine", "echo") if k in batch]
     odd = ~torch.stack(finite).all(0)
     index, odd = gather(torch.stack([batch["index"], odd.long()], 1)).cpu().unbind(1)
     at_fault = bool(odd.any())

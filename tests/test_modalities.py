@@ -1,0 +1,172 @@
+"Any set of modalities: the loss of two is the paper's to the last bit, what is lacking is never looked at; and the two studies."
+from dataclasses import replace
+from itertools import combinations
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ptacl.core.errors import PtaclError
+from ptacl.core.presets import paper_regression, workshop
+from ptacl.data.pairs import Pairs
+from ptacl.nets.joint import PTACL, JointModel, View, joint_loss
+from ptacl.nets.losses import alignment_matrix
+from ptacl.nets.trimodal import start_modalities
+from ptacl.signal.beats import segment_beats
+from ptacl.studies.experiments import run_experiment
+from ptacl.studies.unpaired import WAYS, Rounds, groups_of, pairs_needed, pseudo_pair_step, transport
+from ptacl.train.steps import joint_step
+
+CONV = replace(workshop, width=32, heads=2, proj_dim=16)
+LINEAR = replace(paper_regression, name="linear", width=32, heads=2, ecg_layers=1, cmr_layers=1, frozen_layers=0, size=48, proj_dim=16)
+ALL = ("ecg", "cmr", "echo")
+
+
+def a_batch(B=6, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return {"ecg": torch.randn(B, 12, 5000, generator=g), "cine": torch.rand(B, 50, 48, 48, generator=g),
+            "echo": torch.rand(B, 32, 48, 48, generator=g), "r_peaks": torch.arange(0.3, 10, 0.9).repeat(B, 1)}
+
+
+def seeded(build):
+    torch.manual_seed(3)
+    return build()
+
+
+def gradient(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return torch.cat([w.grad.flatten() for w in model.parameters()])
+
+
+def by_the_paper(model, view):
+    "Eq. 1, 3 and 4 for an ECG and a film, written down once more."
+    p = model.preset
+    ecg = model.ecg.over_time(model.ecg(view["ecg"]))
+    cmr = model.cmr.over_time(model.cmr(view["cine"]))
+    a, b = (F.normalize(z, dim=-1) for z in (model.proj_ecg(ecg.mean(1)), model.proj_cmr(cmr.mean(1))))
+    own = torch.arange(len(a))
+    whole = 0.5 * F.cross_entropy(a @ b.mT / p.tau_global, own) + 0.5 * F.cross_entropy(b @ a.mT / p.tau_global, own)
+    beat, valid = segment_beats(ecg, view["r_peaks"], view["start"], p.token_width, p.T)
+    if p.centred: beat, cmr = (z - z.mean(1, keepdim=True) for z in (beat, cmr))
+    logits = F.normalize(beat, dim=-1) @ F.normalize(cmr, dim=-1).mT / p.tau_local
+    P = alignment_matrix(p.T, p.sigma, p.circular)
+    each = [-(P * x.log_softmax(-1)).sum(-1).mean(-1) for x in (logits, logits.mT)]
+    return whole + p.beta * torch.where(valid, 0.5 * each[0] + 0.5 * each[1], 0).sum() / valid.sum()
+
+
+@pytest.mark.parametrize("preset", [CONV, LINEAR], ids=lambda p: p.name)
+def test_two_of_any_modalities_are_ptacl_to_the_last_bit(preset):
+    batch = a_batch()
+    batch["r_peaks"][2] = torch.nan
+    two, ptacl = seeded(lambda: JointModel(preset, ("ecg", "cmr"))), seeded(lambda: PTACL(preset))
+    assert list(two.state_dict()) == list(ptacl.state_dict())
+    assert {k.split(".")[0] for k in two.state_dict()} == {"ecg", "cmr", "proj_ecg", "proj_cmr"}
+    losses = [seeded(lambda m=model: joint_step(m, batch)["loss"]) for model in (two, ptacl)]
+    assert torch.equal(*losses) and torch.equal(gradient(two, losses[0]), gradient(ptacl, losses[1]))
+    view = ptacl.view(batch)
+    torch.testing.assert_close(joint_loss(ptacl, view)["loss"], by_the_paper(ptacl, view), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("names", [*combinations(ALL, 2), ALL], ids="+".join)
+def test_the_loss_is_the_mean_over_pairs(names):
+    whole = seeded(lambda: start_modalities(CONV, names))
+    view, parts = whole.view(a_batch()), []
+    for pair in combinations(names, 2):
+        part = JointModel(CONV, pair)
+        part.load_state_dict({k: v for k, v in whole.state_dict().items() if k.split(".")[0].removeprefix("proj_") in pair})
+        parts.append(joint_loss(part, view))
+    got = joint_loss(whole, view)
+    for name in ("loss", "global", "local"): torch.testing.assert_close(got[name], torch.stack([x[name] for x in parts]).mean())
+
+
+@pytest.mark.parametrize("lacks", ALL)
+def test_what_lacks_is_never_looked_at(lacks):
+    model, batch = seeded(lambda: start_modalities(CONV, ALL)), a_batch()
+    has = torch.tensor([True, False, True, True, False, True])
+    key = {"ecg": "ecg", "cmr": "cine", "echo": "echo"}[lacks]
+    view = View(model.view(batch) | {f"has_{lacks}": has})
+    other = View(view | {key: torch.where(has.view(-1, *[1] * (view[key].ndim - 1)), view[key], torch.nan)})
+    grads = [gradient(model, joint_loss(model, v)["loss"]) for v in (view, other)]
+    assert torch.equal(*grads) and grads[0].isfinite().all() and grads[0].abs().sum() > 0
+    features = dict(zip(ALL, model.eval().features(other)))
+    assert features[lacks].isnan().all(1).tolist() == (~has).tolist()
+    assert all(x.isfinite().all() for name, x in features.items() if name != lacks)
+
+
+def test_in_chunks_patients_may_lack_something_too():
+    model = seeded(lambda: start_modalities(LINEAR, ALL))
+    view = View(model.view(a_batch(7)) | {"has_echo": torch.arange(7) % 3 > 0, "has_ecg": torch.arange(7) != 4})
+    whole, parts = (gradient(model, joint_loss(model, view, chunk=c)["loss"]) for c in (None, 2))
+    assert (whole - parts).norm() < 1e-4 * whole.norm()
+
+
+def test_nobody_to_compare_is_no_loss_and_no_error():
+    model = start_modalities(CONV, ALL)
+    nobody = {f"has_{name}": torch.arange(6) % 3 == i for i, name in enumerate(ALL)}
+    loss = joint_loss(model, View(model.view(a_batch()) | nobody))["loss"]
+    assert loss.item() == 0 and not gradient(model, loss).any()
+
+
+def test_what_no_model_can_be_made_of():
+    for names in (("ecg",), ("ecg", "ecg")):
+        with pytest.raises(PtaclError, match="two or more"): JointModel(CONV, names)
+    with pytest.raises(PtaclError, match="this model has no 'echo'"): PTACL(CONV).embeddings_of("echo", a_batch())
+
+
+# --- the studies ----------------------------------------------------------------------------------------------------------
+
+def test_an_epoch_is_so_many_steps_whoever_there_is():
+    data = Pairs(torch.randn(20, 12, 100), torch.zeros(20, 3), torch.zeros(20, 4, 8, 8, dtype=torch.uint8))
+    for groups in ([torch.arange(3)], [torch.arange(3), torch.arange(5, 20), torch.tensor([], dtype=torch.long)]):
+        rounds = Rounds(data, groups, (4, 4, 4)[:len(groups)], steps=7)
+        batches = [batch["index"] for batch in rounds.batches(rounds.batch, train=True)]
+        assert len(batches) == 7 == len(rounds) // rounds.batch and all(len(b) == rounds.batch for b in batches)
+        seen = torch.cat([b[:3] for b in batches])
+        assert seen.bincount(minlength=3).tolist() == [7, 7, 7]                      # each as often as the others
+        assert all(set(b[3:].tolist()) <= set(range(5, 20)) for b in batches)
+
+
+def test_who_is_paired_stays_paired_and_nobody_gains_a_recording():
+    drawn = {share: [set(g.tolist()) for g in groups_of(200, share, 4)] for share in (0.1, 0.25, 0.5, 1.0)}
+    for (pairs, ecgs, films), (more, fewer_ecgs, fewer_films) in zip(drawn.values(), list(drawn.values())[1:]):
+        assert pairs < more and fewer_ecgs < ecgs and fewer_films < films
+        assert len(pairs | ecgs | films) == 200 and abs(len(ecgs) - len(films)) <= 1
+
+
+def test_transport_spreads_equal_masses():
+    plan = transport(torch.randn(30, 12, generator=torch.Generator().manual_seed(0)), sharpness=1., rounds=100)
+    torch.testing.assert_close(plan.sum(1), torch.ones(30))
+    torch.testing.assert_close(plan.sum(0), torch.full((12,), 30 / 12), rtol=1e-4, atol=1e-4)
+
+
+def test_unpaired_recordings_teach_their_own_encoder():
+    "What an unpaired ECG says reaches the ECG's encoder, and the loss of the pairs is that of the pairs alone."
+    model = seeded(lambda: JointModel(CONV, ("ecg", "cmr"))).eval()
+    batch = a_batch(8) | {"has_ecg": torch.arange(8) != 7, "has_cmr": torch.arange(8) != 6, "index": torch.arange(8)}
+    mixed = seeded(lambda: pseudo_pair_step(model, batch))
+    only = seeded(lambda: joint_step(model, batch))
+    assert torch.equal(mixed["global"], only["global"]) and torch.equal(mixed["local"], only["local"])
+    alone = gradient(model, mixed["loss"]) - gradient(model, only["loss"])
+    assert mixed["unpaired"] > 0 and alone.abs().max() > 1e-4
+    torch.testing.assert_close(mixed["loss"], only["loss"] + mixed["unpaired"])
+
+
+def test_pairs_that_are_saved_lie_on_the_curve():
+    assert pairs_needed(0.3, (100, 1000), (0.1, 0.3)) == 1000 and pairs_needed(0.0, (100, 1000), (0.1, 0.3)) == pytest.approx(100)
+    needed = [pairs_needed(s, (100, 300, 1000), (0.1, 0.3, 0.2)) for s in (0.1, 0.15, 0.2, 0.29)]
+    assert needed == sorted(needed) and needed[-1] < 300
+
+
+@pytest.mark.parametrize("name, changes", [("trimodal", {"shares": [0.5], "arms": ["ECG + echo", "ECG + CMR + echo"]}),
+                                           ("unpaired", {"shares": [0.25, 1.0]})])
+def test_a_study_says_what_it_found_and_whether_it_learned(tmp_path, name, changes):
+    small = {"n_train": 24, "n_test": 20, "epochs": 1, "n_boot": 10, "seeds": [0], "output_dir": str(tmp_path)}
+    folder, found = run_experiment(name, small | changes)
+    rows = pd.DataFrame(found["rows"])
+    assert {"R2"} < set(rows.score) and rows.value.notna().all() and found["findings"]
+    assert found["learning"] and all({"loss", "chance"} <= set(x) for x in found["learning"].values())
+    assert (folder / f"{name}.html").exists()
+    if name == "unpaired":
+        assert {x["way"] for x in found["parameters"]["pairs_saved"]} == set(WAYS[1:]) and found["parameters"]["pairs"]["25%"] == 6
