@@ -234,8 +234,16 @@ def test_table1_is_filled_and_goes_on_where_it_stopped(tmp_path):
     assert found["about"]["cohort"] in html and not MACHINE_PATH.search(html.replace(str(tmp_path), ""))
 
 
+STUDIES = [f.stem for f in NOTEBOOKS if f.stem not in ("quickstart", "table1")]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_runs(tmp_path, name):
+    variants._check_result(run_experiment(name, SMALL | {"n_train": 32, "output_dir": str(tmp_path)})[1])
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("name", [f.stem for f in NOTEBOOKS if f.stem not in ("quickstart", "table1")])
+@pytest.mark.parametrize("name", STUDIES)
 def test_every_study_runs_and_is_found_trained_the_second_time(tmp_path, name):
     parameters = SMALL | {"n_train": 32, "output_dir": str(tmp_path)}
     _, first = run_experiment(name, parameters)
