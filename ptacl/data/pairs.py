@@ -56,7 +56,8 @@ class Pairs(Dataset):
         "Those of some of the patients."
         names = None if self.names is None else [self.names[i] for i in torch.arange(len(self))[patients]]
         extra = {name: x[patients] for name, x in self.extra.items()}
-        return Pairs(self.ecg[patients], self.r_peaks[patients], self.cine[patients], extra, names, self.normalize)
+        parts = (x[patients] for x in (self.ecg, self.r_peaks, self.cine))
+        return Pairs(*parts, extra, names, self.normalize)
 
     def __len__(self):
         return len(self.ecg)

@@ -58,7 +58,8 @@ def with_echoes(task: Task, preset: Preset, seed: int, folder) -> Task:
     n, m, size = len(task.train), len(task.test), preset_for("echo", preset).size
     train, test = echo_films(n, seed, folder, 0, size), echo_films(m, seed, folder, n, size)
     about = task.about | {"echo": f"{train.shape[1]} frames"}
-    return replace(task, train=task.train.with_extra(echo=train), test=task.test.with_extra(echo=test), about=about)
+    pairs = {"train": task.train.with_extra(echo=train), "test": task.test.with_extra(echo=test)}
+    return replace(task, **pairs, about=about)
 
 def trimodal_task(n_train: int | None, n_test: int | None, seed: int, preset: Preset, folder) -> Task:
     "Virtual patients with ECG, MRI and echo."
@@ -119,7 +120,8 @@ def trained(
         data = data.with_extra(**{name: x[there > 1] for name, x in own.items()})
     build = partial(start_modalities, preset, names, {name: encoders[name] for name in names})
     where = f"{'_'.join(names)}-{round(100 * share)}"
-    return run_phase(where, build, joint_step, data, preset, preset.epochs_joint, preset.lr_joint, seed, folder)
+    budget = preset.epochs_joint, preset.lr_joint
+    return run_phase(where, build, joint_step, data, preset, *budget, seed, folder)
 
 # %% ../../nbs/90_modalities.ipynb #b6542bd2
 def _between(pair: Pair, joined: str) -> str:

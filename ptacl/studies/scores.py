@@ -99,7 +99,10 @@ def within_draws(
 
 def model_scores(out: dict, task: Task, n_boot: int = 1000) -> dict:  # score -> (1 + n_boot,)
     "The three numbers of a model, as far as it has them, from its `outputs`."
-    scores = {"R2": r2_draws(out["train_ecg"], out["ecg"], task, n_boot), "P@5": p5_draws(out["z_ecg"], out["z_cmr"], task, n_boot)}
+    scores = {
+        "R2": r2_draws(out["train_ecg"], out["ecg"], task, n_boot),
+        "P@5": p5_draws(out["z_ecg"], out["z_cmr"], task, n_boot),
+    }
     if "maps" in out:
         scores["within_one"] = within_draws(out["maps"], n_boot, out["circular"])
     return scores
@@ -120,7 +123,7 @@ _COMPARED = ("score", "value", "lo", "hi",
              "difference", "difference_lo", "difference_hi", "clear", "reference")
 
 def comparison_table(
-    measured: dict,                     # key (tuple of what names a row) -> score -> (1 + n_boot,), or S of them
+    measured: dict,                     # key (tuple that names a row) -> score -> (1 + n_boot,), or S of them
     names: Iterable[str],               # of the parts of a key
     reference: Callable | None = None,  # key -> key of what it is compared with, or None
 ) -> pd.DataFrame:                      # names…, and the columns of `_COMPARED`

@@ -44,7 +44,9 @@ def groups_of(
 # %% ../../nbs/90_unpaired.ipynb #a9754fb6
 class _Draws:
     "Batches of so many from every group, each group in random order over and over."
-    def __init__(self, groups: Sequence[Tensor], sizes: Sequence[int], steps: int, generator: torch.Generator):
+    def __init__(
+        self, groups: Sequence[Tensor], sizes: Sequence[int], steps: int, generator: torch.Generator
+    ):
         self.groups = groups
         self.sizes = sizes
         self.steps = steps
@@ -269,7 +271,9 @@ def saving_sentences(saved: pd.DataFrame, all_pairs: int) -> list[str]:  # of `p
         if row.saved <= 0:
             sentences.append(f"{what} saves no pairs: pairs only reaches its R² with {row.needed:,}.")
         elif row.needed >= all_pairs:
-            sentences.append(f"{what} reaches the R² of all {all_pairs:,} pairs, and saves {row.saved:,} or more.")
+            sentences.append(
+                f"{what} reaches the R² of all {all_pairs:,} pairs, and saves {row.saved:,} or more.")
         else:
-            sentences.append(f"{what} reaches what pairs only would with about {row.needed:,}: it saves {row.saved:,}.")
+            sentences.append(
+                f"{what} reaches what pairs only would with about {row.needed:,}: it saves {row.saved:,}.")
     return sentences
