@@ -325,9 +325,9 @@ def test_a_cluster_of_two_processes_gives_the_same_tables(files, module, probe, 
 def test_the_shell_hands_the_cluster_on(command):
     "Both commands take --cluster, and say what it is, as ingest does."
     import inspect
-    from ptacl.app import cli
-    assert "cluster" in inspect.signature(getattr(cli, f"_{command}_command")).parameters
-    shown = CliRunner().invoke(cli.app, [command, "--help"]).output
+    from ptacl.app import model_commands
+    assert "cluster" in inspect.signature(getattr(model_commands, f"_{command}_command")).parameters
+    shown = CliRunner().invoke(app, [command, "--help"]).output
     assert "--cluster" in shown and "Dask scheduler" in shown
 
 

@@ -12,7 +12,6 @@ import ipywidgets as W
 import numpy as np
 import os
 import traitlets
-from collections.abc import Callable
 from contextlib import contextmanager
 from IPython.display import display
 from fastcore.basics import patch
@@ -20,6 +19,7 @@ from html import escape
 from .. import __version__
 from .asked import Asked, GROUPS, OTHER_RHYTHMS, from_query, safe_name, state_words, to_query
 from .comparison import Compared, shipped_cohort, shipped_models
+from .controls import button, choice, flow, toggle
 from .doubts import model_doubts
 from .plane import colour_columns, plane_figure
 from .records import can_be_resimulated, read_upload
@@ -32,29 +32,6 @@ from ..evaluate.whatif import FILMS, depths
 
 # %% ../../nbs/72_explorer.ipynb #c7a2c963
 _SKIP = "<a class='px-skip' href='#px-maps'>Skip to the maps</a>"
-
-
-def _flow(*parts) -> W.Box:
-    "Controls in a row that wraps where it is narrow."
-    return W.Box(parts, layout=W.Layout(display="flex", flex_flow="row wrap", align_items="center"))
-
-
-def _button(text: str, tooltip: str, on_click: Callable) -> W.Button:
-    "A button with an explanation."
-    button = W.Button(description=text, tooltip=tooltip, layout=W.Layout(width="auto"))
-    button.on_click(on_click)
-    return button
-
-
-def _toggle(text: str, tooltip: str, **options) -> W.ToggleButton:
-    "A switch with an explanation."
-    return W.ToggleButton(description=text, tooltip=tooltip, **{"layout": W.Layout(width="auto")} | options)
-
-
-def _choice(text: str, tooltip: str, options, width: int) -> W.Dropdown: # px
-    "One of several."
-    return W.Dropdown(options=options, description=text, tooltip=tooltip,
-                      style={"description_width": "initial"}, layout=W.Layout(width=f"{width}px"))
 
 # %% ../../nbs/72_explorer.ipynb #88bf70b7
 class AlignmentExplorer(W.VBox):
@@ -108,16 +85,16 @@ def _compare_tab(self: AlignmentExplorer) -> W.Box:
     names = list(self.both.models)
     wide = W.Layout(width="auto", min_width="90px")
     options = [(label, kind) for kind, label in GROUPS.items()]
-    self.group = _choice("show", "whose maps", options, 230)
-    self.shown = {name: _toggle(name, f"show {name}", value=True, layout=wide) for name in names}
-    self.difference = _toggle(f"difference to {names[0]}", "of the other models", disabled=len(names) < 2)
-    self.softmax = _toggle("softmax of rows", "cosines, or what the local loss compares")
+    self.group = choice("show", "whose maps", options, 230)
+    self.shown = {name: toggle(name, f"show {name}", value=True, layout=wide) for name in names}
+    self.difference = toggle(f"difference to {names[0]}", "of the other models", disabled=len(names) < 2)
+    self.softmax = toggle("softmax of rows", "cosines, or what the local loss compares")
     self.temperature = W.FloatLogSlider(
         self.both.preset.tau_local, min=-2, max=0.5, step=0.05, description="τ",
         tooltip="temperature of the softmax", style={"description_width": "20px"})
-    self.target = _toggle("target outlined", "what the local loss asks for")
-    self.circular = _toggle("circular time", "the last moment is a neighbour of the first")
-    return _flow(self.group, *self.shown.values(), self.difference, self.softmax, self.temperature,
+    self.target = toggle("target outlined", "what the local loss asks for")
+    self.circular = toggle("circular time", "the last moment is a neighbour of the first")
+    return flow(self.group, *self.shown.values(), self.difference, self.softmax, self.temperature,
                  self.target, self.circular)
 
 # %% ../../nbs/72_explorer.ipynb #7ff053d5
@@ -130,17 +107,17 @@ def _disturb_tab(self: AlignmentExplorer) -> W.Box:
     self.noise = W.FloatSlider(0, min=0, max=0.5, step=0.05, description="noise, mV",
                                tooltip="white noise on every lead", **slow)
     narrow = W.Layout(width="48px")
-    self.drop = {lead: _toggle(lead, f"lead {lead} is lost", layout=narrow) for lead in LEADS}
+    self.drop = {lead: toggle(lead, f"lead {lead} is lost", layout=narrow) for lead in LEADS}
     kinds = [(f"film {label}", kind) for kind, label in FILMS.items()]
     self.film = W.ToggleButtons(options=kinds, tooltips=["", "at end-diastole", "a third of a beat later"],
                                 tooltip="what a model that counts frames does not notice",
                                 style={"button_width": "auto"})
     options = [("the patient's own", ""), *((label, kind) for kind, label in OTHER_RHYTHMS.items())]
-    self.rhythm = _choice("rhythm", "a virtual patient drawn again in another rhythm", options, 230)
+    self.rhythm = choice("rhythm", "a virtual patient drawn again in another rhythm", options, 230)
     self.rhythm.disabled = not any(can_be_resimulated(self.both.cohort, name) for name in self.both.ids)
     self.upload = W.FileUpload(
         multiple=True, description="own ECG", tooltip="XML, DICOM, or WFDB with its header")
-    return _flow(self.film, self.rhythm, self.shift, self.noise, W.Label("lost leads:"), *self.drop.values(),
+    return flow(self.film, self.rhythm, self.shift, self.noise, W.Label("lost leads:"), *self.drop.values(),
                  self.upload)
 
 # %% ../../nbs/72_explorer.ipynb #57c9a438
@@ -152,16 +129,16 @@ def _inside_tab(self: AlignmentExplorer) -> W.Box:
     ecg, cmr = depths(self.both.preset)[-1]
     legend = W.HTML(f"0: patches; {deepest}: all blocks ({ecg} of the ECG, {cmr} of the CMR encoder)")
     options = [("nothing", ""), *((name, name) for name in self.both.models)]
-    self.carries = _choice("what carries the cell", "occlusion under a model", options, 270)
-    return _flow(self.depth, legend, self.carries)
+    self.carries = choice("what carries the cell", "occlusion under a model", options, 270)
+    return flow(self.depth, legend, self.carries)
 
 
 @patch
 def _plane_tab(self: AlignmentExplorer) -> W.Box:
     "Everybody's embeddings."
-    self.of_model = _choice("embeddings of", "one of the models", list(self.both.models), 220)
-    self.colour = _choice("colour", "a phenotype", list(colour_columns(self.both)), 220)
-    return _flow(self.of_model, self.colour, W.HTML("A click on a mark opens the patient."))
+    self.of_model = choice("embeddings of", "one of the models", list(self.both.models), 220)
+    self.colour = choice("colour", "a phenotype", list(colour_columns(self.both)), 220)
+    return flow(self.of_model, self.colour, W.HTML("A click on a mark opens the patient."))
 
 
 @patch
@@ -176,8 +153,8 @@ def _export_tab(self: AlignmentExplorer) -> W.Box:
     }
     buttons = []
     for kind, tooltip in kinds.items():
-        buttons.append(_button(kind, tooltip, lambda _, kind=kind: self.export(kind)))
-    return _flow(*buttons, W.HTML(PERSONAL))
+        buttons.append(button(kind, tooltip, lambda _, kind=kind: self.export(kind)))
+    return flow(*buttons, W.HTML(PERSONAL))
 
 # %% ../../nbs/72_explorer.ipynb #ee8ff408
 @patch

@@ -29,7 +29,8 @@ from ..nets.joint import start_joint
 from ..nets.losses import global_contrastive_loss
 from ..nets.mae import MAE
 from ..signal.augment import augment_ecg, cmr_augment
-from ..train.loop import BadSteps, Parts, run_epoch
+from ..train.bad_steps import BadSteps
+from ..train.loop import Parts, run_epoch
 from ..train.optimiser import can_compile, compile_blocks, keep_memory, make_optimizer
 from ..train.steps import joint_step, mae_cmr_step, mae_ecg_step
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..core.errors import PtaclError
 from .cine_frames import anatomic_images, read_pixels
 from .cine_order import stack_in_order
-from .nifti import check_moments, cine_phase, read_acdc, read_labels, read_nifti, read_ukbb_folder
+from .nifti import check_moments, cine_phase, read_acdc, read_label_map, read_nifti, read_ukbb_folder
 from .recordings import Cine, first_bytes, is_dicom, reading
 from ..signal.cmr import cardiac_centre, middle_slice
 
@@ -126,5 +126,5 @@ def read_cine(
             check_moments(cine.frames.shape)
         cine.meta["warnings"] += _beginning(cine)
     if labels is not None:
-        cine.labels = read_labels(labels, cine.frames.shape)
+        cine.labels = read_label_map(labels, cine.frames.shape)
     return cine
