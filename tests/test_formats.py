@@ -2,14 +2,15 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from makers import ID, aecg, csv, edf, eli, hdf5 as hdf5_bytes, mat, npy, npz, scp, sierra, voltages
+from makers import ID, aecg, csv, dicom_ecg, edf, eli, hdf5 as hdf5_bytes, mat, muse, npy, npz, record, scp, sierra, strip, voltages
 
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS
-from ptacl.data.ecg_files import read_ecg
+from ptacl.data.ecg_files import FORMATS, read_ecg
 
 FACTS = {"fs": 500, "unit": "mV"}
 
@@ -257,6 +258,36 @@ def test_a_file_of_the_extra_cut_short_or_turned(tmp_path, x, name):
     assert run.returncode == 0, run.stderr[-2000:]
     said = [line for line in run.stderr.splitlines() if line.startswith(("value", "refused"))]  # EDF's library prints, too
     assert len(said) == len(damaged) and set(said) <= {"value 12", "refused True"} and said.count("refused True") > 10
+
+
+MADE = {"CardiologyXML": ("a.xml", strip), "MUSE XML": ("a.xml", muse), "HL7 aECG": ("a.xml", aecg), "DICOM": ("a.dcm", dicom_ecg),
+        "Philips Sierra XML": ("a.xml", sierra), "Mortara ELI XML": ("a.xml", eli), "SCP-ECG": ("a.scp", scp), "NumPy": ("a.npy", npy),
+        "HDF5": ("a.h5", hdf5_bytes), "MATLAB": ("a.mat", lambda x: mat(val=x)), "CSV": ("a.csv", csv), "EDF": ("a.edf", edf),
+        "MATLAB (CPSC 2018)": ("a.mat", lambda x: mat(ECG={"sex": "F", "age": 50, "data": x}))}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_of_the_list_is_read(tmp_path, x, form):
+    pytest.importorskip(FORMATS[form], reason="the extra formats is not installed")
+    if form == "WFDB": path = record(tmp_path, LEADS, x)
+    else: path = written(tmp_path, MADE[form][0], MADE[form][1](x))
+    ecg = read_ecg(path, **FACTS)
+    assert ecg.meta["format"] == form
+    np.testing.assert_allclose(ecg.signal, x, atol=0.006)
+
+
+def test_the_table_of_formats_is_the_list_of_formats():
+    "In the book: a row for each format with its library, and something in every cell."
+    text = (Path(__file__).parents[1] / "nbs" / "31_ecg_files.ipynb").read_text(encoding="utf-8")
+    cells = ["".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown"]
+    table = next(c for c in cells if "| format | library |" in c)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")][2:]
+    assert all(len(row) == 4 and all(row) for row in rows)
+    assert {form: library.split("`")[1] for form, library, *_ in rows} == FORMATS
+    extra = {form for form, library, *_ in rows if "(`formats`)" in library}
+    needed = (Path(__file__).parents[1] / "settings.ini").read_text(encoding="utf-8").lower()
+    needed = next(line for line in needed.splitlines() if line.startswith("formats_requirements"))
+    assert extra == {form for form, library in FORMATS.items() if library in needed}
 
 
 def test_the_extra_is_named_where_it_lacks(tmp_path, monkeypatch):

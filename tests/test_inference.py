@@ -167,6 +167,19 @@ def test_names_that_are_nobodys_stay_and_need_no_key(tmp_path):
     assert [t.name for t in visits_of(files[2:], tmp_path / "key")] == ["sim-00001-3"] and not (tmp_path / "key").exists()
 
 
+def test_a_number_like_a_participants_is_refused_alone_where_no_key_is(run, signals, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path)); raw = tmp_path / "raw"; raw.mkdir()
+    for name in (f"{ID}_demo.xml", f"{ID}_20205_2_0.xml", "HR00001.xml"): (raw / name).write_bytes(strip(signals[0]))
+    done = run([raw])
+    assert list(pd.read_parquet(done.path).index) == ["HR00001"] and not (tmp_path / ".config").exists()
+    assert set(done.refused.recording) == {"#######_demo", "#######_20205_2_0"}
+    assert done.refused.reason.str.contains("a number of seven digits, as participants' have").all()
+    assert done.refused.remedy.str.contains("Rename it, or give the key").all() and "own-names" not in str(done.refused.to_csv())
+    assert len(pd.read_parquet(run([raw / f"{ID}_demo.xml"], "none.parquet").path)) == 0
+    with pytest.raises(PtaclError, match="#######_demo.xml: its name holds"): visits_of([raw / f"{ID}_demo.xml"], own_names=True)
+    assert len(run([raw], key=tmp_path / "key").refused) == 0  # with a key they are pseudonyms
+
+
 STRANGERS = ("MRN00123456", "7", "Doe_Jane_1950-02-01", "2024.77.1", "AB12345678", "case-0042")
 
 def test_names_of_any_institution_are_pseudonyms_unless_they_are_nobodys(run, signals, tmp_path):

@@ -188,6 +188,13 @@ def test_correction_factor_and_baseline(dicom, changed):
     np.testing.assert_allclose(raised, plain + 0.1, atol=1e-5)
 
 
+@pytest.mark.parametrize("tags", [dict(ChannelSampleSkew="3"), dict(ChannelTimeSkew="0.003")])
+def test_channels_that_were_sampled_later(dicom, changed, tags):
+    plain = read_ecg(dicom).signal
+    late = read_ecg(changed(each_channel(**tags))).signal  # at 1000 Hz
+    np.testing.assert_allclose(late[:, 3:], plain[:, :-3], atol=1e-4)
+
+
 def test_channels_by_code_or_label(dicom, changed):
     def no_meaning(ds):
         for c in ds.WaveformSequence[0].ChannelDefinitionSequence: c.ChannelSourceSequence[0].CodeMeaning = "?"

@@ -38,6 +38,19 @@ def _channel_scale(channel) -> tuple: # mV of one stored unit, baseline in mV
     factor = float(channel.ChannelSensitivity) * float(1 if correction is None else correction)
     return factor * mv, float(channel.get("ChannelBaseline") or 0) * mv
 
+# %% ../../nbs/31_ecg_dicom.ipynb #acfd07d3
+_LATEST = 1.0 # s, a skew
+
+def _without_skew(x: np.ndarray, channel, fs: float) -> np.ndarray: # (N,); NaN where nothing was sampled
+    "A channel at the times of the group. Raises `PtaclError` where it lies far from the others."
+    samples = float(channel.get("ChannelSampleSkew") or 0) + fs * float(channel.get("ChannelTimeSkew") or 0)
+    if not samples:
+        return x
+    if not abs(samples) <= _LATEST * fs:
+        raise PtaclError("a channel is delayed by more than a second: no resting ECG")
+    times = np.arange(len(x))
+    return np.interp(times, times + samples, x, left=np.nan, right=np.nan)
+
 # %% ../../nbs/31_ecg_dicom.ipynb #fd603245
 def _rhythm_group(groups) -> int: # items of a WaveformSequence -> index of the rhythm strip
     "The original multiplex group with most leads, and the longest of these."
@@ -160,7 +173,8 @@ def dataset_ecg(ds) -> ECG: # DICOM dataset with waveforms
     definitions = group.ChannelDefinitionSequence
     channels = [(_channel_lead(c), c, x) for c, x in zip(definitions, _group_samples(ds, i).T)]
     scales = {lead: _channel_scale(c) for lead, c, _ in channels if lead}
-    pairs = [(lead, x * scales[lead][0] + scales[lead][1]) for lead, _, x in channels if lead]
+    pairs = [(lead, _without_skew(x, c, fs) * scales[lead][0] + scales[lead][1])
+             for lead, c, x in channels if lead]
     step = 1000 * max(factor for factor, _ in scales.values())
     marks = _fiducials(ds, i, fs)
     return make_ecg(pairs, fs, marks, format="DICOM", resolution_uv=step,

@@ -248,7 +248,9 @@ def transform(
     # what the model or the probe refuses is refused on an empty recording, before any key is read or made
     like = rows_of(features(module, np.zeros((1, len(LEADS), SAMPLES), np.int16)), np.zeros(1, bool))
     files = [file.absolute() for file in find_recordings(paths)] # a cluster works in another folder
-    reading = _Reading(visits_of(files, key, out, own_names), allow, workers, 2 * size, cluster)
+    refused: list = []
+    visits = visits_of(files, key, out, own_names, refused)
+    reading = _Reading(visits, allow, workers, 2 * size, cluster, refused)
     rows = 0
     progress = tqdm(total=len(reading.visits), desc=out.stem, unit="ECG", delay=2, mininterval=0.5)
     with progress as bar, _table_file(out, like) as append:
@@ -257,9 +259,8 @@ def transform(
             table = rows_of(features(module, np.stack(counts), exact), np.array(faulty))
             append(table.set_axis(list(names)))
             rows += len(part)
-    refused = reading.refused_table()
-    _write_refused(refused, out)
-    return Written(out, rows, refused)
+    _write_refused(reading.refused_table(), out)
+    return Written(out, rows, reading.refused_table())
 
 # %% ../../nbs/76_embedding.ipynb #0d14eea9
 def embed(

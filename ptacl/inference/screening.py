@@ -23,7 +23,7 @@ from ..core.privacy import is_virtual, mask_ids
 from ..data.ecg_external import OpenECG, places
 from ..data.ingest import cluster_client, one_thread, visit_name
 from ..data.prepare import Visit, prepare_ecg, prepare_ecgs, reason_of
-from ..data.pseudonyms import pseudonym, read_key
+from ..data.pseudonyms import KEY, pseudonym, read_key
 from ..data.sources import BULK, Source
 
 # %% ../../nbs/75_screening.ipynb #f6e08ac5
@@ -77,6 +77,15 @@ def find_recordings(
     return files
 
 # %% ../../nbs/75_screening.ipynb #44c9dfda
+def _names_nobody(path, own_names: bool) -> bool: # Path or OpenECG
+    "Whether a row may be called as its file: nobody's number, as far as can be seen."
+    if isinstance(path, OpenECG) and not path.given:
+        return True
+    bulk = BULK.fullmatch(path.name)
+    person = bulk[1] if bulk else path.stem
+    return is_virtual(person) or (own_names and not bulk and person == mask_ids(person))
+
+
 def _row_name(
     path, # Path or OpenECG
     key: Callable[[], bytes], # called where it is needed
@@ -88,8 +97,7 @@ def _row_name(
     bulk = BULK.fullmatch(path.name)
     person = bulk[1] if bulk else path.stem
     visit = int(bulk[3]) if bulk else 2
-    own = own_names and not bulk and person == mask_ids(person)
-    return visit_name(person if own or is_virtual(person) else pseudonym(person, key()), visit)
+    return visit_name(person if _names_nobody(path, own_names) else pseudonym(person, key()), visit)
 
 
 class _LazyKey:
@@ -98,6 +106,10 @@ class _LazyKey:
         self.file = file
         self.out = out
         self.key = None
+
+    def is_missing(self) -> bool:
+        "Whether none was given, and the usual one does not exist."
+        return self.file is None and not Path(KEY).expanduser().exists()
 
     def __call__(self) -> bytes:
         if self.key is None:
@@ -109,11 +121,16 @@ class _LazyKey:
         return self.key
 
 # %% ../../nbs/75_screening.ipynb #0bbff941
+_LIKE_PARTICIPANTS = ("its name holds a number of seven digits, as participants' have, "
+                      "and such a name is not kept as its own")
+_RENAME = "Rename it, or give the key of your cohort, or a file to make one in (key=, --key)"
+
 def visits_of(
     files: Iterable, # of Path and OpenECG
     key=None,                # file with the key of the pseudonyms, see `ptacl.data.pseudonyms.read_key`
     out="",                  # what is written; the key must not lie in it
     own_names: bool = False, # the names of the files are nobody's
+    refused: list | None = None, # takes a row for each file that has no name; None: raises
 ) -> list[Visit]:
     """Files with the names of their rows; one that is there already gets a number behind it.
     Raises `PtaclError` where a pseudonym has no key."""
@@ -121,12 +138,18 @@ def visits_of(
     seen = Counter()
     visits = []
     for path in files:
+        if own_names and not _names_nobody(path, own_names) and secret.is_missing():
+            if refused is None:
+                raise PtaclError(_LIKE_PARTICIPANTS, _RENAME, mask_ids(path.name))
+            refused.append({"recording": mask_ids(path.stem), "reason": _LIKE_PARTICIPANTS, "remedy": _RENAME})
+            continue
         name = _row_name(path, secret, own_names)
         seen[name] += 1
         if seen[name] > 1:
             name = f"{name}~{seen[name]}"
         visits.append(Visit(name, name, Source(path.stem, 2, [path]), None, ""))
     return visits
+
 
 # %% ../../nbs/75_screening.ipynb #3ae3b8a2
 _AROUND = np.arange(-50, 75) # samples around an R-peak: 250 ms at 500 Hz
