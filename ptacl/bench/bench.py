@@ -21,11 +21,11 @@ from .data import QUADRATIC, time_gallery, time_preparation, time_scaling, time_
 from .data import time_streaming, time_whole_way
 from .measure import dtype_of
 from .training import STEPS, time_infonce, time_peers, time_steps
-from ..core.devices import choose_device
+from ..core.devices import choose_device, keep_memory
 from ..core.errors import PtaclError
 from ..core.files import versions, write_result
 from ..core.presets import PRESETS, Preset
-from ..train.optimiser import can_compile, keep_memory
+from ..train.optimiser import can_compile
 
 # %% ../../nbs/98_bench.ipynb #da6b7961
 @dataclass(frozen=True)
@@ -131,15 +131,24 @@ def _measured(sections: dict[str, Callable]) -> list[dict]:
         print(f"{name:32s} {time.perf_counter() - begun:6.1f} s", file=sys.stderr, flush=True)
     return rows
 
+def _sized(size: _Size, patients: int | None) -> _Size:
+    "With so many patients on the whole way at most. Raises `PtaclError` where they are too few to tell growth."
+    if patients is None:
+        return size
+    if patients < 64:
+        raise PtaclError(f"growth is judged on a quarter, a half and all of {patients} patients: take at least 64")
+    return replace(size, way=patients // 4)
+
 def bench(
     quick: bool = False,
     device: str | None = None,  # "cpu" or "cuda"; None: a GPU where there is one
     only: str | None = None,    # sections whose name begins like this
     out=None,                   # JSON file to keep the result in
+    patients: int | None = None, # who go the whole way at most; None: 64 if quick, else 4,096
 ) -> dict:                      # conditions, versions, rows, targets
     "Measure this kit on this machine. Raises `PtaclError` where there is no such device or section."
     device = _bench_device(device)
-    size = _QUICK if quick else _FULL
+    size = _sized(_QUICK if quick else _FULL, patients)
     sections = _bench_sections(size, device)
     wanted = {name: f for name, f in sections.items() if name.startswith(only or "")}
     if not wanted:
@@ -217,11 +226,21 @@ def _goals_of_growth(rows: pd.DataFrame) -> list[dict]:
     return goals
 
 # %% ../../nbs/98_bench.ipynb #38282d54
+def _goals_of_scale(rows: pd.DataFrame) -> list[dict]:
+    "Seconds of the large gallery, and the memory of that and of the whole way."
+    goals = []
+    for part, column, goal, unit in (("gallery", "seconds", 60, "s"), ("gallery", "peak_mb", 3000, "MB"),
+                                     ("whole way", "peak_mb", 3000, "MB")):
+        for _, row in rows[rows.part.eq(part)].tail(1).iterrows():
+            goals.append(_goal({"measured": row[column]}, f"{part}, {row.what}: {unit}", goal, "measured", -1))
+    return goals
+
 def _judge_targets(
     rows: pd.DataFrame, device: str
 ) -> pd.DataFrame:  # columns target, goal, measured, lo, hi, met
     "Goals and what was measured."
     goals = _goals_of_steps(rows, device) + _goals_of_ways(rows) + _goals_of_growth(rows)
+    goals += _goals_of_scale(rows)
     table = pd.DataFrame(goals, columns=["target", "goal", "measured", "lo", "hi", "sign"]).dropna(
         subset="measured"
     )
