@@ -59,6 +59,6 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's numbers of its two opti
 def keep_memory() -> None:
     "Have glibc keep freed memory for the next step, instead of giving it back to the system."
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):
+    if libc is not None and hasattr(libc, "mallopt"):
         for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
             libc.mallopt(option, 2**31 - 1)
