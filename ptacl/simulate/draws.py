@@ -72,6 +72,7 @@ def folded(base: Tensor) -> Tensor: # int32 -> int32
     "The first step of the hash, the same for all patients: taken once."
     return _fold_(base.clone(), 16)
 
+# %% ../../nbs/13_draws.ipynb #4f6c94ea
 def _halves_(x: Tensor) -> tuple[Tensor, Tensor]: # int32 on the CPU, used up -> twice int32, 0 … 65535
     "The same steps on unsigned numbers, which NumPy knows: shifted, they bring no signs to be masked."
     lower = x.numpy().view(np.uint32)

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from dataclasses import dataclass
 from torch import Tensor
-from ..core.devices import check_device, keep_memory
+from ..core.devices import check_device
 from ..core.errors import PtaclError
 from ..core.presets import PHENOTYPES, SPACING
 from ..core.privacy import virtual_name
@@ -278,7 +278,6 @@ def simulate(
     asked = faults_asked(frames, rhythm, lead_off, hum, missing, spacing, affected, bursts=bursts, swap=swap,
         gating_shift=gating_shift, gating_jitter=gating_jitter, breathing=breathing)
     check_device(device)
-    keep_memory()
     place, streams = torch.device(device), Streams(seed, torch.arange(start, start + n))
     p, f = population(streams), draw_faults(streams, asked, affected)
     if "rhythm" in asked:
