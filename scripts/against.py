@@ -59,7 +59,7 @@ get_preset = take("ptacl.core.presets.get_preset", "ptacl.presets.get_preset")
 start = take("ptacl.bench.training.start_model", "ptacl.bench.start")
 pairs = take("ptacl.bench.training.noise_pairs", "ptacl.bench.made_up")(128)
 epoch_of = take("ptacl.bench.training.epoch_of", "ptacl.bench.an_epoch")
-take("ptacl.train.optimiser.keep_memory", "ptacl.training.keep_memory")()
+take("ptacl.core.devices.keep_memory", "ptacl.train.optimiser.keep_memory", "ptacl.training.keep_memory")()
 torch.manual_seed(0)
 preset, size = get_preset("workshop"), SIZE
 batch = pairs.__getitems__(list(range(size)))

@@ -271,11 +271,12 @@ def _bench_command(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one")] = None,
     only: Annotated[str | None, typer.Option(help="sections whose name begins like this")] = None,
     out: Annotated[Path, typer.Option(help="JSON file for all numbers")] = Path("bench.json"),
+    patients: Annotated[int | None, typer.Option(help="how many go the whole way at most")] = None,
 ):
     "Measure speed and memory of every part, against what this machine could do and against other ways."
     from ptacl.bench.bench import bench, result_text
     with one_sentence():
-        typer.echo(result_text(bench(quick, device, only, out)))
+        typer.echo(result_text(bench(quick, device, only, out, patients)))
     typer.echo(f"numbers: {out}")
 
 # %% ../../nbs/99_cli.ipynb #5e1f0c39

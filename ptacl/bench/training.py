@@ -22,6 +22,7 @@ from tqdm import tqdm
 from types import SimpleNamespace
 from .measure import dtype_of, peaks_mb, quartiles, ratios, result_row, take_turns, yardsticks
 from .plain import plain_model, plain_step
+from ..core.devices import keep_memory
 from ..core.presets import Preset
 from ..data.pairs import Pairs
 from ..nets.encoders import CMREncoder, ECGEncoder
@@ -31,7 +32,7 @@ from ..nets.mae import MAE
 from ..signal.augment import augment_ecg, cmr_augment
 from ..train.bad_steps import BadSteps
 from ..train.loop import Parts, run_epoch
-from ..train.optimiser import can_compile, compile_blocks, keep_memory, make_optimizer
+from ..train.optimiser import can_compile, compile_blocks, make_optimizer
 from ..train.steps import joint_step, mae_cmr_step, mae_ecg_step
 
 # %% ../../nbs/96_training_speed.ipynb #3a645f1d

@@ -11,7 +11,6 @@ import json
 import numpy as np
 import pandas as pd
 import re
-import scipy.io
 import zipfile
 import zlib
 from pathlib import Path
@@ -163,7 +162,8 @@ def _read_matlab(path: Path, given: dict) -> ECG:
     if data[126:128] != b"IM":
         raise PtaclError("its numbers have their first byte first: save it anew with a MATLAB of today")
     _check_elements(data[128:])
-    values = scipy.io.loadmat(io.BytesIO(data), squeeze_me=False, struct_as_record=True)
+    from scipy.io import loadmat  # slow to load, and few files are MATLAB's
+    values = loadmat(io.BytesIO(data), squeeze_me=False, struct_as_record=True)
     struct = values.get("ECG")
     if struct is not None and struct.dtype.names and {"data", "sex", "age"} <= set(struct.dtype.names):
         return array_ecg(struct["data"].flat[0], {"fs": 500, "unit": "mV"} | told, "MATLAB (CPSC 2018)")

@@ -72,12 +72,27 @@ def folded(base: Tensor) -> Tensor: # int32 -> int32
     "The first step of the hash, the same for all patients: taken once."
     return _fold_(base.clone(), 16)
 
+# %% ../../nbs/13_draws.ipynb #4f6c94ea
+def _halves_(x: Tensor) -> tuple[Tensor, Tensor]: # int32 on the CPU, used up -> twice int32, 0 … 65535
+    "The same steps on unsigned numbers, which NumPy knows: shifted, they bring no signs to be masked."
+    lower = x.numpy().view(np.uint32)
+    lower *= np.uint32(_FACTORS[0])
+    upper = lower >> np.uint32(15)
+    lower ^= upper
+    lower *= np.uint32(_FACTORS[1] % 2**32)
+    np.right_shift(lower, np.uint32(16), out=upper)
+    lower ^= upper
+    lower &= np.uint32(0xFFFF)
+    return torch.from_numpy(upper.view(np.int32)), x
+
 def bulk_halves(
     keys: Tensor,  # (n,) int32, one for each patient
     base: Tensor,  # int32 of any shape, `folded` counters that all patients share
 ) -> tuple[Tensor, Tensor]: # (n, *base.shape) int32, each 0 … 65535
     "Random bits in bulk: `hash32_` of each counter ⊕ key, its upper and its lower half."
     x = base.unsqueeze(0) ^ folded(keys).view(-1, *[1] * base.ndim)
+    if x.is_cpu:
+        return _halves_(x)
     _fold_(x.mul_(_FACTORS[0]), 15).mul_(_FACTORS[1])
     upper = (x >> 16).bitwise_and_(0xFFFF)
     return upper, x.bitwise_xor_(upper).bitwise_and_(0xFFFF)

@@ -357,7 +357,7 @@ def _draw_films(
     m = dict(zip(_HEART, scene.heart[place].contiguous().unbind(1)), cm=scene.cm)
     m |= {name: m[name][cavity].contiguous() for name in _CAVITY}
     frames = images.shape[2]
-    step = frames if images.is_cuda else 25
+    step = frames if images.is_cuda else 50
     for k in range(0, frames, step):
         now = slice(k, k + step)
         inner, outer, area, done = (x[..., now] for x in cut)

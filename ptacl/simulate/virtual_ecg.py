@@ -11,6 +11,7 @@ import torch
 from concurrent.futures import ThreadPoolExecutor
 from torch import Tensor
 from tqdm import tqdm
+from ..core.devices import keep_memory
 from ..core.presets import FS
 from . import electrodes, rhythms
 from .causes import ECG_PARAMETERS
@@ -186,6 +187,7 @@ def work_through(
     on_cpu, threads = device.type == "cpu", torch.get_num_threads()
     step = step or (8 if on_cpu else 128)
     if on_cpu:
+        keep_memory()
         step = min(step, -(-n // threads))  # few patients are shared out, too
     parts = [slice(i, min(i + step, n)) for i in range(0, n, step)]
     def work_on(part):

@@ -22,6 +22,7 @@ from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_para
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
+from ..core.devices import keep_memory
 from ..core.distributed import distributed, gather, total
 from ..core.errors import PtaclError
 from ..core.presets import Preset
@@ -31,7 +32,7 @@ from ..nets.mae import MAE, nothing_hidden
 from .accelerator import agree, remove_leftovers, start_accelerator, with_the_others
 from .bad_steps import BadSteps
 from .checkpoint import digest_of_names, load_state, save_state
-from .optimiser import compiled, keep_memory, learning_rate, make_optimizer, precision
+from .optimiser import compiled, learning_rate, make_optimizer, precision
 
 # %% ../../nbs/58_loop.ipynb #bb275111
 class _OwnRows:
