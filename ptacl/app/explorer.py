@@ -108,13 +108,14 @@ def _compare_tab(self: AlignmentExplorer) -> W.Box:
     names = list(self.both.models)
     wide = W.Layout(width="auto", min_width="90px")
     options = [(label, kind) for kind, label in GROUPS.items()]
-    self.group = _choice("show", "whose maps", options, 230)
+    self.group = _choice("show", "whose maps", options, 190)
     self.shown = {name: _toggle(name, f"show {name}", value=True, layout=wide) for name in names}
     self.difference = _toggle(f"difference to {names[0]}", "of the other models", disabled=len(names) < 2)
     self.softmax = _toggle("softmax of rows", "cosines, or what the local loss compares")
     self.temperature = W.FloatLogSlider(
         self.both.preset.tau_local, min=-2, max=0.5, step=0.05, description="τ",
-        tooltip="temperature of the softmax", style={"description_width": "20px"})
+        tooltip="temperature of the softmax", style={"description_width": "20px"},
+        layout=W.Layout(width="200px"))
     self.target = _toggle("target outlined", "what the local loss asks for")
     self.circular = _toggle("circular time", "the last moment is a neighbour of the first")
     return _flow(self.group, *self.shown.values(), self.difference, self.softmax, self.temperature,
