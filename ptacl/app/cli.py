@@ -106,9 +106,7 @@ def _simulate_command(
     from ptacl.simulate.cohorts import write_virtual
     from ptacl.simulate.patients import simulate
     from ptacl.simulate.writers import in_batches, write_patients
-    with one_sentence(
-        "patients written so far are kept, but not yet a whole cohort; the same command into another "
-        "folder makes it whole"):
+    with one_sentence("nothing was written; the same command begins anew"):
         if n < 1:
             raise PtaclError(f"n must be at least 1, got {n}")
         options = _options_of(simulate, _named(context.args), also=("frames",))
@@ -169,7 +167,7 @@ def _audit_command(
 ):
     "Find what looks like a participant id. Status 1 where there is something."
     from ptacl.app.audit import audit, describe_findings
-    with one_sentence():
+    with one_sentence("nothing was changed; the same command begins anew"):
         findings = audit(path, history)
     typer.echo(describe_findings(findings))
     raise typer.Exit(int(len(findings) > 0))
@@ -233,7 +231,7 @@ def _report_command(
     folder: Annotated[Path, typer.Argument(help="folder of runs, at any depth")] = Path("reports"),
 ):
     "Gather finished and failed runs into one page, one CSV file and LaTeX tables."
-    with one_sentence():
+    with one_sentence("the runs are as they were; the same command gathers them anew"):
         from ptacl.studies.report import write_report
         gathered = write_report(folder)
     _show_report(gathered)
@@ -252,10 +250,13 @@ def _explore_command(
     browser: Annotated[bool, typer.Option(help="open one")] = True,
 ):
     "Look at alignment maps in a browser."
-    with one_sentence():
+    kept = "what was exported is kept; the same command opens the explorer again"
+    with one_sentence(kept, gently=True):
         need("voila", "ipywidgets", "plotly")
         from ptacl.app.serving import serve
         status = serve(cohort, model or (), patients, port, browser)
+    if not status:
+        typer.echo(f"\nptacl: closed; {kept}", err=True)
     raise typer.Exit(status)
 
 # %% ../../nbs/99_cli.ipynb #b15d7e2d
@@ -436,7 +437,7 @@ def _workshop_build_command(
     out: Annotated[Path, typer.Argument(help="folder for it; must not exist, or be empty")],
 ):
     "Student and teacher versions, slides that need no internet, the teacher's guide and a handout to print."
-    with one_sentence():
+    with one_sentence(f"{out} is not whole: remove it, and the same command builds it anew"):
         from ptacl.course.workshop import build
         build(out)
     typer.echo(f"student and teacher versions, slides, guide.html and handout.html in {out}")
@@ -449,7 +450,8 @@ def _workshop_check_command(
 ):
     """Run all sessions with their solutions, and try the typical wrong answers. Status 1 where something is
     amiss."""
-    with one_sentence():
+    with one_sentence(
+        "the sessions named above are checked; the same command with the numbers of the others goes on"):
         from ptacl.course.workshop import check
         problems = check(session or (), run, typer.echo)
     typer.echo("\n".join(problems) or "all is well")
@@ -464,11 +466,14 @@ def _workshop_start_command(
              "such as --no-browser or --port=8890, in any order")] = None,
 ):
     "JupyterLab on a fresh copy of the student version."
-    with one_sentence():
+    kept = "what was saved is kept in the folder named above; jupyter lab FOLDER goes on with it"
+    with one_sentence(kept, gently=True):
         from ptacl.course.start import split_options, start_session
         need("jupyterlab")
         folder, options = split_options(arguments or ())
         status = start_session(folder or "ptacl-workshop", options)
+    if not status:
+        typer.echo(f"\nptacl: closed; {kept}", err=True)
     raise typer.Exit(status)
 
 
@@ -478,7 +483,7 @@ def _workshop_progress_command(
     out: Annotated[Path | None, typer.Option(help="also as a page: progress.html")] = None,
 ):
     "Who has passed what, from notebooks that learners share or hand in; nothing is run."
-    with one_sentence():
+    with one_sentence("nothing was written; the same command begins anew"):
         from ptacl.course.progress import progress, progress_text, write_progress
         table = progress(folder)
         typer.echo(progress_text(table))
@@ -495,7 +500,7 @@ def _bench_command(
 ):
     "Measure speed and memory of every part, against what this machine could do and against other ways."
     from ptacl.bench.bench import bench, result_text
-    with one_sentence():
+    with one_sentence("no numbers were written; --only NAME, with a name above, measures one section"):
         typer.echo(result_text(bench(quick, device, only, out)))
     typer.echo(f"numbers: {out}")
 

@@ -10,6 +10,7 @@ import os
 import psutil
 import re
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -60,13 +61,17 @@ def _kill_children():
             process.kill()
 
 
-def _end_by_hand(kept: str) -> NoReturn:
+_ending = threading.Lock()
+
+
+def _end_by_hand(kept: str, status: int = 130) -> NoReturn:  # 130: as shells say of Ctrl-C
     "Say what is kept and how to go on, and end at once: workers and kernels are not waited for."
+    _ending.acquire()  # the first to come here ends the process
     typer.secho(f"\nptacl: stopped by hand; {kept}", fg="yellow", err=True)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     _kill_children()
-    os._exit(130)  # as a shell says that Ctrl-C ended a command
+    os._exit(status)
 
 
 @contextmanager
@@ -81,17 +86,42 @@ def _heard_as(handler: Callable) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, before)
 
+# %% ../../nbs/98_endings.ipynb #dc5456c2
+@contextmanager
+def _watched(kept: str, status: int) -> Iterator[None]:
+    """Ctrl-C in the block ends the command after 1.2 s, whatever the main thread does: it hears of signals
+    only between two lines of Python, and a product of large matrices is one."""
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    left = threading.Event()
+
+    def watch():
+        with heard:
+            while got := heard.recv(1):
+                if got[0] == signal.SIGINT and not left.wait(1.2):
+                    _end_by_hand(kept, status)
+    before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
+        signal.set_wakeup_fd(before)
+        told.close()
+
 
 @contextmanager
-def _ending_soon(kept: str) -> Iterator[None]:
+def _ending_soon(kept: str, gently: bool = False) -> Iterator[None]:
     "Ctrl-C in the block ends the command within 2 s, whatever waits for whom."
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
     def interrupt(*_):
-        timer = threading.Timer(1.2, _end_by_hand, [kept])
-        timer.daemon = True
-        timer.start()
-        _kill_children()
+        if not gently:
+            _kill_children()
         raise KeyboardInterrupt
-    with _heard_as(interrupt):
+    with _heard_as(interrupt), _watched(kept, 0 if gently else 130):
         yield
 
 # %% ../../nbs/98_endings.ipynb #64ce44b1
@@ -123,11 +153,12 @@ def _fail_not_installed(error: ModuleNotFoundError) -> NoReturn:
 # %% ../../nbs/98_endings.ipynb #acdd67cc
 @contextmanager
 def one_sentence(
-    kept: str = "",  # what is, where the block is stopped by hand; "": the block ends by itself
+    kept: str = "",       # what is, where the block is stopped by hand; "": the block ends by itself
+    gently: bool = False, # it serves a page until somebody ends it, which is no failure
 ) -> Iterator[None]:
     "What goes wrong in the block, and Ctrl-C, end the command with one sentence."
     try:
-        with _ending_soon(kept) if kept else _heard_as(signal.default_int_handler):
+        with _ending_soon(kept, gently) if kept else _heard_as(signal.default_int_handler):
             yield
     except (typer.Exit, typer.Abort):
         raise
