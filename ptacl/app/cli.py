@@ -11,7 +11,7 @@ import typer
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
-from .endings import begin, need, one_sentence
+from .endings import begin, end_by_hand, need, one_sentence
 from ..core.errors import PtaclError, did_you_mean
 
 # %% ../../nbs/99_cli.ipynb #ab521108
@@ -256,7 +256,7 @@ def _explore_command(
         from ptacl.app.serving import serve
         status = serve(cohort, model or (), patients, port, browser)
     if not status:
-        typer.echo(f"\nptacl: closed; {kept}", err=True)
+        end_by_hand(kept, 0)  # without waiting for libraries to take their leave
     raise typer.Exit(status)
 
 # %% ../../nbs/99_cli.ipynb #b15d7e2d
@@ -473,7 +473,7 @@ def _workshop_start_command(
         folder, options = split_options(arguments or ())
         status = start_session(folder or "ptacl-workshop", options)
     if not status:
-        typer.echo(f"\nptacl: closed; {kept}", err=True)
+        end_by_hand(kept, 0)  # without waiting for libraries to take their leave
     raise typer.Exit(status)
 
 
