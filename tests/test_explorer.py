@@ -13,8 +13,6 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
@@ -26,6 +24,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -534,8 +533,7 @@ def check_sizes(page):
 
 def check_axe(page):
     "axe-core finds nothing serious, in either scheme."
-    if not find_spec("axe_playwright_python"): return
-    axe = import_module("axe_playwright_python.sync_playwright").Axe()
+    axe = Axe()
     for scheme in ("dark", "light"):
         page.emulate_media(color_scheme=scheme); page.wait_for_timeout(800)
         found = [(v["impact"], v["id"], v["nodes"][0]["html"][:200]) for v in axe.run(page).response["violations"]]
@@ -632,3 +630,11 @@ def test_click_to_view_with_500_patients(chromium, tmp_path, root):
         file = root / "nbs" / "results" / "explorer_latency.json"
         file.write_text(json.dumps({"conditions": f"load {load:.1f} on {cores} cores, Chromium without a GPU", "rows": [row]}, indent=1) + "\n")
     assert times[15] < 200 * max(1, load / cores)
+
+
+def test_axe_finds_what_is_wrong(chromium, tmp_path):
+    "That nothing is found above means something: a picture without words is."
+    (tmp_path / "view.html").write_text("<!doctype html><html lang=en><title>t</title><main><h1>h</h1><img src='data:,'></main></html>")
+    with browser(chromium) as (page, hosts):
+        page.goto((tmp_path / "view.html").as_uri())
+        with pytest.raises(AssertionError, match="image-alt"): check_axe(page)

@@ -17,7 +17,7 @@ from course_checks import CHECKS
 from ptacl.core.errors import PtaclError
 from ptacl.course import judging, view_checks
 from ptacl.course.progress import progress, progress_text, write_progress
-from ptacl.course.sessions import exercises, minutes, sessions, students
+from ptacl.course.sessions import exercises, minutes, sessions, students, tagged
 from ptacl.course.workshop import build, check, mistakes, _try_answers
 
 TAGS = {"setup", "exercise", "check", "wrong", "guide", "slide", "also", "stretch"}
@@ -219,6 +219,56 @@ def test_progress_reads_folders_and_files_of_any_name(course, tmp_path):
     assert "3 of 26" in text and "stuck at ejection_fraction (01_two_views): 1" in text and "not read: Cem" in text
     page = write_progress(table, tmp_path / "progress.html").read_text(encoding="utf-8")
     assert page.count('class="passed"') == 3 and str(tmp_path) not in page + text and "//" not in page.replace("<!doctype", "")
+
+
+def through_cli(folder, *words):
+    "A command as a teacher types it: its status and what it said."
+    done = subprocess.run([sys.executable, "-m", "ptacl.app.cli", *map(str, words)], cwd=folder, capture_output=True, text=True, timeout=1200)
+    return done.returncode, done.stdout + done.stderr
+
+
+def worked_on(nb, answers, folder):
+    "A learner's session, run as JupyterLab runs it up to the last answer; a check that refuses stops nobody."
+    from nbclient import NotebookClient
+    checks = [i for i, c in enumerate(nb.cells) if tagged(c, "check")]
+    places = [i for i, c in enumerate(nb.cells) if tagged(c, "exercise")]
+    for i, answer in zip(places, answers): nb.cells[i].source = answer
+    rest = nb.cells[checks[len(answers) - 1] + 1:]
+    nb.cells = nb.cells[:checks[len(answers) - 1] + 1]
+    NotebookClient(nb, timeout=900, allow_errors=True, resources={"metadata": {"path": str(folder)}}).execute()
+    nb.cells += rest
+    return nb
+
+
+def test_a_teacher_sees_who_has_passed_what(tmp_path):
+    "Built, handed out, worked on by three learners and looked at, as a teacher does it."
+    assert through_cli(tmp_path, "workshop", "build", "course")[0] == 0
+    file = SESSIONS[0]
+    tasks = exercises(read(file))
+    right = [task.solution for task in tasks]
+    learners = {"Ada": right, "Ben": [right[0], tasks[1].wrong[0], right[2]], "Cem": right[:1]}  # right, one wrong, half done
+    for name, answers in learners.items():
+        (tmp_path / "in" / name).mkdir(parents=True)
+        nbformat.write(worked_on(read(tmp_path / "course" / "student" / file.name), answers, tmp_path), tmp_path / "in" / name / file.name)
+    status, said = through_cli(tmp_path, "workshop", "progress", "in", "--out", "progress.html")
+    assert status == 0, said
+    lines = {line.split()[0]: line for line in said.splitlines() if line.split()[:1] and line.split()[0] in learners}
+    total = sum(len(exercises(read(f))) for f in SESSIONS)
+    assert {n: line.split()[1] for n, line in lines.items()} == {"Ada": "✓✓✓", "Ben": "✓✗✓", "Cem": "✓··"}
+    assert [f"{n} of {total}" in lines[name] for name, n in (("Ada", 3), ("Ben", 2), ("Cem", 1))] == [True] * 3
+    assert f"stuck at {tasks[1].name} ({file.stem}): 1" in said and "not read" not in said
+    page = (tmp_path / "progress.html").read_text(encoding="utf-8")
+    assert page.count('class="passed"') == 6 and page.count('class="stuck"') == 1
+    told = read(tmp_path / "in" / "Ben" / file.name)
+    refused = [c for c in told.cells if tagged(c, "check")][1]
+    assert "given in percent" in json.dumps(refused.outputs)                                  # Ben has read the hint of his mistake
+
+
+def test_check_through_the_command(tmp_path):
+    status, said = through_cli(tmp_path, "workshop", "check", "1", "--no-run")
+    assert status == 0 and "all is well" in said
+    status, said = through_cli(tmp_path, "workshop", "check", "99", "--no-run")
+    assert status and "Traceback" not in said and "99" in said
 
 
 def test_progress_escapes_what_learners_call_themselves(course, tmp_path):

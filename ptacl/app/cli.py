@@ -11,7 +11,7 @@ import typer
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
-from .endings import begin, need, one_sentence
+from .endings import begin, end_by_hand, need, one_sentence
 from .model_commands import model_commands
 from .workshop_commands import workshop_commands
 from ..core.errors import PtaclError, did_you_mean
@@ -108,9 +108,7 @@ def _simulate_command(
     from ptacl.simulate.cohorts import write_virtual
     from ptacl.simulate.patients import simulate
     from ptacl.simulate.writers import in_batches, write_patients
-    with one_sentence(
-        "patients written so far are kept, but not yet a whole cohort; the same command into another "
-        "folder makes it whole"):
+    with one_sentence("nothing was written; the same command begins anew"):
         if n < 1:
             raise PtaclError(f"n must be at least 1, got {n}")
         options = _options_of(simulate, _named(context.args), also=("frames",))
@@ -171,7 +169,7 @@ def _audit_command(
 ):
     "Find what looks like a participant id. Status 1 where there is something."
     from ptacl.app.audit import audit, describe_findings
-    with one_sentence():
+    with one_sentence("nothing was changed; the same command begins anew"):
         findings = audit(path, history)
     typer.echo(describe_findings(findings))
     raise typer.Exit(int(len(findings) > 0))
@@ -235,7 +233,7 @@ def _report_command(
     folder: Annotated[Path, typer.Argument(help="folder of runs, at any depth")] = Path("reports"),
 ):
     "Gather finished and failed runs into one page, one CSV file and LaTeX tables."
-    with one_sentence():
+    with one_sentence("the runs are as they were; the same command gathers them anew"):
         from ptacl.studies.report import write_report
         gathered = write_report(folder)
     _show_report(gathered)
@@ -254,10 +252,13 @@ def _explore_command(
     browser: Annotated[bool, typer.Option(help="open one")] = True,
 ):
     "Look at alignment maps in a browser."
-    with one_sentence():
+    kept = "what was exported is kept; the same command opens the explorer again"
+    with one_sentence(kept, gently=True):
         need("voila", "ipywidgets", "plotly")
         from ptacl.app.serving import serve
         status = serve(cohort, model or (), patients, port, browser)
+    if not status:
+        end_by_hand(kept, 0)  # without waiting for libraries to take their leave
     raise typer.Exit(status)
 
 # %% ../../nbs/99_cli.ipynb #75846ae7
@@ -275,7 +276,7 @@ def _bench_command(
 ):
     "Measure speed and memory of every part, against what this machine could do and against other ways."
     from ptacl.bench.bench import bench, result_text
-    with one_sentence():
+    with one_sentence("no numbers were written; --only NAME, with a name above, measures one section"):
         typer.echo(result_text(bench(quick, device, only, out, patients)))
     typer.echo(f"numbers: {out}")
 

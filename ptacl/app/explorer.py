@@ -85,13 +85,14 @@ def _compare_tab(self: AlignmentExplorer) -> W.Box:
     names = list(self.both.models)
     wide = W.Layout(width="auto", min_width="90px")
     options = [(label, kind) for kind, label in GROUPS.items()]
-    self.group = choice("show", "whose maps", options, 230)
+    self.group = choice("show", "whose maps", options, 190)
     self.shown = {name: toggle(name, f"show {name}", value=True, layout=wide) for name in names}
     self.difference = toggle(f"difference to {names[0]}", "of the other models", disabled=len(names) < 2)
     self.softmax = toggle("softmax of rows", "cosines, or what the local loss compares")
     self.temperature = W.FloatLogSlider(
         self.both.preset.tau_local, min=-2, max=0.5, step=0.05, description="τ",
-        tooltip="temperature of the softmax", style={"description_width": "20px"})
+        tooltip="temperature of the softmax", style={"description_width": "20px"},
+        layout=W.Layout(width="200px"))
     self.target = toggle("target outlined", "what the local loss asks for")
     self.circular = toggle("circular time", "the last moment is a neighbour of the first")
     return flow(self.group, *self.shown.values(), self.difference, self.softmax, self.temperature,

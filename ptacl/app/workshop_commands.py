@@ -9,7 +9,7 @@ __all__ = ['workshop_commands']
 import typer
 from pathlib import Path
 from typing import Annotated
-from .endings import need, one_sentence
+from .endings import end_by_hand, need, one_sentence
 
 # %% ../../nbs/98_workshop_commands.ipynb #e062bf14
 workshop_commands = typer.Typer(no_args_is_help=True, help="The course: build it, check it, start it.")
@@ -20,7 +20,7 @@ def _workshop_build_command(
     out: Annotated[Path, typer.Argument(help="folder for it; must not exist, or be empty")],
 ):
     "Student and teacher versions, slides that need no internet, the teacher's guide and a handout to print."
-    with one_sentence():
+    with one_sentence(f"{out} is not whole: remove it, and the same command builds it anew"):
         from ptacl.course.workshop import build
         build(out)
     typer.echo(f"student and teacher versions, slides, guide.html and handout.html in {out}")
@@ -33,7 +33,8 @@ def _workshop_check_command(
 ):
     """Run all sessions with their solutions, and try the typical wrong answers. Status 1 where something is
     amiss."""
-    with one_sentence():
+    with one_sentence(
+        "the sessions named above are checked; the same command with the numbers of the others goes on"):
         from ptacl.course.workshop import check
         problems = check(session or (), run, typer.echo)
     typer.echo("\n".join(problems) or "all is well")
@@ -48,11 +49,14 @@ def _workshop_start_command(
              "such as --no-browser or --port=8890, in any order")] = None,
 ):
     "JupyterLab on a fresh copy of the student version."
-    with one_sentence():
+    kept = "what was saved is kept in the folder named above; jupyter lab FOLDER goes on with it"
+    with one_sentence(kept, gently=True):
         from ptacl.course.start import split_options, start_session
         need("jupyterlab")
         folder, options = split_options(arguments or ())
         status = start_session(folder or "ptacl-workshop", options)
+    if not status:
+        end_by_hand(kept, 0)  # without waiting for libraries to take their leave
     raise typer.Exit(status)
 
 
@@ -62,7 +66,7 @@ def _workshop_progress_command(
     out: Annotated[Path | None, typer.Option(help="also as a page: progress.html")] = None,
 ):
     "Who has passed what, from notebooks that learners share or hand in; nothing is run."
-    with one_sentence():
+    with one_sentence("nothing was written; the same command begins anew"):
         from ptacl.course.progress import progress, progress_text, write_progress
         table = progress(folder)
         typer.echo(progress_text(table))

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import torch
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from ..core.errors import PtaclError
 from ..core.files import write_result
-from .experiments import check_parameters, find_experiment, parameters_of
+from ..core.processes import ending_together
+from .experiments import check_parameters, failure_of, find_experiment, parameters_of
 from .report import write_report
 
 # %% ../../nbs/91_sweeps.ipynb #31cca6d0
@@ -49,11 +51,24 @@ def _visible_gpus() -> list:  # their names for CUDA_VISIBLE_DEVICES
     named = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g.strip()]
     return named or [str(i) for i in range(torch.cuda.device_count())]
 
+# %% ../../nbs/91_sweeps.ipynb #a7cafffd
+class _Runs:
+    "The processes of all runs, and whether they are stopped by hand."
+    def __init__(self):
+        self.processes: list[subprocess.Popen] = []
+        self.stopped = threading.Event()
+
+    def stop(self):
+        self.stopped.set()
+        for process in self.processes:
+            process.terminate()
+
 def _run_process(
     experiment: str,
     parameters: dict,
     folder: Path,
     gpu: str | None,
+    runs: _Runs,
 ) -> bool:            # whether it succeeded
     """One run in a process of its own; on a GPU, where several speak at once, into `run.log`.
     Where it dies without a word, `failed.json` says so."""
@@ -63,10 +78,14 @@ def _run_process(
     command = [sys.executable, "-m", "ptacl.app.cli", "run", experiment, *options]
     env = os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {})
     with nullcontext() if gpu is None else open(folder / "run.log", "w", encoding="utf-8") as log:
-        code = subprocess.run(command, stdout=log, stderr=log, env=env).returncode
+        # out of reach of Ctrl-C, which one process is to hear and answer
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
+        runs.processes.append(process)
+        code = process.wait()
     if code and not (folder / "failed.json").exists():
-        error = f"its process ended with status {code}: killed by lack of memory or by hand?"
-        failure = {"experiment": Path(experiment).stem, "error": error, "parameters": parameters}
+        by_hand = code < 0 and runs.stopped.wait(2)  # Ctrl-C kills the run before anybody here is told
+        unknown = PtaclError(f"its process ended with status {code}: killed by lack of memory?")
+        failure = failure_of(Path(experiment).stem, KeyboardInterrupt() if by_hand else unknown, parameters)
         write_result(folder, failure, "failed.json")
     return not code
 
@@ -101,20 +120,27 @@ def sweep(
     free = SimpleQueue()
     for gpu in gpus:
         free.put(gpu)
+    runs = _Runs()
 
     def run(combination: dict):
+        if runs.stopped.is_set():
+            return
         gpu = free.get()
         name = ",".join(f"{k}={v}" for k, v in combination.items())
         started = time.perf_counter()
         try:
             print(f"── {name} starts" + (f" on GPU {gpu}" if gpu else ""), flush=True)
             folder = top / _folder_name(combination)
-            succeeded = _run_process(str(notebook), common | combination, folder, gpu)
-            outcome = "done" if succeeded else "FAILED"
+            succeeded = _run_process(str(notebook), common | combination, folder, gpu, runs)
+            outcome = "done" if succeeded else "stopped" if runs.stopped.is_set() else "FAILED"
             print(f"   {name} {outcome}, {time.perf_counter() - started:.0f} s", flush=True)
         finally:
             free.put(gpu)
 
-    with ThreadPoolExecutor(len(gpus)) as pool:
-        list(pool.map(run, grid))
+    with ending_together(), ThreadPoolExecutor(len(gpus)) as pool:
+        try:
+            list(pool.map(run, grid))
+        except KeyboardInterrupt:
+            runs.stop()
+            raise
     return write_report(top)
