@@ -64,6 +64,7 @@ class _Draws:
     def __iter__(self) -> Iterator[list]:
         return iter(torch.cat(list(self._orders()), 1).tolist())
 
+# %% ../../nbs/90_unpaired.ipynb #148a2fe2
 class Rounds(Pairs):
     "Patients of several groups, of whom an epoch sees so many in so many steps, however few there are."
     def __init__(
