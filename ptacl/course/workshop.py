@@ -11,6 +11,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import nbformat
 import pandas as pd
@@ -191,7 +192,8 @@ def _run_session(nb: NotebookNode) -> tuple[float, str]: # seconds, what went wr
             session_version(nb, "session", False), timeout=_TIMEOUT, kernel_name="python3",
             resources={"metadata": {"path": tmp}}, extra_arguments=["--IPKernelApp.log_level=40"])
         try:
-            client.execute()
+            with ThreadPoolExecutor(1) as aside:  # in the main thread it would take Ctrl-C for itself
+                aside.submit(client.execute).result()
         except CellTimeoutError:
             error = f"a cell took more than {_TIMEOUT} s"
         except DeadKernelError:
