@@ -48,7 +48,8 @@ def _ecg_reader(path: Path, given: dict): # -> function of the path
         return read_xml_ecg
     if _is_scp(start):
         return partial(read_vendor_ecg, form="SCP-ECG")
-    raise PtaclError(f"no format of an ECG that is known here: {', '.join(FORMATS)}", "Of WFDB give the .hea.")
+    known = ", ".join(FORMATS)
+    raise PtaclError(f"no format of an ECG that is known here: {known}", "Of WFDB give the .hea.")
 
 # %% ../../nbs/31_ecg_files.ipynb #328bf2c5
 _COMPILED = (b"\x89HDF\r\n\x1a\n", b"MATLAB 7.3", b"0       ", b"\xffBIOSEMI") # HDF5, EDF, BDF

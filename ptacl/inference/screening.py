@@ -141,7 +141,8 @@ def visits_of(
         if own_names and not _names_nobody(path, own_names) and secret.is_missing():
             if refused is None:
                 raise PtaclError(_LIKE_PARTICIPANTS, _RENAME, mask_ids(path.name))
-            refused.append({"recording": mask_ids(path.stem), "reason": _LIKE_PARTICIPANTS, "remedy": _RENAME})
+            name = mask_ids(path.stem)
+            refused.append({"recording": name, "reason": _LIKE_PARTICIPANTS, "remedy": _RENAME})
             continue
         name = _row_name(path, secret, own_names)
         seen[name] += 1
@@ -149,7 +150,6 @@ def visits_of(
             name = f"{name}~{seen[name]}"
         visits.append(Visit(name, name, Source(path.stem, 2, [path]), None, ""))
     return visits
-
 
 # %% ../../nbs/75_screening.ipynb #3ae3b8a2
 _AROUND = np.arange(-50, 75) # samples around an R-peak: 250 ms at 500 Hz
