@@ -12,7 +12,8 @@ from pathlib import Path
 from ..core.errors import PtaclError
 from .cine_frames import anatomic_images, read_pixels
 from .cine_order import stack_in_order
-from .nifti import check_moments, cine_phase, read_acdc, read_label_map, read_nifti, read_ukbb_folder
+from .nifti import check_moments, cine_phase, read_acdc
+from .nifti import read_label_map, read_nifti, read_ukbb_folder
 from .recordings import Cine, first_bytes, is_dicom, reading
 from ..signal.cmr import cardiac_centre, middle_slice
 
