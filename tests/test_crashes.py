@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import RLock
 
 import nbformat
 import pytest
@@ -16,6 +17,7 @@ import torch
 from accelerate.state import AcceleratorState
 from steps import KINDS, noise, same, start, tiny
 from torch.multiprocessing import get_context
+from tqdm import tqdm
 
 import ptacl.studies.experiments
 import ptacl.train.accelerator
@@ -46,9 +48,15 @@ def train(kind, folder, epochs=EPOCHS, precision="no"):
     return fit(start(name), KINDS[name][1], data, tiny, epochs, 3e-3, folder, seed=5, resume=True)
 
 
+def with_own_lock(f, *args):
+    "f with a lock of its own for progress bars: tqdm's is shared by forked processes, and who is killed while holding it stops all others."
+    tqdm.set_lock(RLock())
+    f(*args)
+
+
 def forked(f, *args):
     "f in a process of its own: the process."
-    process = get_context("fork").Process(target=f, args=args)
+    process = get_context("fork").Process(target=with_own_lock, args=(f, *args))
     process.start()
     return process
 
@@ -93,7 +101,8 @@ def killed_and_resumed(whole, tmp_path, kills):
         if done < kills:
             process.join(rng.uniform(0.02, 0.8) * seconds)
             if process.is_alive(): os.kill(process.pid, signal.SIGKILL); done += 1
-        process.join()
+        process.join(600)
+        assert not process.is_alive(), "it hangs"
         if process.exitcode != 0: continue
         assert equal(folder, expected)
         runs += 1; folder = tmp_path / str(runs) if done < kills else folder

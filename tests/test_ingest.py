@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from pathlib import Path
+from threading import RLock
 
 import dask
 import nibabel as nib
@@ -18,6 +19,7 @@ import pytest
 import torch
 import zarr
 from distributed import LocalCluster
+from tqdm import tqdm
 
 from ptacl import __version__
 from ptacl.data import ingest as ingest_module, prepare, pseudonyms, sources
@@ -217,8 +219,14 @@ def run(raw, out, key, stop_at=None, withdrawn=()):
     ingest(raw, out, frames=6, workers=1, key=key, withdrawn=withdrawn)
 
 
+def with_own_lock(*args):
+    "A run with a lock of its own for progress bars: tqdm's is shared by forked processes, and who is killed while holding it stops all others."
+    tqdm.set_lock(RLock())
+    run(*args)
+
+
 def start(*args):
-    process = multiprocessing.get_context("fork").Process(target=run, args=args)
+    process = multiprocessing.get_context("fork").Process(target=with_own_lock, args=args)
     process.start()
     return process
 

@@ -247,10 +247,10 @@ def pairs_needed(
     return float(np.exp(np.interp(score, highest, np.log(np.asarray(pairs, float)))))
 
 def pairs_saved(
-    table: pd.DataFrame,    # of `comparison_table`: way, paired, score, value
+    table: pd.DataFrame,    # of `comparison_table`, differences to pairs only with as many
     pairs: dict[str, int],  # paired, as the table has it -> pairs
     score: str = "R2",
-) -> pd.DataFrame:          # way, paired, pairs, needed, saved
+) -> pd.DataFrame:          # way, paired, pairs, needed, saved, clear
     "Pairs that each way saves: those that pairs-only would need for the same score, less those it had."
     rows = table[table.score == score]
     curve = rows[rows.way == WAYS[0]].set_index("paired").value
@@ -260,8 +260,9 @@ def pairs_saved(
     for row in rows[rows.way != WAYS[0]].itertuples():
         needed = pairs_needed(row.value, *known)
         found.append({"way": row.way, "paired": row.paired, "pairs": pairs[row.paired],
-                      "needed": round(needed), "saved": round(needed) - pairs[row.paired]})
-    return pd.DataFrame(found, columns=["way", "paired", "pairs", "needed", "saved"])
+                      "needed": round(needed), "saved": round(needed) - pairs[row.paired],
+                      "clear": bool(row.difference_lo > 0)})
+    return pd.DataFrame(found, columns=["way", "paired", "pairs", "needed", "saved", "clear"])
 
 # %% ../../nbs/90_unpaired.ipynb #fefbf7fc
 def saving_sentences(saved: pd.DataFrame, all_pairs: int) -> list[str]:  # of `pairs_saved`
@@ -269,8 +270,9 @@ def saving_sentences(saved: pd.DataFrame, all_pairs: int) -> list[str]:  # of `p
     sentences = []
     for row in saved.itertuples():
         what = f"{row.way} with {row.pairs:,} pairs ({row.paired})"
-        if row.saved <= 0:
-            sentences.append(f"{what} saves no pairs: pairs only reaches its R² with {row.needed:,}.")
+        if not row.clear:
+            sentences.append(
+                f"{what} has no clearly higher R² than pairs only with as many: it saves none that can be shown.")
         elif row.needed >= all_pairs:
             sentences.append(
                 f"{what} reaches the R² of all {all_pairs:,} pairs, and saves {row.saved:,} or more.")
