@@ -159,7 +159,9 @@ def test_a_long_command_ends_soon_and_says_what_is_kept(case, given, tmp_path, r
         seconds = time.monotonic() - asked
         print(f"{case}: {seconds:.2f} s after Ctrl-C, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
         said = [line for line in begun.said("ptacl: ") if "explorer is at" not in line]
-        assert len(said) == 1 and re.search(words, said[0]) and begun.said()[-1] == said[0], begun.said()
+        assert len(said) == 1 and re.search(words, said[0]), begun.said()
+        if case != "workshop check":                                     # an exercise on its way may still say how it went
+            assert begun.said()[-1] == said[0], begun.said()
         assert not begun.said("Traceback") and status == (0 if case in SERVERS else 130)
         assert seconds < LIMIT
         until = time.monotonic() + 60                                    # who is killed has gone some moments later

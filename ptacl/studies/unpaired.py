@@ -272,7 +272,8 @@ def saving_sentences(saved: pd.DataFrame, all_pairs: int) -> list[str]:  # of `p
         what = f"{row.way} with {row.pairs:,} pairs ({row.paired})"
         if not row.clear:
             sentences.append(
-                f"{what} has no clearly higher R² than pairs only with as many: it saves none that can be shown.")
+                f"{what} has no clearly higher R² than pairs only with as many: it saves none that can be "
+                "shown.")
         elif row.needed >= all_pairs:
             sentences.append(
                 f"{what} reaches the R² of all {all_pairs:,} pairs, and saves {row.saved:,} or more.")
