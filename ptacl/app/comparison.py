@@ -58,8 +58,11 @@ def _comparable(given, name: str | None = None) -> PTACL: # a model, or its fold
     "What can be compared. Raises `PtaclError` on a rival, on an encoder alone, and on no model."
     loaded = isinstance(given, torch.nn.Module)
     kind = type(given).__name__ if loaded else stored_kind(given)
+    called = name or ("this" if loaded else Path(given).name)
+    if kind in ("Joint", "JointModel"):
+        raise PtaclError(
+            f"{called} has other modalities than ECG and CMR", "Give a PTACL: the explorer shows these two.")
     if kind not in ("", "PTACL"):
-        called = name or ("this" if loaded else Path(given).name)
         raise PtaclError(f"{called} is no joint model but a {kind}: give a trained PTACL")
     return given if loaded else from_pretrained(given)
 
