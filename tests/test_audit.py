@@ -223,10 +223,17 @@ def test_blocks_lose_nothing(content, size):
 
 def test_a_table_of_half_a_million(tmp_path):
     (tmp_path / "t.csv").write_text("eid\n" + "\n".join(str(10**6 + k) for k in range(500_000)))
-    start = time.process_time()
     findings = audit(tmp_path)
-    assert len(findings) == 1000 and time.process_time() - start < 5
+    assert len(findings) == 1000
     assert "… and 995 more" in describe_findings(findings)
+
+
+@pytest.mark.quiet
+def test_half_a_million_lines_are_quickly_searched(tmp_path):
+    (tmp_path / "t.csv").write_text("eid\n" + "\n".join(str(10**6 + k) for k in range(500_000)))
+    start = time.process_time()
+    audit(tmp_path)
+    assert time.process_time() - start < 5
 
 
 def test_one_file(tmp_path):
@@ -377,8 +384,8 @@ def test_nothing_that_is_said_holds_an_id(repo, capsys):
 
 # this project
 
-def test_this_project_is_clean_and_quickly_searched():
-    start = time.process_time()   # of this process: others may have the cores
-    findings = audit(ROOT)
-    assert not len(findings), "\n" + describe_findings(findings)
+@pytest.mark.quiet
+def test_this_project_is_quickly_searched():   # that it is clean: test_project
+    start = time.process_time()
+    audit(ROOT)
     assert time.process_time() - start < 10

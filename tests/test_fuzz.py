@@ -36,7 +36,7 @@ from ptacl.data.dicom import read_cine
 from ptacl.data.ecg_files import read_ecg
 from ptacl.data.recordings import Cine, ECG
 
-SECONDS, MEMORY = 5, 2**30  # of computing; of the whole process
+SECONDS, MEMORY = 20, 2**30  # of computing, with room for a slow machine; of the whole process
 
 
 # the guard

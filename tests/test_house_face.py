@@ -29,6 +29,7 @@ def test_the_face_loads_nothing():
     assert {name for name in loaded if name.startswith("ptacl")} == {"ptacl"}
 
 
+@pytest.mark.quiet
 def test_the_face_is_quick():
     timed = "from time import perf_counter; t = perf_counter(); import ptacl; print(perf_counter() - t)"
     assert min(float(in_a_fresh_python(timed)[0]) for _ in range(3)) < 0.3

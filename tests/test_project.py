@@ -102,6 +102,17 @@ def test_index_lists_every_chapter():
     none_of(f"nbs/index.ipynb does not list {f.name}" for f in chapters if f"({f.name})" not in text)
 
 
+def test_only_quiet_tests_assert_on_seconds():
+    "A slow or loaded machine is no fault: what asserts on the clock runs where it is asked for."
+    clock = re.compile(r"\b(?:process_time|perf_counter|monotonic|time)\(\) - \w+ < \d")
+    def loud(file):
+        for test in ast.parse(file.read_text(encoding="utf-8")).body:
+            marks = [ast.unparse(mark) for mark in getattr(test, "decorator_list", ())]
+            if isinstance(test, ast.FunctionDef) and "pytest.mark.quiet" not in marks and clock.search(ast.unparse(test)): yield test.name
+    none_of(f"tests/{file.name}: {name} asserts on seconds without pytest.mark.quiet"
+            for file in sorted((ROOT / "tests").glob("test_*.py")) for name in loud(file))
+
+
 # --- clean ---------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("file", notebooks, ids=lambda f: f.stem)
