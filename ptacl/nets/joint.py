@@ -27,7 +27,7 @@ from ..signal.echo import ECHO_FRAMES
 from .encoders import CMREncoder, EchoEncoder, ECGEncoder, TokenEncoder
 from ..core.devices import check_device
 from ..core.errors import PtaclError
-from ..core.distributed import BatchNorm, distributed
+from ..core.distributed import BatchNorm, distributed, total
 from .losses import cosine_local_loss, global_contrastive_loss, local_contrastive_loss, ptacl_loss
 from .mae import MAE
 from ..core.presets import Preset
@@ -345,15 +345,22 @@ def _in_chunks(f: Callable[[View], tuple], view: View, size: int | None) -> tupl
     return tuple(map(torch.cat, zip(*parts)))
 
 # %% ../../nbs/53_ptacl.ipynb #9a220b47
+def _two_have(has: Tensor | None) -> bool:  # (B,) bool; None: everybody
+    "Whether two patients or more of all processes have what is asked."
+    return has is None or int(total(has.sum())) > 1
+
 def _compared(model: JointModel, view: View) -> list[Pair]:
-    "Pairs of modalities that at least two patients have. Raises `PtaclError` where processes have theirs."
-    everybody = all(view.has(name) is None for name in model.names)
-    if not everybody and distributed():
-        raise PtaclError("patients who lack a modality are trained on in one process: take processes=1")
-    def patients(pair: Pair) -> int:
-        both = _have_both(view.has(pair[0]), view.has(pair[1]))
-        return _patients(view) if both is None else int(both.sum())
-    return [pair for pair in combinations(model.names, 2) if everybody or patients(pair) > 1]
+    "Pairs of modalities that at least two patients have."
+    return [pair for pair in combinations(model.names, 2)
+            if _two_have(_have_both(view.has(pair[0]), view.has(pair[1])))]
+
+def _own_part(both: Tensor | None) -> Tensor | float:  # (B,) bool
+    """By what a mean over those of this process who have both is multiplied, to be its part of the mean
+    over those of all: processes are weighted by all their patients, whatever these have."""
+    if both is None or not distributed():
+        return 1.0
+    have, patients = total(torch.stack([both, torch.ones_like(both)]).sum(1))
+    return both.sum() / have.clamp(min=1) * (patients / len(both))
 
 def _losses_of_pair(
     model: JointModel,
@@ -366,6 +373,7 @@ def _losses_of_pair(
     p = model.preset
     both = _have_both(view.has(pair[0]), view.has(pair[1]))
     z_a, z_b = (_of_both(z[name], view.has(name), both) for name in pair)
+    own = _own_part(both)
     global_loss = global_contrastive_loss(z_a, z_b, p.tau_global)
     a, b, valid = model.moments_of(pair, tokens, view)
     if p.local == "cosine":
@@ -373,7 +381,7 @@ def _losses_of_pair(
     else:
         local_loss = local_contrastive_loss(
             a, b, p.sigma, p.tau_local, circular=p.circular, valid=valid)
-    return global_loss, local_loss, valid.float().mean()
+    return own * global_loss, own * local_loss, own * valid.sum() / max(1, len(valid))
 
 # %% ../../nbs/53_ptacl.ipynb #60371e7a
 def encoded(
@@ -386,7 +394,7 @@ def encoded(
     if model.preset.stem == "conv" and chunk is not None and chunk < _patients(view):
         raise PtaclError(
             "an encoder with convolutions takes its batch norms over the whole batch: train without chunk")
-    names = [name for name in model.names if (has := view.has(name)) is None or has.sum() > 1]
+    names = [name for name in model.names if _two_have(view.has(name))]
     parts = _in_chunks(lambda part: tuple(model.tokens(name, part) for name in names), view, chunk)
     tokens = dict(zip(names, parts))
     return tokens, {name: model.project(name, x.mean(1)) for name, x in tokens.items()}
