@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Batch', 'MODALITIES', 'Pair', 'Builder', 'BUILDERS', 'View', 'turn_name', 'centre_view', 'projection', 'turned',
            'turned_view', 'preset_for', 'JointModel', 'PTACL', 'encoded', 'loss_of_pairs', 'joint_loss', 'begun_from',
-           'start_joint', 'model_folder', 'save_pretrained', 'stored_kind', 'load_model', 'from_pretrained']
+           'start_joint', 'model_folder', 'save_weights', 'stored_kind', 'load_model', 'from_pretrained']
 
 # %% ../../nbs/53_ptacl.ipynb #daaff021
 import json
@@ -476,8 +476,9 @@ def start_joint(
     return begun_from(PTACL(preset), {"ecg": ecg, "cmr": cmr}, freeze)
 
 # %% ../../nbs/53_ptacl.ipynb #2d08f97e
-_MODEL_FILES = {  # of a model; the last three are those of one with a card
-    "config.json", "model.safetensors", "README.md", "ecg_encoder.onnx", "load_ecg_encoder.py"}
+_MODEL_FILES = {  # of a model; the last ones are those of one that is handed on
+    "config.json", "model.safetensors", "README.md", "load_ecg_encoder.py",
+    *(f"{name}_encoder.onnx" for name in MODALITIES)}
 
 def _check_place(folder: Path):
     "Refuse to write a model over something else. Raises `PtaclError`."
@@ -513,9 +514,10 @@ def model_folder(folder: str | Path) -> Iterator[Path]:  # a new one, or that of
         _exchange(new, folder, Path(tmp) / "old")
 
 # %% ../../nbs/53_ptacl.ipynb #1a254fd4
-def save_pretrained(
+def save_weights(
     model: nn.Module,    # with a `config`
     folder: str | Path,  # a new one, or that of a model
+    card: str = "",      # text that goes beside them
 ) -> Path:
     """Write weights and config into `folder`, replacing a model that is there.
     Raises `PtaclError` where there is something else."""
@@ -524,6 +526,8 @@ def save_pretrained(
         try:
             save_model(model, str(new / "model.safetensors"))
             (new / "config.json").write_text(json.dumps(model.config, indent=1), encoding="utf-8")
+            if card:
+                (new / "README.md").write_text(card, encoding="utf-8")
         except (OSError, SafetensorError) as e:
             raise PtaclError(
                 f"cannot write the model to {folder.name} ({e}): "
