@@ -590,7 +590,7 @@ def test_another_pair_in_voila(chromium, three, tmp_path):
         page.keyboard.press("ArrowDown"); page.keyboard.press("ArrowRight")              # around: 16 rows, 13 columns
         page.wait_for_function("document.querySelector('.px').dataset.k == '0' && document.querySelector('.px').dataset.t == '0'")
         page.get_by_label("compare").select_option(label="ECG–echo")
-        seen(page, "ECG–echo")
+        page.wait_for_function("document.querySelector('.px-state').textContent == 'ECG–echo'")  # at the last layer, as before
         page.wait_for_function("document.querySelector('.px-film canvas').getAttribute('aria-label').startsWith('echo, frame')")
         assert "echo, apical four chambers" in page.inner_text(".px-notes")
         page.get_by_role("tab", name="All patients").click()
