@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from great_tables import GT
 from pathlib import Path
 from torch import nn
+from ..data.cohort import Stream
 from ..data.pairs import Pairs
 from ..evaluate.boards import show_table
 from ..evaluate.retrieval import contrast
@@ -86,13 +87,6 @@ def own_loss(
     return {"loss": float(np.mean(losses)), "chance": float(np.mean(chances))}
 
 # %% ../../nbs/88_learning.ipynb #61870a45
-def _first(data: Pairs, n: int) -> Pairs:
-    "The first n patients."
-    rows = slice(0, n)
-    extra = {name: x[rows] for name, x in data.extra.items()}
-    names = None if data.names is None else data.names[rows]
-    return Pairs(data.ecg[rows], data.r_peaks[rows], data.cine[rows], extra, names, data.normalize)
-
 def _ecg_features(model: nn.Module) -> Callable | None:
     "How a model makes features of an ECG; None where it sees none."
     if hasattr(model, "ecg_features"):
@@ -114,7 +108,7 @@ def _batch_size(model: nn.Module) -> int:
 @dataclass(frozen=True)
 class Watch:
     "Asks a model about patients whom it does not learn from; to be handed to `fit`."
-    train: Pairs             # whom it learns from
+    train: Pairs | Stream    # whom it learns from
     train_y: pd.DataFrame    # their phenotypes
     test: Pairs              # held-out patients
     test_y: pd.DataFrame
@@ -124,7 +118,7 @@ class Watch:
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """loss and chance, rank_share of a joint model, local and local_chance of PTACL,
         probe_r2 where there is one."""
-        test = _first(self.test, self.m)
+        test = self.test.of(slice(0, self.m))
         if hasattr(model, "embeddings"):
             asked = self._joint(model, test)
         else:
@@ -157,7 +151,7 @@ class Watch:
         features = _ecg_features(model)
         if features is None:
             return {}
-        x, new = (infer(features, model, part) for part in (_first(self.train, self.n), test))
+        x, new = (infer(features, model, part) for part in (self.train.of(slice(0, self.n)), test))
         with warnings.catch_warnings(action="ignore"):  # it may overfit in a small cohort: it is only watched
             predictions = ols_predict(x, self.train_y[:self.n], new)
         return {"probe_r2": float(regression_scores(self.test_y[:self.m], predictions)["R2"].mean())}
