@@ -38,6 +38,7 @@ from ptacl.rivals.mmcl import MMCL
 from ptacl.nets.joint import from_pretrained, joint_loss
 from ptacl.core.presets import PHENOTYPES
 from ptacl.rivals.simclr import SimCLR, nt_xent
+from ptacl.studies.learning import own_loss
 from ptacl.core.processes import child, stream
 from ptacl.train.launch import fit_in_processes
 from ptacl.data.pairs import Pairs
@@ -203,6 +204,14 @@ def test_nt_xent_compares_its_own_views_only(tmp_path):
         nt_xent(torch.randn(3 - rank, 4), torch.randn(3 - rank, 4), 0.1)
         return torch.tensor(seen)
     assert [x.tolist() for x in together(shapes, 2, tmp_path / "run")] == [[[6, 10]], [[4, 10]]]
+
+
+def test_processes_that_ask_the_same_patients_say_what_one_says(tmp_path):
+    torch.manual_seed(0)
+    model, data = SimCLR(ECGEncoder(tiny)), noise(8)
+    alone = own_loss(model, data, 8)
+    parts = together(lambda rank, world: torch.tensor(own_loss(model, data, 8)["loss"]), 2, tmp_path / "run")
+    assert [part.item() for part in parts] == pytest.approx([alone["loss"]] * 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 99])

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from great_tables import GT
 from pathlib import Path
 from torch import nn
+from ..core.distributed import apart
 from ..data.cohort import Stream
 from ..data.pairs import Pairs
 from ..evaluate.boards import show_table
@@ -77,7 +78,7 @@ def own_loss(
     device = next(model.parameters()).device
     model.eval()
     losses, chances = [], []
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), apart():  # other processes ask the same patients, who would meet themselves
         torch.manual_seed(seed)
         for batch in data.batches(size):
             batch = {name: x.to(device) for name, x in batch.items()}

@@ -286,11 +286,14 @@ def _report(run: _Run, epochs: int) -> None:
 # %% ../../nbs/58_loop.ipynb #631b08b7
 _SETTLING_STEPS = 32  # three times as many as batch norms remember
 
+def _unsettled(run: _Run) -> bool:
+    "Whether an autoencoder's stem has yet to see whole inputs; also after a kill right before that."
+    mae = run.parts.model
+    return isinstance(mae, MAE) and mae.encoder.convolves and "settled" not in (run.history or [{}])[-1]
+
 def _settle(run: _Run, step: Callable, keep: int) -> None:
     "Statistics of whole inputs for the batch norms of an autoencoder's stem; nothing else changes."
     mae = run.parts.model
-    if not (isinstance(mae, MAE) and mae.encoder.convolves):
-        return
     rounds = -(-_SETTLING_STEPS // max(1, len(run.loader)))
     batches = islice(chain.from_iterable(run.loader for _ in range(rounds)), _SETTLING_STEPS)
     mae.train()
@@ -298,6 +301,8 @@ def _settle(run: _Run, step: Callable, keep: int) -> None:
         for batch in batches:
             step(mae, send_to_device(batch, run.accelerator.device))
     mae.eval()
+    if run.history:
+        run.history[-1]["settled"] = True
     if run.kept:
         save_state(run.folder, keep, settings=run.settings, history=run.history, **vars(run.parts))
 
@@ -350,8 +355,7 @@ def fit(
     bad = BadSteps(bad_steps, name, data, folder)
     bar = _progress(run, epochs)
     with bar, compiled(model, run.accelerator.device.type), with_the_others(name, folder):
-        first = len(run.history)
-        for epoch in range(first, epochs):
+        for epoch in range(len(run.history), epochs):
             started = time.perf_counter()
             _draw_from(seed, epoch, run)
             row = run_epoch(step, run.loader, run.size, run.parts, run.accelerator, preset.clip, bad, bar)
@@ -359,7 +363,7 @@ def fit(
             _report(run, epochs)
             if run.kept:
                 save_state(folder, keep, settings=run.settings, history=run.history, **vars(run.parts))
-        if first < epochs:
+        if _unsettled(run):
             _draw_from(seed, epochs, run)
             _settle(run, step, keep)
     _end(run, tracker)
