@@ -43,7 +43,7 @@ from ptacl.core.processes import child, stream
 from ptacl.train.launch import fit_in_processes
 from ptacl.data.pairs import Pairs
 from ptacl.train.checkpoint import read_state
-from ptacl.train.loop import add_gradients, fit, infer, share_out
+from ptacl.train.loop import _add_gradients, fit, infer, _share_out
 from ptacl.train.optimiser import learning_rate
 from ptacl.train.steps import joint_step
 
@@ -73,12 +73,12 @@ def together(f, world, folder):
 
 def learn(model, data, rank, world, size, chunk=None, step=None):
     "Loss and gradients of the first batch, of which this process has a part."
-    batch, model = next(iter(share_out(data.batches(size), rank, world))), deepcopy(model).train()
+    batch, model = next(iter(_share_out(data.batches(size), rank, world))), deepcopy(model).train()
     free = {k: p for k, p in model.named_parameters() if p.requires_grad}
     torch.manual_seed(rank)
     out, share = step(model, batch) if step else joint_loss(model, batch, chunk), len(batch["index"]) / size
     (out["loss"] * share).backward()
-    add_gradients(list(free.values()))
+    _add_gradients(list(free.values()))
     numbers = {k: ptacl.core.distributed.total(v * share) for k, v in out.items()}
     buffers = {k: v.clone() for k, v in model.named_buffers()}
     return numbers | buffers | {k: p.grad.clone() for k, p in free.items()}
@@ -474,7 +474,7 @@ def test_where_the_caller_is_killed_nobody_trains_on(tmp_path, importable, how):
 @pytest.mark.parametrize("processes, why", [(0, "at least 1"), (9, "9 processes cannot share a batch of 4")])
 def test_a_number_of_processes_that_cannot_be(processes, why, tmp_path):
     with pytest.raises(PtaclError, match=why):
-        if processes: share_out(noise().batches(4), 0, processes)
+        if processes: _share_out(noise().batches(4), 0, processes)
         else: launched(tmp_path, processes=0)
 
 

@@ -121,10 +121,10 @@ class Watch:
         probe_r2 where there is one."""
         test = self.test.of(slice(0, self.m))
         if hasattr(model, "embeddings"):
-            asked = self._joint(model, test)
+            held_out = self._joint(model, test)
         else:
-            asked = own_loss(model, self._with_targets(model, test), _batch_size(model))
-        return asked | self._probe(model.eval(), test)
+            held_out = own_loss(model, self._with_targets(model, test), _batch_size(model))
+        return held_out | self._probe(model.eval(), test)
 
     def _with_targets(self, model: nn.Module, test: Pairs) -> Pairs:
         "Held-out patients with their phenotypes, where those teach: standardised, or in their own units."
@@ -138,14 +138,14 @@ class Watch:
     def _joint(self, model: nn.Module, test: Pairs) -> dict[str, float]:
         "Contrast of a joint model, and PTACL's local loss."
         embeddings = infer(model.embeddings, model, test)
-        asked = contrast(*embeddings, _temperature(model), _batch_size(model))
+        held_out = contrast(*embeddings, _temperature(model), _batch_size(model))
         if type(model) is PTACL:
             p = model.preset
             beat, film, valid = infer(model.local_embeddings, model, test)
             local = local_contrastive_loss(
                 beat, film, p.sigma, p.tau_local, circular=p.circular, valid=valid.bool())
-            asked |= {"local": local.item(), "local_chance": math.log(p.T)}
-        return asked
+            held_out |= {"local": local.item(), "local_chance": math.log(p.T)}
+        return held_out
 
     def _probe(self, model: nn.Module, test: Pairs) -> dict[str, float]:
         "R² of a linear probe on the features of the ECG."
@@ -158,22 +158,22 @@ class Watch:
         return {"probe_r2": float(regression_scores(self.test_y[:self.m], predictions)["R2"].mean())}
 
 # %% ../../nbs/88_learning.ipynb #ea36a35d
-def has_learned(asked: dict) -> bool:  # from `Watch` or `contrast`
+def has_learned(held_out: dict) -> bool:  # from `Watch` or `contrast`
     "Whether held-out patients say more than chance: by the loss, or by the rank of the own film."
-    below = asked.get("loss", math.inf) < 0.98 * asked.get("chance", 0.0)
-    return below or asked.get("rank_share", 0.5) < 0.4
+    below = held_out.get("loss", math.inf) < 0.98 * held_out.get("chance", 0.0)
+    return below or held_out.get("rank_share", 0.5) < 0.4
 
 def learned_sentence(
     name: str,    # of the method
-    asked: dict,
+    held_out: dict,
 ) -> str:
     "One sentence: the loss beside chance, the rank, the probe."
-    parts = [f"held-out loss {asked['loss']:.2f} (chance {asked['chance']:.2f})"]
-    if "rank_share" in asked:
-        parts.append(f"own film at {asked['rank_share']:.0%} of the gallery (chance 50 %)")
-    if "probe_r2" in asked:
-        parts.append(f"R² of the ECG's probe {asked['probe_r2']:.2f}")
-    verdict = "has learned" if has_learned(asked) else "ended at chance"
+    parts = [f"held-out loss {held_out['loss']:.2f} (chance {held_out['chance']:.2f})"]
+    if "rank_share" in held_out:
+        parts.append(f"own film at {held_out['rank_share']:.0%} of the gallery (chance 50 %)")
+    if "probe_r2" in held_out:
+        parts.append(f"R² of the ECG's probe {held_out['probe_r2']:.2f}")
+    verdict = "has learned" if has_learned(held_out) else "ended at chance"
     return f"{name} {verdict}: " + ", ".join(parts) + "."
 
 # %% ../../nbs/88_learning.ipynb #8570988a
@@ -211,8 +211,8 @@ def learning_of(
     if method.step:
         return {name: joint_learning(model, outputs, task)}
     probe = {"probe_r2": _probe_r2(outputs, task)}
-    asked = {part: _ended(Path(folder) / part) for part in method.start}
-    learned = {part: numbers for part, numbers in asked.items() if numbers}
+    held_out = {part: _ended(Path(folder) / part) for part in method.start}
+    learned = {part: numbers for part, numbers in held_out.items() if numbers}
     return {part: numbers | (probe if "probe_r2" in numbers else {}) for part, numbers in learned.items()}
 
 # %% ../../nbs/88_learning.ipynb #f1c0a5d9
@@ -226,11 +226,11 @@ def _title(name: str) -> str:
     return f"{METHODS[method].title if method in METHODS else method}, {modality.upper()}"
 
 # %% ../../nbs/88_learning.ipynb #025ffccc
-def _rank_cell(asked: dict) -> str:
-    return f"{asked['rank_share']:.0%}" if "rank_share" in asked else "–"
+def _rank_cell(held_out: dict) -> str:
+    return f"{held_out['rank_share']:.0%}" if "rank_share" in held_out else "–"
 
-def _probe_cell(asked: dict) -> str:
-    return f"{asked['probe_r2']:.3f}" if "probe_r2" in asked else "–"
+def _probe_cell(held_out: dict) -> str:
+    return f"{held_out['probe_r2']:.3f}" if "probe_r2" in held_out else "–"
 
 def show_learning(
     learning: dict[str, dict],  # of `learning_of`
