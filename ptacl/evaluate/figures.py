@@ -57,13 +57,14 @@ def _axis(title: str, **more) -> dict:
     return _BARE_AXIS | {"title": {"text": title, "standoff": 4}} | more
 
 def map_figure(
-    m: Tensor,                     # (T, T)
+    m: Tensor,                     # (T, T')
     scale: dict,                   # of `ptacl.evaluate.alignment.colour_scale`
     title: str,
-    target: Tensor | None = None,  # (T, T), outlined
+    target: Tensor | None = None,  # (T, T'), outlined
+    axes: tuple[str, str] = ("ECG segment k", "CMR frame t"),  # what rows and columns are
 ) -> go.Figure:
     "One alignment map; a dot marks the frame most similar to each segment."
-    T = len(m)
+    T, columns = m.shape
     hover = f"segment %{{y}}, frame %{{x}}<br>{scale['label']} %{{z:.3f}}<extra></extra>"
     heat = go.Heatmap(z=m.numpy(), zmin=scale["vmin"], zmax=scale["vmax"], showscale=False,
                       colorscale=plotly_colours(scale["cmap"]), hovertemplate=hover)
@@ -77,8 +78,8 @@ def map_figure(
     return go.Figure([heat, dots], go.Layout(
         **_STILL, shapes=shapes, margin={"l": 44, "r": 8, "t": 26, "b": 38},
         title={"text": title, "x": 0.5, "y": 0.98, "yanchor": "top", "font": {"size": 12}},
-        xaxis=_axis("CMR frame t", range=[-0.5, T - 0.5], **ticks),
-        yaxis=_axis("ECG segment k", range=[T - 0.5, -0.5], **ticks)))
+        xaxis=_axis(axes[1], range=[-0.5, columns - 0.5], **ticks),
+        yaxis=_axis(axes[0], range=[T - 0.5, -0.5], **ticks)))
 
 # %% ../../nbs/67_figures.ipynb #cd965d1d
 def whole_beats(
