@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEAD_SPACING', 'plotly_colours', 'map_figure', 'whole_beats', 'ecg_figure', 'lead_of_mean_beat', 'cycle_figure',
-           'asset', 'standalone']
+           'asset', 'for_page', 'standalone']
 
 # %% ../../nbs/67_figures.ipynb #7bde1aed
 import base64
@@ -221,17 +221,31 @@ def asset(name: str) -> str:  # of a file in ptacl/page
     "A part of the page, as text."
     return (files("ptacl") / "page" / name).read_text("utf-8")
 
-# %% ../../nbs/67_figures.ipynb #75dfabb1
+# %% ../../nbs/67_figures.ipynb #b18ca60c
+def for_page(
+    x, # a view or a figure as a dict, or a part of one
+):     # the same, as JSON knows it
+    "None where a number is none: JSON has no NaN, and plotly leaves a gap for either."
+    if isinstance(x, dict):
+        return {key: for_page(value) for key, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [for_page(value) for value in x]
+    if isinstance(x, float | np.floating) and not np.isfinite(x):
+        return None
+    return x
+
+
 def _for_json(x):
-    "Bytes as base64, for JSON."
+    "Bytes as base64 besides."
     if isinstance(x, bytes | memoryview):
         return base64.b64encode(x).decode()
     if isinstance(x, dict):
-        return {k: _for_json(v) for k, v in x.items()}
+        return {key: _for_json(value) for key, value in x.items()}
     if isinstance(x, list | tuple):
-        return [_for_json(v) for v in x]
-    return x
+        return [_for_json(value) for value in x]
+    return for_page(x)
 
+# %% ../../nbs/67_figures.ipynb #75dfabb1
 _BODY = ("body { margin: 8px; background: #fff; color: #222; font: 12px system-ui, sans-serif; } "
          "@media (prefers-color-scheme: dark) { body { background: #14171b; color: #e4e6ea; } }")
 
@@ -241,7 +255,7 @@ def standalone(
     note: str,   # a line under it
 ) -> str:        # a page
     "A view as one HTML file that stays interactive without a network."
-    data = json.dumps(_for_json(view)).replace("<", "\\u003c")
+    data = json.dumps(_for_json(view), allow_nan=False).replace("<", "\\u003c")
     start = f"linkedView(document.getElementById('view'), window.Plotly, {{}}).show({data});"
     program = f"{asset('view.js')}\n{start}"
     style = f"{_BODY} {asset('page.css')}"
