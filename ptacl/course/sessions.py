@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SOLUTION', 'YOURS', 'sessions', 'tagged', 'Exercise', 'exercises', 'comments_of', 'grading', 'session_version',
-           'minutes', 'heading', 'fresh_folder', 'students']
+           'minutes', 'heading', 'fresh_folder', 'students', 'assignments']
 
 # %% ../../nbs/92_sessions.ipynb #0987b3fd
 import re
@@ -143,4 +143,33 @@ def students(folder: str | Path) -> Path:
     for file in sessions():
         nb = session_version(nbformat.read(file, 4), file.stem, True)
         nbformat.write(nb, folder / file.name)
+    return folder
+
+# %% ../../nbs/92_sessions.ipynb #16befe30
+_NBGRADER_CONFIG = """# Settings of nbgrader for this course; its commands are run in this folder.
+c = get_config()  # noqa: F821
+c.CourseDirectory.course_id = "ptacl"
+c.Execute.timeout = 600  # s, of a cell; nbgrader's own 30 are few on a busy machine
+"""
+
+
+def _assignment_source(nb: NotebookNode, session: str) -> NotebookNode:
+    "A session with its solutions, without outputs and what is for the teacher."
+    nb = session_version(nb, session, False)
+    nb.cells = [cell for cell in nb.cells if not tagged(cell, "guide")]
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+            cell.execution_count = None
+    return nb
+
+
+def assignments(folder: str | Path) -> Path: # a new or empty folder
+    "What nbgrader makes assignments of: a source for each session, and its settings."
+    folder = fresh_folder(folder)
+    (folder / "nbgrader_config.py").write_text(_NBGRADER_CONFIG, encoding="utf-8")
+    for file in sessions():
+        source = folder / "source" / file.stem
+        source.mkdir(parents=True)
+        nbformat.write(_assignment_source(nbformat.read(file, 4), file.stem), source / file.name)
     return folder
