@@ -21,7 +21,7 @@ from .doubts import STRANGERS, record_doubts
 from .records import Record, mean_beat, record_of
 from ..core.presets import FS, Preset
 from ..evaluate.alignment import colour_scale, map_numbers, patient_scores
-from ..evaluate.figures import LEAD_SPACING, asset, cycle_figure, ecg_figure, map_figure
+from ..evaluate.figures import LEAD_SPACING, asset, cycle_figure, ecg_figure, for_page, map_figure
 from ..evaluate.figures import lead_of_mean_beat, plotly_colours, whole_beats
 from ..evaluate.whatif import as_batch, begins_at, film, model_end_systole, occlusion, other_film
 from ..evaluate.whatif import phase_of_smallest_cavity, volume_shape
@@ -246,16 +246,21 @@ def view_of(
     return view, maps
 
 # %% ../../nbs/71_views.ipynb #0353438b
+def _numbers_alone(value: dict, _) -> dict: # what the page gets; the widget
+    "Without NaN, which is no JSON."
+    return for_page(value)
+
+
 class LinkedView(anywidget.AnyWidget):
     "The view and the table of patients on a page."
     _esm = asset("view.js") + asset("widget.js")
     _css = asset("page.css")
-    view = traitlets.Dict().tag(sync=True)
-    table = traitlets.Dict().tag(sync=True)
+    view = traitlets.Dict().tag(sync=True, to_json=_numbers_alone)
+    table = traitlets.Dict().tag(sync=True, to_json=_numbers_alone)
     patient = traitlets.Int(0).tag(sync=True)   # the one that is open
     ticked = traitlets.List().tag(sync=True)    # those ticked in the table
     cell = traitlets.List([0, 0]).tag(sync=True) # segment k, frame t
-    plane = traitlets.Dict().tag(sync=True)      # all patients as a figure of plotly; {}: not shown
+    plane = traitlets.Dict().tag(sync=True, to_json=_numbers_alone) # all patients; {}: not shown
     query = traitlets.Unicode().tag(sync=True)   # what is set, as in an address
     addressed = traitlets.Bool(False).tag(sync=True) # the page's own address says so, too
     resets = traitlets.Int(0).tag(sync=True)     # how often everything was put back
