@@ -10,17 +10,21 @@ import os
 import shutil
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, InitProcessGroupKwargs
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from torch import nn
+from typing import TYPE_CHECKING
 from ..core.distributed import distributed, gather
 from ..core.devices import check_gpu
 from ..core.errors import PtaclError
 from .checkpoint import state_files
 from .optimiser import precision
+
+# %% ../../nbs/57_accelerator.ipynb #3d03da02
+if TYPE_CHECKING:
+    from accelerate import Accelerator # a quarter of a second until something is trained
 
 # %% ../../nbs/57_accelerator.ipynb #43363169
 _TIME_LIMIT = 600  # seconds that a process waits for the others
@@ -59,9 +63,10 @@ def _no_meeting(error: Exception) -> PtaclError:
     return PtaclError(f"the processes did not find each other at {address} within {_TIME_LIMIT} s "
                       f"({type(error).__name__}): check that all were started, and address and port")
 
-def _meet(**options) -> Accelerator: # of Accelerator
+def _meet(**options) -> "Accelerator": # of Accelerator
     """Accelerate, with the processes that were started together.
     Raises `PtaclError` where they do not find each other."""
+    from accelerate import Accelerator, InitProcessGroupKwargs
     limit = InitProcessGroupKwargs(timeout=timedelta(seconds=_TIME_LIMIT))
     # unless told, Accelerate takes several processes without GPUs for one
     cpus = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
@@ -76,7 +81,7 @@ def start_accelerator(
     folder: Path | None,   # of the tracker's logs
     name: str,             # of the run
     settings: dict,        # of the run; numbers and words go to the tracker
-) -> Accelerator:
+) -> "Accelerator":
     "Accelerate with its tracker. Raises `PtaclError` where that is not installed."
     check_gpu()
     loggable = {k: v for k, v in settings.items() if isinstance(v, int | float | str)}
