@@ -10,8 +10,6 @@ import math
 import time
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -22,6 +20,7 @@ from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_para
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
+from typing import TYPE_CHECKING
 from ..core.devices import keep_memory
 from ..core.distributed import distributed, gather, total
 from ..core.errors import PtaclError
@@ -33,6 +32,10 @@ from .accelerator import agree, remove_leftovers, start_accelerator, with_the_ot
 from .bad_steps import BadSteps
 from .checkpoint import digest_of_names, load_state, save_state
 from .optimiser import compiled, learning_rate, make_optimizer, precision
+
+# %% ../../nbs/58_loop.ipynb #3d03da03
+if TYPE_CHECKING:
+    from accelerate import Accelerator # a quarter of a second until something is trained
 
 # %% ../../nbs/58_loop.ipynb #bb275111
 class _OwnRows:
@@ -104,7 +107,7 @@ def _backward(
     step: Callable,            # (model, batch) -> dict with `loss`
     batch: dict,
     share: float,              # of the whole batch's patients, that are here
-    accelerator: Accelerator,  # for its precision
+    accelerator: "Accelerator",  # for its precision
 ) -> dict:                     # the numbers that the step returns
     "Loss and gradients of the whole batch."
     with accelerator.autocast():
@@ -119,7 +122,7 @@ def _take_step(
     batch: dict,
     share: float,
     parts: Parts,
-    accelerator: Accelerator,
+    accelerator: "Accelerator",
     clip: float,     # largest norm of the gradient
     bad: BadSteps,   # is told of a step that comes to nothing
 ) -> dict | None:    # what the step returns, and the gradient's norm before clipping; None: it was skipped
@@ -145,12 +148,13 @@ def run_epoch(
     loader: DataLoader,        # of this process's rows
     size: int,                 # patients of a whole batch
     parts: Parts,
-    accelerator: Accelerator,
+    accelerator: "Accelerator",
     clip: float,               # largest norm of the gradient
     bad: BadSteps,
     bar: tqdm,
 ) -> dict:                     # means over the steps taken; `gradient` before clipping; steps `skipped`
     "One pass over the data."
+    from accelerate.utils import send_to_device
     parts.model.train()
     totals: dict[str, Tensor] = {}
     taken = skipped = 0
@@ -175,7 +179,7 @@ class _Run:
     name: str
     folder: Path | None       # None keeps nothing
     settings: dict            # that a state must share to be gone on from
-    accelerator: Accelerator
+    accelerator: "Accelerator"
     loader: DataLoader        # of this process's rows
     size: int                 # patients of a whole batch
     steps: int                # of an epoch
@@ -293,6 +297,7 @@ def _unsettled(run: _Run) -> bool:
 
 def _settle(run: _Run, step: Callable, keep: int) -> None:
     "Statistics of whole inputs for the batch norms of an autoencoder's stem; nothing else changes."
+    from accelerate.utils import send_to_device
     mae = run.parts.model
     rounds = -(-_SETTLING_STEPS // max(1, len(run.loader)))
     batches = islice(chain.from_iterable(run.loader for _ in range(rounds)), _SETTLING_STEPS)
