@@ -21,7 +21,7 @@ from ptacl.core.presets import workshop
 from ptacl.data.labels import Labelled, Target, read_labels, target_of
 from ptacl.data.ptbxl import TASKS, read_ptbxl, scp_codes
 from ptacl.inference import benchmark
-from ptacl.inference.benchmark import auroc, probe_labels, probe_text, r_squared, split_recordings, untrained
+from ptacl.inference.benchmark import _auroc, probe_labels, probe_text, _r_squared, _split_recordings, _untrained
 from ptacl.inference.cards import Card, Score, card_of_result, card_text, save_pretrained
 from ptacl.inference.embedding import ECGFeatures
 from ptacl.nets.joint import PTACL, from_pretrained
@@ -57,13 +57,13 @@ def test_weighted_scores_are_those_of_scikit_learn(seed):
     rng = np.random.default_rng(seed)
     y, p = np.r_[0, 1, rng.integers(2, size=30)].astype(float), rng.integers(5, size=32) + 0.0
     W = rng.integers(1, 4, size=(2, 32)).astype(float)
-    np.testing.assert_allclose(auroc(y, p, W), [roc_auc_score(y, p, sample_weight=w) for w in W])
-    np.testing.assert_allclose(r_squared(p, y, W), [r2_score(p, y, sample_weight=w) for w in W], atol=1e-9)
+    np.testing.assert_allclose(_auroc(y, p, W), [roc_auc_score(y, p, sample_weight=w) for w in W])
+    np.testing.assert_allclose(_r_squared(p, y, W), [r2_score(p, y, sample_weight=w) for w in W], atol=1e-9)
 
 
 def test_a_score_that_is_none():
-    assert np.isnan(auroc(np.zeros(3), np.arange(3.0), np.ones((1, 3))))[0]
-    assert np.isnan(r_squared(np.ones(3), np.arange(3.0), np.ones((1, 3))))[0]
+    assert np.isnan(_auroc(np.zeros(3), np.arange(3.0), np.ones((1, 3))))[0]
+    assert np.isnan(_r_squared(np.ones(3), np.arange(3.0), np.ones((1, 3))))[0]
 
 
 # splits
@@ -76,13 +76,13 @@ def made(patients, splits=None, targets=()):
 @given(st.lists(st.integers(0, 15), min_size=40, max_size=80), st.integers(0, 99))
 def test_no_patient_is_on_two_sides(patients, seed):
     patients = [*range(12), *patients]
-    sides = pd.DataFrame({"p": patients, "s": split_recordings(made(patients), seed)})
+    sides = pd.DataFrame({"p": patients, "s": _split_recordings(made(patients), seed)})
     assert (sides.groupby("p").s.nunique() == 1).all() and set(sides.s) == {"train", "val", "test"}
 
 
 def test_splits_of_the_table():
-    with pytest.raises(PtaclError, match="1 patients are on two sides"): split_recordings(made([0, 0, 1, 2], ["train", "test", "val", "test"]))
-    sides = split_recordings(made([k // 2 for k in range(60)], ["train"] * 40 + ["test"] * 18 + [""] * 2))
+    with pytest.raises(PtaclError, match="1 patients are on two sides"): _split_recordings(made([0, 0, 1, 2], ["train", "test", "val", "test"]))
+    sides = _split_recordings(made([k // 2 for k in range(60)], ["train"] * 40 + ["test"] * 18 + [""] * 2))
     assert (sides[40:58] == "test").all() and (sides[58:] == "").all() and set(sides[:40]) == {"train", "val"}
     assert all(sides[k] == sides[k + 1] for k in range(0, 60, 2))
 
@@ -90,8 +90,8 @@ def test_splits_of_the_table():
 def test_intervals_are_of_patients_not_of_recordings():
     y, p = np.tile([0.0, 1.0, 2.0, 3.0], 8), np.tile([0.1, 1.2, 1.5, 3.1], 8)
     p = p + np.repeat(np.random.default_rng(0).normal(0, 1, 8), 4)
-    few = benchmark._draws(r_squared, y, p, np.repeat(np.arange(8), 4), 400, 0)[1:]
-    many = benchmark._draws(r_squared, y, p, np.arange(32), 400, 0)[1:]
+    few = benchmark._draws(_r_squared, y, p, np.repeat(np.arange(8), 4), 400, 0)[1:]
+    many = benchmark._draws(_r_squared, y, p, np.arange(32), 400, 0)[1:]
     assert np.std(few) > np.std(many)
 
 
@@ -180,7 +180,7 @@ def test_untrained_is_another_encoder_of_the_same_kind(model):
     before = torch.random.get_rng_state()
     x = torch.randn(1, 12, 5000)
     torch.random.set_rng_state(before)
-    other, again = untrained(module, 7), untrained(module, 7)  # the model's own seed would start it alike
+    other, again = _untrained(module, 7), _untrained(module, 7)  # the model's own seed would start it alike
     assert torch.equal(torch.random.get_rng_state(), before)
     with torch.no_grad(): assert torch.equal(other(x), again(x)) and not torch.allclose(other(x), module(x))
 

@@ -13,7 +13,7 @@ from ptacl.simulate.draws import Streams, keys32
 from ptacl.simulate.echo_calibration import echo_agreement, echo_calibration
 from ptacl.simulate.echo_films import simulate_echo_films
 from ptacl.simulate.echo_heart import ECHO_PHENOTYPES, echo_moments, echo_population, echo_shapes
-from ptacl.simulate.echo_image import DEPTHS, LINES, beams, echo_looks, echo_scene, scan_converted, sector
+from ptacl.simulate.echo_image import _DEPTHS, _LINES, beams, echo_looks, echo_scene, scan_converted, sector
 from ptacl.simulate.echo_scans import simulate_echo
 from ptacl.simulate.patients import simulate
 
@@ -180,7 +180,7 @@ def test_speckle_travels_with_the_wall():
 
 
 def test_speckle_widens_with_depth():
-    noise = torch.from_numpy(np.random.default_rng(0).normal(128, 40, (1, DEPTHS, LINES))).float()
+    noise = torch.from_numpy(np.random.default_rng(0).normal(128, 40, (1, _DEPTHS, _LINES))).float()
     picture = scan_converted(noise, 480, 640)[0].float().numpy()
     def width(rows):  # pixels until neighbours across no longer agree
         x = picture[rows, 300:340]
@@ -191,7 +191,7 @@ def test_speckle_widens_with_depth():
 def test_the_sector_is_a_sector():
     places, weights, inside = sector(120, 200)
     assert torch.allclose(weights.sum(0)[inside.flatten()], torch.ones(int(inside.sum()))) and not weights[:, ~inside.flatten()].any()
-    assert places.max() < DEPTHS * LINES and inside[119, 100] and not inside[119, 199] and not inside[10, 50]
+    assert places.max() < _DEPTHS * _LINES and inside[119, 100] and not inside[119, 199] and not inside[10, 50]
 
 
 # --- prepared for learning --------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from ptacl.core.errors import PtaclError
 from ptacl.data.echo import echo_film, read_echo
 from ptacl.signal.echo import ECHO_FRAMES, ECHO_SIZE
 from ptacl.simulate.echo_scans import simulate_echo
-from ptacl.simulate.echo_writers import _MARGINS, echo_dicom, echo_file
+from ptacl.simulate.echo_writers import _MARGINS, _echo_dicom, echo_file
 from ptacl.simulate.patients import simulate
 from ptacl.simulate.writers import in_batches, write_patients
 
@@ -36,7 +36,7 @@ def clip(scans):
 
 
 @pytest.fixture(scope="module")
-def plain(clip): return echo_dicom(**clip, heart_rate=61.)
+def plain(clip): return _echo_dicom(**clip, heart_rate=61.)
 
 
 def opened(content): return pydicom.dcmread(io.BytesIO(content))
@@ -87,29 +87,29 @@ def faults_of(ds):
 @pytest.mark.parametrize("how", WAYS, ids=str)
 def test_valid(clip, how, monkeypatch):
     monkeypatch.setattr(pydicom.config.settings, "reading_validation_mode", pydicom.config.RAISE)
-    ds = opened(echo_dicom(**clip, heart_rate=61., **how))
+    ds = opened(_echo_dicom(**clip, heart_rate=61., **how))
     assert not [e for e in ds.iterall() if e.tag.is_private]  # each is parsed, and checked against its kind
     assert not list(faults_of(ds))
 
 
 def test_the_validator_sees_faults(clip):
-    ds = opened(echo_dicom(**clip))
+    ds = opened(_echo_dicom(**clip))
     ds.BitsStored, ds.PatientOrientation = 12, ""
     del ds.FrameTime, ds.StudyID
     assert {"not eight bits", "StudyID is missing", "the frames are counted by FrameTime, which is not there"} == set(faults_of(ds))
 
 
 def test_same_bytes_at_another_time(clip, monkeypatch):
-    first = echo_dicom(**clip)
+    first = _echo_dicom(**clip)
     monkeypatch.setattr("time.time", lambda: 2e9)
-    assert echo_dicom(**clip) == first
+    assert _echo_dicom(**clip) == first
 
 
 # --- there and back -----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("how", WAYS, ids=str)
 def test_there_and_back(clip, how, tmp_path):
-    (tmp_path / "a.dcm").write_bytes(echo_dicom(**clip, heart_rate=61., **how))
+    (tmp_path / "a.dcm").write_bytes(_echo_dicom(**clip, heart_rate=61., **how))
     echo = read_echo(tmp_path / "a.dcm")
     off = np.abs(echo.frames.astype(int) - clip["frames"])[:, echo.mask]
     assert off.mean() < 4 if how.get("compression") == "jpeg" else off.max() <= 1
@@ -129,7 +129,7 @@ def test_a_film_of_a_file(scans, tmp_path):
 
 def test_uneven_frame_times_are_kept(clip, tmp_path):
     times = clip["times"] + np.r_[0, np.random.default_rng(0).uniform(-.01, .01, len(clip["times"]) - 1)]
-    (tmp_path / "a.dcm").write_bytes(echo_dicom(**clip | dict(times=times), vector=True))
+    (tmp_path / "a.dcm").write_bytes(_echo_dicom(**clip | dict(times=times), vector=True))
     assert np.allclose(read_echo(tmp_path / "a.dcm").times, times, atol=1e-4)
 
 
@@ -171,7 +171,7 @@ def test_nothing_beside_the_sector_is_kept(clip, tmp_path):
     frames = clip["frames"].copy()
     frames[:, 2:9, 2:30] = 255  # a name in the corner of the region
     frames[:, 2:9, -30:-2] = 240
-    (tmp_path / "a.dcm").write_bytes(echo_dicom(**clip | dict(frames=frames), name="sim-00007"))
+    (tmp_path / "a.dcm").write_bytes(_echo_dicom(**clip | dict(frames=frames), name="sim-00007"))
     echo = read_echo(tmp_path / "a.dcm")
     assert not echo.frames[:, 2:9, 2:30].any() and not echo.frames[:, 2:9, -30:-2].any()
     assert echo.frames.shape == frames.shape  # and what is above and below the region is cut off
@@ -257,12 +257,12 @@ def test_refused_by_name(plain, damage, message, tmp_path):
 
 
 def test_colours_in_the_picture_are_refused(clip, tmp_path):
-    ds = opened(echo_dicom(**clip, photometric="RGB"))
+    ds = opened(_echo_dicom(**clip, photometric="RGB"))
     pixels = ds.pixel_array.copy()
     pixels[3, 90:110, 80:100] = 200, 30, 20  # a jet
     ds.PixelData = pixels.tobytes()
     with pytest.raises(PtaclError, match="coloured"): read_echo(saved(ds, tmp_path / "a.dcm"))
-    pixels = opened(echo_dicom(**clip, photometric="RGB")).pixel_array.copy()
+    pixels = opened(_echo_dicom(**clip, photometric="RGB")).pixel_array.copy()
     pixels[:, 4:12, 100:120] = 250, 120, 0   # the maker's sign on the screen, outside the region
     ds.PixelData = pixels.tobytes()
     assert read_echo(saved(ds, tmp_path / "b.dcm")).frames.shape == clip["frames"].shape
@@ -270,7 +270,7 @@ def test_colours_in_the_picture_are_refused(clip, tmp_path):
 
 def test_a_still_picture_repeated_is_refused(clip, tmp_path):
     still = np.repeat(clip["frames"][:1], len(clip["frames"]), 0)
-    (tmp_path / "a.dcm").write_bytes(echo_dicom(**clip | dict(frames=still)))
+    (tmp_path / "a.dcm").write_bytes(_echo_dicom(**clip | dict(frames=still)))
     with pytest.raises(PtaclError, match="all its frames are alike"): read_echo(tmp_path / "a.dcm")
 
 
@@ -283,7 +283,7 @@ def test_other_files_are_refused(tmp_path):
 
 @pytest.mark.parametrize("how", [dict(), dict(compression="rle"), dict(compression="jpeg")], ids=str)
 def test_cut_short_or_scratched(clip, how, tmp_path):
-    content, file, rng = echo_dicom(**clip, **how), tmp_path / "a.dcm", np.random.default_rng(1)
+    content, file, rng = _echo_dicom(**clip, **how), tmp_path / "a.dcm", np.random.default_rng(1)
     def outcome(data):
         file.write_bytes(data)
         try: return type(read_echo(file)).__name__
@@ -300,4 +300,4 @@ def test_what_cannot_be_written_is_refused(clip):
     for how, message in ((dict(frames=clip["frames"][:1]), "with F times"), (dict(frames=clip["frames"].astype(float)), "bytes"),
                          (dict(frames=clip["frames"][:, 1:]), "must be even"), (dict(photometric="HSV"), "no way"),
                          (dict(photometric="YBR_FULL_422", compression="rle"), "RLE packs no")):
-        with pytest.raises(PtaclError, match=message): echo_dicom(**clip | how)
+        with pytest.raises(PtaclError, match=message): _echo_dicom(**clip | how)

@@ -24,7 +24,7 @@ from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS, workshop
 from ptacl.data.ecg_external import OpenECG, Samples
 from ptacl.inference.embedding import ECGFeatures, embed
-from ptacl.inference.estimator import ECGEmbedder, small_model
+from ptacl.inference.estimator import ECGEmbedder, _small_model
 from ptacl.nets.joint import PTACL, save_weights
 from ptacl.simulate.patients import simulate
 
@@ -235,4 +235,4 @@ def test_mne_from_a_file_and_braindecode_sets(raw_of, signals, saved, tmp_path):
     sets = SimpleNamespace(datasets=[SimpleNamespace(raw=raw, description={"subject": ID}), SimpleNamespace(raw=raw)])
     done = embed(sets, ECGFeatures(PTACL(tiny).eval()), tmp_path / "e.csv", workers=1)
     assert list(pd.read_csv(done.path).recording) == ["ecg-00001-1", "ecg-00001-2"]
-    assert small_model().is_dir()
+    assert _small_model().is_dir()

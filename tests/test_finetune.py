@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ptacl.nets.encoders import CMREncoder, ECGEncoder
 from ptacl.core.errors import PtaclError
 from ptacl.train.finetune import AttentionPool, Tuned, attention_map, finetune, load_tuned, masked_error, predict
-from ptacl.train.finetune import supervised, training_view, tune_step, with_targets
+from ptacl.train.finetune import supervised, _training_view, tune_step, with_targets
 from ptacl.nets.joint import PTACL, from_pretrained
 from ptacl.core.presets import paper_regression
 from ptacl.evaluate.scoreboard import table1, table2
@@ -161,7 +161,7 @@ def test_the_view_keeps_the_size_of_the_heart():
     torch.manual_seed(0)
     e = CMREncoder(replace(tiny, augment=1., size=84, cmr_patch=(2, 21, 21)))
     disc = ((torch.arange(84) - 41.5)[:, None]**2 + (torch.arange(84) - 41.5)**2 < 15**2).float() * 200
-    x = training_view(e, {"ecg": torch.zeros(16, 12, 1), "cine": disc.to(torch.uint8).expand(16, 6, 84, 84)})
+    x = _training_view(e, {"ecg": torch.zeros(16, 12, 1), "cine": disc.to(torch.uint8).expand(16, 6, 84, 84)})
     seen = (x[:, 0] > x[:, 0].amax((1, 2), keepdim=True) / 2).sum((1, 2)) / (disc > 100).sum()
     assert x.shape == (16, 4, 84, 84) and (seen - 1).abs().max() < 0.12
 

@@ -15,7 +15,7 @@ from ptacl.nets.losses import alignment_matrix
 from ptacl.nets.trimodal import start_modalities
 from ptacl.signal.beats import segment_beats
 from ptacl.studies.experiments import run_experiment
-from ptacl.studies.unpaired import WAYS, Rounds, groups_of, pairs_needed, pseudo_pair_step, transport
+from ptacl.studies.unpaired import WAYS, _Rounds, groups_of, _pairs_needed, _pseudo_pair_step, _transport
 from ptacl.train.steps import joint_step
 
 CONV = replace(workshop, width=32, heads=2, proj_dim=16)
@@ -120,7 +120,7 @@ def test_what_no_model_can_be_made_of():
 def test_an_epoch_is_so_many_steps_whoever_there_is():
     data = Pairs(torch.randn(20, 12, 100), torch.zeros(20, 3), torch.zeros(20, 4, 8, 8, dtype=torch.uint8))
     for groups in ([torch.arange(3)], [torch.arange(3), torch.arange(5, 20), torch.tensor([], dtype=torch.long)]):
-        rounds = Rounds(data, groups, (4, 4, 4)[:len(groups)], steps=7)
+        rounds = _Rounds(data, groups, (4, 4, 4)[:len(groups)], steps=7)
         batches = [batch["index"] for batch in rounds.batches(rounds.batch, train=True)]
         assert len(batches) == 7 == len(rounds) // rounds.batch and all(len(b) == rounds.batch for b in batches)
         seen = torch.cat([b[:3] for b in batches])
@@ -136,7 +136,7 @@ def test_who_is_paired_stays_paired_and_nobody_gains_a_recording():
 
 
 def test_transport_spreads_equal_masses():
-    plan = transport(torch.randn(30, 12, generator=torch.Generator().manual_seed(0)), sharpness=1., rounds=100)
+    plan = _transport(torch.randn(30, 12, generator=torch.Generator().manual_seed(0)), sharpness=1., rounds=100)
     torch.testing.assert_close(plan.sum(1), torch.ones(30))
     torch.testing.assert_close(plan.sum(0), torch.full((12,), 30 / 12), rtol=1e-4, atol=1e-4)
 
@@ -145,7 +145,7 @@ def test_unpaired_recordings_teach_their_own_encoder():
     "What an unpaired ECG says reaches the ECG's encoder, and the loss of the pairs is that of the pairs alone."
     model = seeded(lambda: JointModel(CONV, ("ecg", "cmr"))).eval()
     batch = a_batch(8) | {"has_ecg": torch.arange(8) != 7, "has_cmr": torch.arange(8) != 6, "index": torch.arange(8)}
-    mixed = seeded(lambda: pseudo_pair_step(model, batch))
+    mixed = seeded(lambda: _pseudo_pair_step(model, batch))
     only = seeded(lambda: joint_step(model, batch))
     assert torch.equal(mixed["global"], only["global"]) and torch.equal(mixed["local"], only["local"])
     alone = gradient(model, mixed["loss"]) - gradient(model, only["loss"])
@@ -154,8 +154,8 @@ def test_unpaired_recordings_teach_their_own_encoder():
 
 
 def test_pairs_that_are_saved_lie_on_the_curve():
-    assert pairs_needed(0.3, (100, 1000), (0.1, 0.3)) == 1000 and pairs_needed(0.0, (100, 1000), (0.1, 0.3)) == pytest.approx(100)
-    needed = [pairs_needed(s, (100, 300, 1000), (0.1, 0.3, 0.2)) for s in (0.1, 0.15, 0.2, 0.29)]
+    assert _pairs_needed(0.3, (100, 1000), (0.1, 0.3)) == 1000 and _pairs_needed(0.0, (100, 1000), (0.1, 0.3)) == pytest.approx(100)
+    needed = [_pairs_needed(s, (100, 300, 1000), (0.1, 0.3, 0.2)) for s in (0.1, 0.15, 0.2, 0.29)]
     assert needed == sorted(needed) and needed[-1] < 300
 
 

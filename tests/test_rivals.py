@@ -19,7 +19,7 @@ from ptacl.rivals.dualphase import DualPhase, TwoPhases, dualphase_step, _mlp_pr
 from ptacl.rivals.eccl import eccl_step, _eccl_view, _flip, start_eccl
 from ptacl.nets.encoders import CMREncoder, ECGEncoder
 from ptacl.core.errors import PtaclError
-from ptacl.rivals.methods import METHODS, PRETRAININGS, load_method, train_method, with_standard_targets
+from ptacl.rivals.methods import METHODS, PRETRAININGS, load_method, train_method, _with_standard_targets
 from ptacl.rivals.mmcl import MMCL, frame_least_like_diastole, mmcl_step, _mmcl_view, _three_channels
 from ptacl.nets.joint import PTACL
 from ptacl.core.presets import PHENOTYPES, paper_regression, workshop
@@ -343,12 +343,12 @@ def test_what_was_trained_before_changes_nothing(data):
 
 
 def test_targets_are_standardised_whatever_their_unit(data):
-    y = with_standard_targets(data).extra["targets"]
+    y = _with_standard_targets(data).extra["targets"]
     assert torch.equal(y.isnan(), data.extra["targets"].isnan())
     torch.testing.assert_close(y.nanmean(0), torch.zeros(10), rtol=0, atol=1e-4)
     torch.testing.assert_close(y.square().nanmean(0), torch.ones(10), rtol=1e-3, atol=1e-3)
     litres = Pairs(data.ecg, data.r_peaks, data.cine, {"targets": data.extra["targets"] / 1000})
-    torch.testing.assert_close(with_standard_targets(litres).extra["targets"], y, rtol=1e-3, atol=1e-3, equal_nan=True)
+    torch.testing.assert_close(_with_standard_targets(litres).extra["targets"], y, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", [m.name for m in METHODS.values() if m.needs.startswith("targets")])

@@ -39,11 +39,12 @@ from ptacl.nets.joint import from_pretrained, joint_loss
 from ptacl.nets.trimodal import start_modalities
 from ptacl.core.presets import PHENOTYPES
 from ptacl.rivals.simclr import SimCLR, nt_xent
+from ptacl.studies.learning import own_loss
 from ptacl.core.processes import child, stream
 from ptacl.train.launch import fit_in_processes
 from ptacl.data.pairs import Pairs
 from ptacl.train.checkpoint import read_state
-from ptacl.train.loop import add_gradients, fit, infer, share_out
+from ptacl.train.loop import _add_gradients, fit, infer, _share_out
 from ptacl.train.optimiser import learning_rate
 from ptacl.train.steps import joint_step
 
@@ -73,12 +74,12 @@ def together(f, world, folder):
 
 def learn(model, data, rank, world, size, chunk=None, step=None):
     "Loss and gradients of the first batch, of which this process has a part."
-    batch, model = next(iter(share_out(data.batches(size), rank, world))), deepcopy(model).train()
+    batch, model = next(iter(_share_out(data.batches(size), rank, world))), deepcopy(model).train()
     free = {k: p for k, p in model.named_parameters() if p.requires_grad}
     torch.manual_seed(rank)
     out, share = step(model, batch) if step else joint_loss(model, batch, chunk), len(batch["index"]) / size
     (out["loss"] * share).backward()
-    add_gradients(list(free.values()))
+    _add_gradients(list(free.values()))
     numbers = {k: ptacl.core.distributed.total(v * share) for k, v in out.items()}
     buffers = {k: v.clone() for k, v in model.named_buffers()}
     return numbers | buffers | {k: torch.zeros_like(p) if p.grad is None else p.grad.clone() for k, p in free.items()}
@@ -234,6 +235,14 @@ def test_nt_xent_compares_its_own_views_only(tmp_path):
         nt_xent(torch.randn(3 - rank, 4), torch.randn(3 - rank, 4), 0.1)
         return torch.tensor(seen)
     assert [x.tolist() for x in together(shapes, 2, tmp_path / "run")] == [[[6, 10]], [[4, 10]]]
+
+
+def test_processes_that_ask_the_same_patients_say_what_one_says(tmp_path):
+    torch.manual_seed(0)
+    model, data = SimCLR(ECGEncoder(tiny)), noise(8)
+    alone = own_loss(model, data, 8)
+    parts = together(lambda rank, world: torch.tensor(own_loss(model, data, 8)["loss"]), 2, tmp_path / "run")
+    assert [part.item() for part in parts] == pytest.approx([alone["loss"]] * 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 99])
@@ -496,7 +505,7 @@ def test_where_the_caller_is_killed_nobody_trains_on(tmp_path, importable, how):
 @pytest.mark.parametrize("processes, why", [(0, "at least 1"), (9, "9 processes cannot share a batch of 4")])
 def test_a_number_of_processes_that_cannot_be(processes, why, tmp_path):
     with pytest.raises(PtaclError, match=why):
-        if processes: share_out(noise().batches(4), 0, processes)
+        if processes: _share_out(noise().batches(4), 0, processes)
         else: launched(tmp_path, processes=0)
 
 

@@ -18,7 +18,7 @@ from ..core.privacy import virtual_name
 from .causes import DEMOGRAPHICS, ECG_PARAMETERS, population
 from .draws import Streams, counters, keys32
 from .echo_scans import EchoScans, scan_echo
-from .faults import cycle, draw_faults, fault_table, faults_asked, frame_phases
+from .faults import cycle, draw_faults, fault_table, requested_faults, frame_phases
 from .heart import SLICE_PARAMETERS, anatomy, cross_sections, slice_parameters
 from .image import SLICES, draw_cine, slab_sections, stack_heights
 from .rhythms import with_rhythm
@@ -51,7 +51,7 @@ class VirtualPatients:
 def _cine_plan(
     streams: Streams,
     a: dict,              # anatomy, on the CPU
-    f: dict, asked: dict, # the faults
+    f: dict, requested: dict, # the faults
     stack: bool,
 # on the CPU: height (n, Z) cm, shift (n, Z, 3) mm, place (n, Z) in the stack from the middle on
 ) -> dict[str, Tensor]:
@@ -60,22 +60,20 @@ def _cine_plan(
     height = stack_heights(a["length"], middle) if stack else middle[:, None]
     nearest = (height - middle[:, None]).abs().nan_to_num(99.).argmin(1, keepdim=True)
     shift = torch.zeros(*height.shape, 3, dtype=torch.float64)
-    if "breathing" in asked:
+    if "breathing" in requested:
         draw = streams.normal("breathing", 3 * SLICES).view(-1, SLICES, 3)[:, :height.shape[1]]
-        by_axis = asked["breathing"] * draw * torch.tensor([0.4, 0.8, 1.0])  # chosen
+        by_axis = requested["breathing"] * draw * torch.tensor([0.4, 0.8, 1.0])  # chosen
         shift = by_axis * f["struck breathing"].view(-1, 1, 1)
     return dict(height=height, shift=shift, place=torch.arange(height.shape[1]) - nearest)
 
 # %% ../../nbs/19_patients.ipynb #5f0ea631
-# of `body`, from slice to slice towards the apex: liver, stomach; chosen
-_LOWER = torch.tensor([0, -0.5, 0.2, 0, 0, -0.6] + 10 * [0.])
-
 def _textures(streams: Streams, size: int, spacing: float, device) -> list[Tensor]: # two of (n, k, k) int32
     "Random bits for the coarse and the fine texture of each slice."
     cm = size * spacing / 10
     grids = ("rough", max(4, round(cm / 1.9))), ("fine", max(8, round(cm / 0.45)))
     return [keys32(streams, name, k * k, device).view(-1, k, k) for name, k in grids]
 
+# %% ../../nbs/19_patients.ipynb #a72c71b6
 def _draw_in_steps(
     slices: Streams,      # as if they were patients
     a: dict,              # anatomy of each slice
@@ -99,6 +97,9 @@ def _draw_in_steps(
     return torch.cat(images)[:, 0], None if share is None else torch.cat(labels)[:, 0]
 
 # %% ../../nbs/19_patients.ipynb #2827a5b0
+# of `body`, from slice to slice towards the apex: liver, stomach; chosen
+_LOWER = torch.tensor([0, -0.5, 0.2, 0, 0, -0.6] + 10 * [0.])
+
 def _draw_slices(
     streams: Streams,     # of these patients
     a: dict,              # anatomy, float32 on the device
@@ -129,6 +130,7 @@ def _table(p: dict, start: int, columns) -> pd.DataFrame:
     index = [virtual_name(i + 1) for i in range(start, start + len(p["age"]))]
     return pd.DataFrame({k: p[k].numpy() for k in columns}, index=index)
 
+# %% ../../nbs/19_patients.ipynb #4c25ea5b
 def _covariates(
     p: dict,    # the population, on the CPU
     start: int, # patients that were skipped
@@ -148,18 +150,19 @@ class _Beats:
     shown: Tensor | None   # (n, frames) which frame is shown
     phase: Tensor | None   # (n, frames) of the cycle, NaN for a lost frame
 
+# %% ../../nbs/19_patients.ipynb #8145c2ce
 def _beats(
     streams: Streams,
     p: dict,              # the population, on the CPU
-    f: dict, asked: dict, # the faults
+    f: dict, requested: dict, # the faults
     frames: int,
     device: torch.device,
 ) -> _Beats:
     "Volumes through the beat, with the faults of the scanner."
     on_device = {k: single(x, device) for k, x in p.items()}
-    if not {"gating_shift", "gating_jitter", "missing"} & set(asked):
+    if not {"gating_shift", "gating_jitter", "missing"} & set(requested):
         return _Beats(on_device, *cycle(on_device, frames), None, None)
-    phase, shown = (x.to(device) for x in frame_phases(streams, f, asked, frames))
+    phase, shown = (x.to(device) for x in frame_phases(streams, f, requested, frames))
     lv, rv = cycle(on_device, frames, phase.nan_to_num(0.).float())
     return _Beats(on_device, lv, rv, shown, phase.float())
 
@@ -167,7 +170,7 @@ def _beats(
 def _without_signals(
     streams: Streams,
     p: dict,              # the population, on the CPU
-    f: dict, asked: dict, # the faults
+    f: dict, requested: dict, # the faults
     beats: _Beats,
     frames: int,
     spacing: float,       # mm
@@ -184,7 +187,7 @@ def _without_signals(
         ecg=None, r_peaks=None, cine=None, phenotypes=phenotypes, covariates=_covariates(p, start),
         lv=lv, rv=rv,
         causes=_table(p | slice_parameters(streams, p), start, columns),
-        faults=fault_table(f, asked, phenotypes.index) if asked else None, phase=beats.phase, spacing=spacing)
+        faults=fault_table(f, requested, phenotypes.index) if requested else None, phase=beats.phase, spacing=spacing)
 
 # %% ../../nbs/19_patients.ipynb #d0cf93ef
 def _put_slices(
@@ -210,7 +213,7 @@ def _put_slices(
 def _simulate_cine(
     streams: Streams,
     p: dict,              # the population, on the CPU
-    f: dict, asked: dict, # the faults
+    f: dict, requested: dict, # the faults
     v: VirtualPatients,   # filled in: cine, labels, height, shift
     beats: _Beats,
     size: int,
@@ -219,14 +222,14 @@ def _simulate_cine(
     "The cines."
     n, frames, device = *v.lv.shape, v.lv.device
     plan = anatomy(streams, p)
-    where = _cine_plan(streams, plan, f, asked, stack)
+    where = _cine_plan(streams, plan, f, requested, stack)
     a = {k: single(x, device) for k, x in plan.items()}
     base = counters((1, frames, size, size), device)
     shape = (n, frames, where["height"].shape[1], size, size) if stack else (n, frames, size, size)
     v.cine = torch.zeros(shape, dtype=torch.uint8, device=device)
     v.labels = torch.zeros_like(v.cine) if stack else None
     v.height = where["height"].float()
-    v.shift = where["shift"].float() if "breathing" in asked else None
+    v.shift = where["shift"].float() if "breathing" in requested else None
     def work(part):
         at, curves = of_part(where, part), (beats.lv[part], beats.rv[part], beats.p["LVM"][part])
         some = Streams(streams.seed, streams.patients[part])
@@ -241,9 +244,10 @@ def _check_sizes(n: int, frames: int, size: int, start: int):
         if value < least:
             raise PtaclError(f"{name} must be at least {least}, got {value}")
 
-def _with_echo(v: VirtualPatients, streams: Streams, p: dict, asked: dict) -> VirtualPatients:
+# %% ../../nbs/19_patients.ipynb #45be9975
+def _with_echo(v: VirtualPatients, streams: Streams, p: dict, requested: dict) -> VirtualPatients:
     "The same patients with clips of another visit. Raises `PtaclError` in other rhythms than the sinus'."
-    if "rhythm" in asked:
+    if "rhythm" in requested:
         raise PtaclError("echocardiograms are drawn in sinus rhythm only: leave out echo or rhythm")
     v.echo = scan_echo(streams, p, v.lv.device)
     return v
@@ -275,17 +279,17 @@ def simulate(
 ) -> VirtualPatients:
     "Patient i of a seed is the same whatever `n`, `start` and the device. Raises `PtaclError`."
     _check_sizes(n, frames, size, start)
-    asked = faults_asked(frames, rhythm, lead_off, hum, missing, spacing, affected, bursts=bursts, swap=swap,
+    requested = requested_faults(frames, rhythm, lead_off, hum, missing, spacing, affected, bursts=bursts, swap=swap,
         gating_shift=gating_shift, gating_jitter=gating_jitter, breathing=breathing)
     check_device(device)
     place, streams = torch.device(device), Streams(seed, torch.arange(start, start + n))
-    p, f = population(streams), draw_faults(streams, asked, affected)
-    if "rhythm" in asked:
+    p, f = population(streams), draw_faults(streams, requested, affected)
+    if "rhythm" in requested:
         p = with_rhythm(p, rhythm, f["struck rhythm"], streams.uniform("block")[:, 0])
-    beats = _beats(streams, p, f, asked, frames, place)
-    v = _without_signals(streams, p, f, asked, beats, frames, spacing)
+    beats = _beats(streams, p, f, requested, frames, place)
+    v = _without_signals(streams, p, f, requested, beats, frames, spacing)
     if ecg:
-        v.ecg, v.r_peaks, v.ectopic = simulate_ecg(streams, p, f, asked, place)
+        v.ecg, v.r_peaks, v.ectopic = simulate_ecg(streams, p, f, requested, place)
     if cine:
-        _simulate_cine(streams, p, f, asked, v, beats, size, stack)
-    return _with_echo(v, streams, p, asked) if echo else v
+        _simulate_cine(streams, p, f, requested, v, beats, size, stack)
+    return _with_echo(v, streams, p, requested) if echo else v
