@@ -44,7 +44,7 @@ from ptacl.data.pairs import Pairs, film_bytes
 from ptacl.evaluate.alignment import alignment_scores, cosine_maps
 from ptacl.evaluate.scoreboard import table1, table2
 from ptacl.nets.encoders import CMREncoder, ECGEncoder
-from ptacl.nets.joint import PTACL, from_pretrained, save_pretrained, start_joint
+from ptacl.nets.joint import PTACL, from_pretrained, save_weights, start_joint
 from ptacl.evaluate.retrieval import contrast
 from ptacl.nets.mae import MAE
 from ptacl.signal.beats import find_beats
@@ -209,7 +209,7 @@ def trained(study: Study, name: str, build, step, preset: Preset, lr: float, sec
         print(f"{name:<18} {1 / pace:,.0f} patients/s: {epochs} epochs", flush=True)
         torch.manual_seed(SEED)
         history = fit(model, step, study.train, preset, epochs, lr, seed=SEED, name=name)
-        save_pretrained(model.eval(), folder)
+        save_weights(model.eval(), folder)
     rates = study.results.get("patients_per_second_of_training", {}) | {name: 1 / pace}
     curves = study.results.get("curves", {}) | {name: history}
     study.keep(curves=curves, patients_per_second_of_training=rates)

@@ -22,10 +22,10 @@ from ptacl.data.labels import Labelled, Target, read_labels, target_of
 from ptacl.data.ptbxl import TASKS, read_ptbxl, scp_codes
 from ptacl.inference import benchmark
 from ptacl.inference.benchmark import _auroc, probe_labels, probe_text, _r_squared, _split_recordings, _untrained
-from ptacl.inference.cards import Card, Score, card_of_result, _card_text, save_pretrained
+from ptacl.inference.cards import Card, Score, card_of_result, card_text, save_pretrained
 from ptacl.inference.embedding import ECGFeatures
 from ptacl.nets.joint import PTACL, from_pretrained
-from ptacl.nets.joint import save_pretrained as save_weights
+from ptacl.nets.joint import save_weights
 from ptacl.simulate.ecg_tasks import write_ecg_task, write_like_ptbxl
 
 tiny = replace(workshop, width=16, heads=2, proj_dim=8)
@@ -199,17 +199,17 @@ def test_the_shell_reads_ptbxl_with_one_line(saved, ptbxl, task, tmp_path):
 # cards
 
 def test_a_card_holds_what_it_was_given_and_nothing_else(model):
-    empty = _card_text(model, Card())
+    empty = card_text(model, Card())
     assert "Not measured." in empty and "Not stated." in empty and "model-index" not in empty
     scores = [Score("LVEDV", "R²", 0.5, 0.4, 0.6, 32), Score("LVESV", "R²", 0.25), Score("x", "R²", float("nan"))]
-    text = _card_text(model, Card(f"cohort {ID}", (0, 1), scores, ("Old hearts only.",), "cc-by-4.0"), "m")
+    text = card_text(model, Card(f"cohort {ID}", (0, 1), scores, ("Old hearts only.",), "cc-by-4.0"), "m")
     assert ID not in text and "| LVEDV | R² | 0.500 | 0.400 to 0.600 | 32 |" in text
     assert "| LVESV | R² | 0.250 | not measured | not stated |" in text and "| x | R² | not measured | not measured |" in text
 
 
 def test_hubs_can_read_the_header(model):
     cards = pytest.importorskip("huggingface_hub")
-    data = cards.ModelCard(_card_text(model, Card("virtual: patients", (0,), [Score("LVEDV", "R²", 0.5)], licence="apache-2.0"), "m")).data
+    data = cards.ModelCard(card_text(model, Card("virtual: patients", (0,), [Score("LVEDV", "R²", 0.5)], licence="apache-2.0"), "m")).data
     assert data.license == "apache-2.0" and data.pipeline_tag == "feature-extraction" and data.model_name == "m"
     assert [r.metric_value for r in data.eval_results] == [0.5]
 

@@ -29,7 +29,7 @@ from ptacl.core.errors import PtaclError
 from ptacl.studies.experiments import run_experiment
 from ptacl.train.finetune import load_tuned
 from ptacl.rivals.methods import load_method
-from ptacl.nets.joint import PTACL, from_pretrained, joint_loss, save_pretrained, start_joint
+from ptacl.nets.joint import PTACL, from_pretrained, joint_loss, save_weights, start_joint
 from ptacl.core.presets import paper_regression
 from ptacl.nets.mae import MAE
 from ptacl.train.loop import fit
@@ -252,8 +252,8 @@ def test_a_full_disk_leaves_the_state_before_it(full, tmp_path):
 
 def test_a_full_disk_leaves_the_model_before_it(tmp_path):
     model, other, result = start(), PTACL(tiny), tmp_path / "said"
-    save_pretrained(model, tmp_path / "model")
-    finished(said_by, lambda: [shrink(10_000), save_pretrained(other, tmp_path / "model")], result)
+    save_weights(model, tmp_path / "model")
+    finished(said_by, lambda: [shrink(10_000), save_weights(other, tmp_path / "model")], result)
     assert "cannot write the model to model" in result.read_text(encoding="utf-8") and same(from_pretrained(tmp_path / "model"), model)
     assert {f.name for f in tmp_path.iterdir()} == {"model", "said"}
 

@@ -26,20 +26,22 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
 from pages import browser, command_of, descendants, free_port, only_here, server, wait_until
-from ptacl.evaluate.alignment import alignment_map
+from ptacl.evaluate.alignment import alignment_map, cosine_maps
 from ptacl.data.cohort import Cohort
 from ptacl.data.store import to_counts
 from ptacl.core.errors import PtaclError
 from ptacl.app.comparison import Compared, open_models, shipped_cohort, shipped_models
 from ptacl.app.asked import Asked
 from ptacl.app.explorer import AlignmentExplorer
+from ptacl.app.plane import found_sentence
 from ptacl.app.doubts import record_doubts
 from ptacl.app.records import judged, recorded
 from ptacl.app.serving import serve
 from ptacl.app.views import map_values, view_of
 from ptacl.evaluate.figures import asset, standalone
-from ptacl.nets.joint import PTACL
+from ptacl.nets.joint import JointModel, PTACL, save_weights
 from ptacl.core.presets import paper_regression, workshop
+from ptacl.simulate.echo_films import simulate_echo_films
 from ptacl.simulate.patients import simulate
 from ptacl.evaluate.whatif import as_batch, depths, disturb, occlusion
 
@@ -272,6 +274,45 @@ def test_nothing_is_owed_to_the_number_of_a_frame(both):
     assert within_one(as_it_is) > 0.8 and within_one(elsewhere) > 0.8 and within_one(still) < 0.5
 
 
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    "Six virtual patients whose cohort knows its seed, and a joint model of three modalities on disk."
+    torch.manual_seed(0)
+    model = JointModel(tiny, ("ecg", "cmr", "echo")).eval()
+    folder = tmp_path_factory.mktemp("three")
+    return shipped_cohort(folder, 6), save_weights(model, folder / "model"), model
+
+
+def test_any_pair_of_modalities_is_shown(three):
+    patients, folder, model = three
+    compared = Compared(patients, {"three": folder})
+    assert compared.pairs == [("ecg", "cmr"), ("ecg", "echo"), ("echo", "cmr")]
+    echo = simulate_echo_films(6, 2, size=48).films
+    batch = as_batch(*compared.read(list(range(6)))) | {"echo": echo}
+    for pair, shape in zip(compared.pairs, ((13, 13), (16, 16), (16, 13))):
+        compared.use(pair)
+        with torch.no_grad(): a, b, valid = model.local_embeddings(batch, pair)
+        torch.testing.assert_close(compared.maps["three"][:, -1], cosine_maps(a, b, valid), atol=1e-4, rtol=1e-4, equal_nan=True)
+        view, maps = view_of(compared, 2, Asked(target=True))
+        assert maps["three"].shape == shape == (view["T"], view["columns"]) and len(view["values"][0][0]) == shape[1]
+        assert len(view["film"]) == view["frames"] * view["size"] ** 2 and view["modality"] == compared.film.key
+        found = found_sentence(compared, "three", 2)
+        with torch.no_grad(): z = dict(zip(model.names, model.embeddings(batch)))
+        own = torch.nn.functional.cosine_similarity(z[pair[0]][2:3], z[pair[1]])
+        assert found.endswith(f"The own one is number {int((own > own[2]).sum()) + 1} of 6.")
+
+
+def test_echoes_are_handed_over_or_missed(three, cohort):
+    _, folder, model = three
+    with_echo = Compared(cohort, {"three": folder}, echo=torch.randint(0, 256, (6, 32, 48, 48), dtype=torch.uint8))
+    with_echo.use(("ecg", "echo"))
+    assert with_echo.maps["three"].shape[-2:] == (16, 16)
+    page = AlignmentExplorer(cohort, {"three": model})                                   # a cohort that knows no seed
+    page.pair.value = "ecg-echo"
+    assert "there is no echo of sim-00001" in page.page.view["alert"] and page.both.pair == ("ecg", "cmr") and page.pair.value == "ecg-cmr"
+    with pytest.raises(PtaclError, match="no two modalities in common"): Compared(cohort, [PTACL(tiny), JointModel(tiny, ("ecg", "echo"))])
+
+
 def test_a_doubtful_record_is_said_to_be_one(both):
     record = recorded(both, 0)
     assert not record_doubts(record)
@@ -498,6 +539,24 @@ def check_axe(page):
         page.emulate_media(color_scheme=scheme); page.wait_for_timeout(800)
         found = [(v["impact"], v["id"], v["nodes"][0]["html"][:200]) for v in axe.run(page).response["violations"]]
         assert not [v for v in found if v[0] in ("serious", "critical")], found
+
+
+def test_another_pair_in_voila(chromium, three, tmp_path):
+    patients, folder, _ = three
+    options = ["--cohort", str(patients), "--model", str(folder)]
+    with explore(chromium, tmp_path, *options, query="?pair=echo-cmr&cell=15-12") as (page, hosts):
+        assert page.inner_text(".px-state") == "echo–CMR" and "echo frame 15" in told(page)
+        page.focus(".px-panels")
+        page.keyboard.press("ArrowDown"); page.keyboard.press("ArrowRight")              # around: 16 rows, 13 columns
+        page.wait_for_function("document.querySelector('.px').dataset.k == '0' && document.querySelector('.px').dataset.t == '0'")
+        page.get_by_label("compare").select_option(label="ECG–echo")
+        page.wait_for_function("document.querySelector('.px-state').textContent == 'ECG–echo'")  # at the last layer, as before
+        page.wait_for_function("document.querySelector('.px-film canvas').getAttribute('aria-label').startsWith('echo, frame')")
+        assert "echo, apical four chambers" in page.inner_text(".px-notes")
+        page.get_by_role("tab", name="All patients").click()
+        page.get_by_text("ECG → echo, nearest to").wait_for()
+        page.screenshot(path=os.environ.get("PTACL_SHOT") or tmp_path / "pair.png", full_page=True)
+        only_here(hosts)
 
 
 def test_the_exported_page_is_accessible_and_dark_where_the_system_is(chromium, both, tmp_path):

@@ -25,7 +25,7 @@ from ptacl.core.presets import LEADS, workshop
 from ptacl.data.ecg_external import OpenECG, Samples
 from ptacl.inference.embedding import ECGFeatures, embed
 from ptacl.inference.estimator import ECGEmbedder, _small_model
-from ptacl.nets.joint import PTACL, save_pretrained
+from ptacl.nets.joint import PTACL, save_weights
 from ptacl.simulate.patients import simulate
 
 tiny = replace(workshop, width=16, heads=2, proj_dim=8)
@@ -38,7 +38,7 @@ def signals(): return simulate(6, seed=3, cine=False).ecg.numpy()
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     torch.manual_seed(0)
-    return str(save_pretrained(PTACL(tiny), tmp_path_factory.mktemp("run") / "model"))
+    return str(save_weights(PTACL(tiny), tmp_path_factory.mktemp("run") / "model"))
 
 
 # scikit-learn's own checks

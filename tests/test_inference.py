@@ -37,7 +37,7 @@ from ptacl.data.ingest import ingest
 from ptacl.data.pseudonyms import pseudonym, read_key
 from ptacl.simulate.cohorts import write_virtual
 from ptacl.nets.mae import MAE
-from ptacl.nets.joint import PTACL, View, joint_loss, save_pretrained
+from ptacl.nets.joint import PTACL, View, joint_loss, save_weights
 from ptacl.core.presets import LEADS, PHENOTYPES, paper_regression, workshop
 from ptacl.data.pairs import Pairs
 from ptacl.train.loop import fit
@@ -59,7 +59,7 @@ def module(model): return ECGFeatures(model)
 
 
 @pytest.fixture(scope="module")
-def saved(model, tmp_path_factory): return save_pretrained(model, tmp_path_factory.mktemp("run") / "model")
+def saved(model, tmp_path_factory): return save_weights(model, tmp_path_factory.mktemp("run") / "model")
 
 
 @pytest.fixture(scope="module")

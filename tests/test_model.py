@@ -13,7 +13,7 @@ import ptacl.nets.joint
 from ptacl.nets.encoders import Block, CMREncoder, ECGEncoder
 from ptacl.core.errors import PtaclError
 from ptacl.nets.mae import MAE, patchify, random_mask, unpatchify
-from ptacl.nets.joint import PTACL, centre_view, from_pretrained, joint_loss, save_pretrained, start_joint
+from ptacl.nets.joint import PTACL, centre_view, from_pretrained, joint_loss, save_weights, start_joint
 from ptacl.core.presets import PRESETS, paper_regression, paper_retrieval, workshop
 from ptacl.train.optimiser import make_optimizer
 from ptacl.nets.joint import turned_view
@@ -222,7 +222,7 @@ def test_loss_is_global_plus_beta_local(beta, local):
 def test_round_trip(kind, tmp_path):
     model = models()[kind]
     if kind == "PTACL": joint_loss(model.train(), a_batch(3))                       # statistics of the projections, too, are kept
-    folder = save_pretrained(model, tmp_path / "new" / kind)
+    folder = save_weights(model, tmp_path / "new" / kind)
     again = from_pretrained(str(folder))
     assert type(again) is type(model) and not again.training
     assert (again if kind == "PTACL" else again.encoder).preset == tiny
@@ -235,11 +235,11 @@ def test_round_trip(kind, tmp_path):
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda p: p.name)
 def test_every_preset_survives_its_config(preset, tmp_path):
     mae = MAE(CMREncoder(replace(preset, width=32, heads=2, cmr_layers=1, frozen_layers=0, decoder_width=16, decoder_heads=2)))
-    assert from_pretrained(save_pretrained(mae, tmp_path / "m")).encoder.preset == mae.encoder.preset
+    assert from_pretrained(save_weights(mae, tmp_path / "m")).encoder.preset == mae.encoder.preset
 
 
 def test_reading_a_model_again_and_again_leaves_nothing_behind(tmp_path):
-    folder = save_pretrained(models()["PTACL"], tmp_path / "model")
+    folder = save_weights(models()["PTACL"], tmp_path / "model")
     for _ in range(3): from_pretrained(folder)
     gc.collect(); before = sys.getallocatedblocks()
     for _ in range(20): from_pretrained(folder)
@@ -247,7 +247,7 @@ def test_reading_a_model_again_and_again_leaves_nothing_behind(tmp_path):
 
 
 @pytest.fixture
-def saved(tmp_path): return save_pretrained(models()["PTACL"], tmp_path / "model")
+def saved(tmp_path): return save_weights(models()["PTACL"], tmp_path / "model")
 
 
 def test_folder_holds_no_pickle(saved):
@@ -317,7 +317,7 @@ def test_settings_that_no_model_can_have_are_refused(saved, changes):
 
 def test_saving_again_replaces(saved):
     other = MAE(CMREncoder(tiny))
-    save_pretrained(other, saved)
+    save_weights(other, saved)
     assert torch.equal(from_pretrained(saved).pos, other.pos) and sorted(f.name for f in saved.iterdir()) == ["config.json", "model.safetensors"]
 
 
@@ -329,7 +329,7 @@ def cut_off(saved, monkeypatch):
     def stop(model, file): open(file, "wb").write(b"half"); raise Interrupted
     with monkeypatch.context() as m:
         m.setattr(ptacl.nets.joint, "save_model", stop)
-        with pytest.raises(Interrupted): save_pretrained(MAE(CMREncoder(tiny)), saved)
+        with pytest.raises(Interrupted): save_weights(MAE(CMREncoder(tiny)), saved)
 
 
 def test_interrupted_save_leaves_the_old_model(saved, monkeypatch):
@@ -347,7 +347,7 @@ def test_interrupted_save_leaves_no_litter(saved, monkeypatch):
 def test_saving_works_after_an_interrupted_save(saved, monkeypatch):
     cut_off(saved, monkeypatch)
     other = MAE(CMREncoder(tiny))
-    save_pretrained(other, saved)
+    save_weights(other, saved)
     assert torch.equal(from_pretrained(saved).pos, other.pos)
 
 
@@ -355,11 +355,11 @@ def test_old_model_goes_only_when_the_new_one_is_in_place(saved, monkeypatch):
     def stop(*args): raise Interrupted
     with monkeypatch.context() as m:
         for name in ("pathlib.Path.rename", "pathlib.Path.replace", "os.rename", "os.replace", "shutil.move"): m.setattr(name, stop)
-        with pytest.raises(Interrupted): save_pretrained(MAE(CMREncoder(tiny)), saved)
+        with pytest.raises(Interrupted): save_weights(MAE(CMREncoder(tiny)), saved)
     assert isinstance(from_pretrained(saved), PTACL)
 
 
 def test_a_folder_that_is_no_model_is_not_deleted(tmp_path):
     (tmp_path / "thesis").mkdir(); (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    with pytest.raises(PtaclError): save_pretrained(MAE(CMREncoder(tiny)), tmp_path / "thesis")
+    with pytest.raises(PtaclError): save_weights(MAE(CMREncoder(tiny)), tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter.txt").exists()

@@ -300,6 +300,7 @@ def _use_pair(self: AlignmentExplorer) -> str: # why it cannot be looked at
     if wanted == self.both.pair:
         return ""
     before, alert = self.both.pair, ""
+    whole = self.depth.value >= self.both.depth
     try:
         self.both.use(wanted)
     except PtaclError as e: # no echo of these patients
@@ -307,6 +308,9 @@ def _use_pair(self: AlignmentExplorer) -> str: # why it cannot be looked at
         alert = str(e)
     with self._quietly():
         self.pair.value = "-".join(self.both.pair)
+        self.depth.max = max(self.both.depth, 1)
+        if whole:
+            self.depth.value = self.both.depth
     self.carries.disabled = self.both.pair[0] != "ecg"
     self.doubts = model_doubts(self.both)
     k, t = self.page.cell

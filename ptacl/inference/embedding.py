@@ -54,6 +54,10 @@ def _encoder_of(model: nn.Module) -> ECGEncoder:
 
 class ECGFeatures(nn.Module):
     "Denoised ECGs in mV, (B, 12, 5000) at 500 Hz, → features (B, D), or projected embeddings (B, P)."
+    key = "ecg"
+    shape = (len(LEADS), SAMPLES)
+    takes = f"mV, {FS} Hz, denoised; {', '.join(LEADS)}"
+
     def __init__(self, model: nn.Module, projected: bool = False):
         super().__init__()
         self.encoder = _encoder_of(model)

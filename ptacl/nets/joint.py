@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Batch', 'View', 'turn_name', 'centre_view', 'turned_view', 'JointModel', 'PTACL', 'joint_loss', 'begun_from',
-           'start_joint', 'save_pretrained', 'load_model', 'from_pretrained']
+           'start_joint', 'save_weights', 'load_model', 'from_pretrained']
 
 # %% ../../nbs/53_ptacl.ipynb #daaff021
 import json
@@ -475,8 +475,9 @@ def start_joint(
     return begun_from(PTACL(preset), {"ecg": ecg, "cmr": cmr}, freeze)
 
 # %% ../../nbs/53_ptacl.ipynb #2d08f97e
-_MODEL_FILES = {  # of a model; the last three are those of one with a card
-    "config.json", "model.safetensors", "README.md", "ecg_encoder.onnx", "load_ecg_encoder.py"}
+_MODEL_FILES = {  # of a model; the last ones are those of one that is handed on
+    "config.json", "model.safetensors", "README.md", "load_ecg_encoder.py",
+    *(f"{name}_encoder.onnx" for name in MODALITIES)}
 
 def _check_place(folder: Path):
     "Refuse to write a model over something else. Raises `PtaclError`."
@@ -512,9 +513,10 @@ def model_folder(folder: str | Path) -> Iterator[Path]:  # a new one, or that of
         _exchange(new, folder, Path(tmp) / "old")
 
 # %% ../../nbs/53_ptacl.ipynb #1a254fd4
-def save_pretrained(
+def save_weights(
     model: nn.Module,    # with a `config`
     folder: str | Path,  # a new one, or that of a model
+    card: str = "",      # text that goes beside them
 ) -> Path:
     """Write weights and config into `folder`, replacing a model that is there.
     Raises `PtaclError` where there is something else."""
@@ -523,6 +525,8 @@ def save_pretrained(
         try:
             save_model(model, str(new / "model.safetensors"))
             (new / "config.json").write_text(json.dumps(model.config, indent=1), encoding="utf-8")
+            if card:
+                (new / "README.md").write_text(card, encoding="utf-8")
         except (OSError, SafetensorError) as e:
             raise PtaclError(
                 f"cannot write the model to {folder.name} ({e}): "

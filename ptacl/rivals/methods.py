@@ -23,10 +23,10 @@ from ..core.errors import PtaclError
 from ..train.finetune import TUNED, Tuned, tune_step
 from ..nets.mae import MAE
 from .mmcl import MMCL, mmcl_step, start_mmcl
-from ..nets.joint import BUILDERS, PTACL, Builder, load_model, save_pretrained, start_joint, stored_kind
+from ..nets.joint import BUILDERS, PTACL, Builder, load_model, save_weights, start_joint, stored_kind
 from ..core.presets import PHENOTYPES, Preset
 from ..train.launch import fit_in_processes, fit_side_by_side
-from .simclr import SimCLR, simclr_step
+from .simclr import InModal, SimCLR, simclr_step
 from ..data.pairs import Pairs
 from ..train.steps import joint_step, mae_cmr_step, mae_ecg_step
 
@@ -172,7 +172,7 @@ def run_phase(
             seed=seed, resume=resume, name=name, watch=watch
         )
     elif folder:
-        save_pretrained(model.eval(), own / "model")
+        save_weights(model.eval(), own / "model")
     return model.eval()
 
 # %% ../../nbs/85_methods.ipynb #c368fe16
@@ -289,4 +289,4 @@ def load_method(
     Raises `PtaclError` where the folder does not hold one."""
     folder = Path(folder)
     name = folder.parent.name if stored_kind(folder) in _RIVAL_BUILDERS else ""
-    return load_model(folder, BUILDERS | _RIVAL_BUILDERS | TUNED, device, name=name)
+    return load_model(folder, BUILDERS | _RIVAL_BUILDERS | TUNED | {"InModal": InModal}, device, name=name)

@@ -26,7 +26,8 @@ from ..core.distributed import distributed, gather, total
 from ..core.errors import PtaclError
 from ..core.presets import Preset
 from ..data.pairs import Pairs
-from ..nets.joint import save_pretrained
+from ..nets.cards import card_of_training, card_text
+from ..nets.joint import save_weights
 from ..nets.mae import MAE, nothing_hidden
 from .accelerator import agree, remove_leftovers, start_accelerator, with_the_others
 from .bad_steps import BadSteps
@@ -321,6 +322,12 @@ def _warn_of_chance(run: _Run) -> None:
     if at_chance and asked.get("rank_share", 0.5) >= 0.4 and run.accelerator.is_main_process:
         tqdm.write(f"{_RED}{run.name} ended at chance: {_asked_in_words(asked)}{_PLAIN}")
 
+def _card_of(run: _Run) -> str:
+    "What is known of the model at the end."
+    asked = run.history[-1].get("held_out", {}) if run.history else {}
+    known = card_of_training(run.settings["patients"], len(run.history), run.settings["seed"], asked)
+    return card_text(run.parts.model, known, run.name)
+
 def _end(run: _Run, tracker: str | None) -> None:
     "Close the tracker and keep the model. Raises `PtaclError` where nothing was learned."
     if tracker:
@@ -331,7 +338,7 @@ def _end(run: _Run, tracker: str | None) -> None:
         )
     _warn_of_chance(run)
     if run.kept:
-        save_pretrained(run.parts.model.eval(), run.folder / "model")
+        save_weights(run.parts.model.eval(), run.folder / "model", _card_of(run))
 
 # %% ../../nbs/58_loop.ipynb #0fc1d648
 def fit(
