@@ -120,6 +120,52 @@ except ImportError:
 say(seconds=time.perf_counter() - begun)
 '''
 
+EXPLORE = '''
+import os, re, shutil, socket, subprocess, threading, urllib.error, urllib.request
+cli = take("ptacl.app.cli.__file__", "ptacl.cli.__file__")
+module = "ptacl.app.cli" if Path(cli).parent.name == "app" else "ptacl.cli"
+cohort = take("ptacl.app.comparison.shipped_cohort", "ptacl.explorer.shipped_cohort")()  # drawn the first time
+with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    port = s.getsockname()[1]
+command = [sys.executable, "-c", f"from {module} import app; app()", "explore", "--cohort", str(cohort),
+           "--no-browser", "--port", str(port)]
+lines = []
+def answers():
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60).read()
+    except urllib.error.HTTPError:
+        pass
+    except OSError:
+        return False
+    return True
+def until(true, seconds=900):
+    begun = time.perf_counter()
+    while not (found := true()):
+        if process.poll() is not None or time.perf_counter() > begun + seconds:
+            sys.exit("".join(lines)[-500:] or "no answer")
+        time.sleep(0.05)
+    return found
+def drawn():
+    from playwright.sync_api import sync_playwright
+    address = until(lambda: re.search(r"http://\\S+token=\\w+", "".join(lines)))[0]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(address, wait_until="commit", timeout=900_000)
+        page.wait_for_selector(".px[data-ready='1']", timeout=900_000)
+        browser.close()
+begun = time.perf_counter()
+process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
+threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True).start()
+try:
+    until(answers) if "WHAT" == "page" else drawn()
+    say(seconds=time.perf_counter() - begun)
+finally:
+    process.terminate()
+    process.wait()
+'''
+
 
 @dataclass(frozen=True)
 class Row:
@@ -145,6 +191,8 @@ ROWS = {
     "plain": Row("ingest against a plain loop, NIfTI, 1 worker (its time / the loop's)", PLAIN, ("nifti",)),
     "embed": Row(f"embed, {PATIENTS['wfdb']} WFDB records, with starting", EMBED, ("wfdb",)).filled(RECORDS=0),
     "embed_few": Row("embed, 4 WFDB records, with starting", EMBED, ("wfdb",)).filled(RECORDS=4),
+    "page": Row("explore, command to the first page that is answered", EXPLORE).filled(WHAT="page"),
+    "explore": Row("explore, command to the first view in Chromium", EXPLORE).filled(WHAT="view"),
     "import": Row("import of the training loop", IMPORT),
 }
 

@@ -13,29 +13,33 @@ It measures its own speed first, and from that chooses how many epochs each trai
 
 After each part `gpu.json` in the output folder holds all numbers so far, and the boards lie beside it as CSV; the ECG encoder comes in
 bf16, in pieces below 16 MB. Models stay in the folder --work, so that a second call finds them. No network is needed, nor anything but
-torch, accelerate, numpy, scipy, pandas, scikit-learn, einops, safetensors, joblib, tqdm and psutil, and as wheels where they are missing:
-fastcore, kornia (with kornia_rs), neurokit2, PyWavelets, threadpoolctl, platformdirs. With `pip install --no-deps .` the kit itself.
+torch, accelerate, numpy, scipy, pandas, scikit-learn, einops, safetensors, tqdm and psutil, and as wheels where they are missing:
+fastcore, kornia (with kornia_rs), PyWavelets, threadpoolctl, platformdirs. The kit need not be installed: PYTHONPATH=. in its folder will do.
 """
 import argparse
 import json
-import subprocess
+import multiprocessing
+import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from threadpoolctl import threadpool_limits
 
+from ptacl.bench.training import time_steps
 from ptacl.core.devices import choose_device
 from ptacl.core.errors import PtaclError
 from ptacl.core.files import versions, write_result
-from ptacl.core.presets import Preset, get_preset
+from ptacl.core.presets import FS, PRESETS, Preset, get_preset
 from ptacl.data.pairs import Pairs, film_bytes
 from ptacl.evaluate.alignment import alignment_scores, cosine_maps
 from ptacl.evaluate.scoreboard import table1, table2
@@ -43,8 +47,9 @@ from ptacl.nets.encoders import CMREncoder, ECGEncoder
 from ptacl.nets.joint import PTACL, from_pretrained, save_pretrained, start_joint
 from ptacl.evaluate.retrieval import contrast
 from ptacl.nets.mae import MAE
-from ptacl.signal.beats import r_peaks_of
+from ptacl.signal.beats import find_beats
 from ptacl.signal.ecg import preprocess_ecg
+from ptacl.signal.sure_beats import judge_beats, sure_r_peaks
 from ptacl.simulate.patients import simulate
 from ptacl.train.finetune import finetune, predict, with_targets
 from ptacl.train.loop import fit, infer
@@ -53,14 +58,15 @@ from ptacl.train.steps import joint_step, mae_cmr_step, mae_ecg_step
 TRAIN, TEST, SEED = 27_951, 5_991, 0   # the paper's patients
 MOST_BEATS = 40                        # R-peaks of a record that are kept
 PIECE = 15 * 2**20                     # bytes of one file of weights
-SHARES = {                             # of the seconds that are left when the patients are there; the rest is for the tables
+BENCH_SECONDS = 60                     # at most, for the steps alone
+RESERVE = 15                           # s of a call that no training takes: tables and files come after it
+SHARES = {                             # of the seconds that are left when the patients are there; the rest is for fine-tuning and tables
     "mae_ecg": 0.20,
     "mae_cmr": 0.16,
     "global_regression": 0.13,
     "ptacl_regression": 0.13,
     "global_retrieval": 0.10,
     "ptacl_retrieval": 0.10,
-    "finetuned": 0.06,
 }
 
 
@@ -74,11 +80,14 @@ class Study:
     out: Path
     work: Path
     device: str
-    ends: float        # time.monotonic() at which this call is to be over
+    began: float       # time.monotonic() of this call
+    ends: float        # and when it is to be over
+    used: float        # minutes of the calls before
     presets: dict      # regression, retrieval -> Preset
     results: dict      # what has been measured so far
     train: Pairs | None = None
     test: Pairs | None = None
+    features: dict = field(default_factory=dict)   # (input, method) -> features of train and test
     phenotypes: dict | None = None   # train, test -> DataFrame
     covariates: dict | None = None
 
@@ -87,12 +96,14 @@ class Study:
         return self.ends - time.monotonic()
 
     def keep(self, **numbers):
-        "Add to the numbers, and write all of them."
-        self.results |= numbers
-        write_result(self.out, self.results, "gpu.json")
+        "Add to the numbers, and write all of them: for whoever looks, and for the next call."
+        minutes = self.used + (time.monotonic() - self.began) / 60   # a call that is killed has used them, too
+        self.results |= numbers | {"minutes_used": minutes}
+        for folder in (self.out, self.work):
+            write_result(folder, self.results, "gpu.json")
 
 
-def settings() -> argparse.Namespace:
+def parsed() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, default=Path("reports/gpu"), help="folder for the numbers, at most 8 files")
     p.add_argument("--work", type=Path, default=Path("reports/gpu_work"), help="folder for models, which a second call finds")
@@ -121,35 +132,42 @@ def timed(study: Study, part: str):
 
 # --- patients ------------------------------------------------------------------------------------------------------------
 
-def prepare_ecgs(ecg: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
-    "Raw records (B, 12, N) in mV, prepared, and their R-peaks (B, MOST_BEATS) in s, NaN where there is none."
-    clean = preprocess_ecg(ecg, 500)
-    peaks = r_peaks_of(torch.from_numpy(clean), 500)[:, :MOST_BEATS]
-    return clean, F.pad(peaks, (0, MOST_BEATS - peaks.shape[1]), value=float("nan"))
+def prepare_ecgs(ecg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Raw records (B, 12, N) in mV, prepared, and their sure R-peaks (B, MOST_BEATS) in s, NaN where there is none."
+    beats = find_beats(torch.from_numpy(ecg), FS)
+    verdicts = judge_beats(beats, ecg.shape[-1] / FS)
+    peaks = sure_r_peaks(beats.r_peaks, beats.agreement, verdicts)[:, :MOST_BEATS]
+    return preprocess_ecg(ecg, FS), F.pad(peaks, (0, MOST_BEATS - peaks.shape[1]), value=float("nan")).numpy()
 
 
-def make_patients(n: int, start: int, device: str) -> tuple[Pairs, pd.DataFrame, pd.DataFrame]:
+def on_one_core():
+    "Processes that prepare have a core each."
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+
+
+def make_patients(n: int, start: int, device: str, pool: ProcessPoolExecutor) -> tuple[Pairs, pd.DataFrame, pd.DataFrame]:
     "Virtual patients on the device: ECGs prepared on all cores while the next ones are simulated."
-    ecgs, peaks, cines, tables = [], [], [], []
-    with joblib.Parallel(-1, return_as="generator", max_nbytes=None) as run:
-        for k in range(0, n, 1024):
-            patients = simulate(min(1024, n - k), SEED, device, start=start + k)
-            parts = run(joblib.delayed(prepare_ecgs)(part.cpu().numpy()) for part in patients.ecg.split(64))
-            cines += [film_bytes(part) for part in patients.cine.split(64)]
-            for clean, found in parts:
-                ecgs.append(torch.from_numpy(clean).to(device))
-                peaks.append(found.to(device))
-            tables.append((patients.phenotypes, patients.covariates))
+    prepared, cines, tables = [], [], []
+    for k in range(0, n, 1024):
+        patients = simulate(min(1024, n - k), SEED, device, start=start + k)
+        prepared.append(pool.map(prepare_ecgs, [part.cpu().numpy() for part in patients.ecg.split(64)]))
+        cines += [film_bytes(part) for part in patients.cine.split(64)]
+        tables.append((patients.phenotypes, patients.covariates))
+    parts = [part for chunk in prepared for part in chunk]
+    ecg, peaks = (torch.from_numpy(np.concatenate(arrays)).to(device) for arrays in zip(*parts))
     phenotypes, covariates = (pd.concat(t) for t in zip(*tables))
-    return Pairs(torch.cat(ecgs), torch.cat(peaks), torch.cat(cines), names=list(phenotypes.index)), phenotypes, covariates
+    return Pairs(ecg, peaks, torch.cat(cines), names=list(phenotypes.index)), phenotypes, covariates
 
 
 def patients(study: Study, n_train: int, n_test: int):
     "Simulate everybody anew in each call: that is quicker than a store on disk."
     with timed(study, "patients"):
         began = time.monotonic()
-        train, train_y, train_c = make_patients(n_train, 0, study.device)
-        study.test, test_y, test_c = make_patients(n_test, n_train, study.device)
+        fresh = multiprocessing.get_context("spawn")   # a process that has seen a GPU must not be forked
+        with ProcessPoolExecutor(os.cpu_count(), fresh, on_one_core) as pool:
+            train, train_y, train_c = make_patients(n_train, 0, study.device, pool)
+            study.test, test_y, test_c = make_patients(n_test, n_train, study.device, pool)
         study.train = with_targets(train, train_y)
         study.train.extra["targets"] = study.train.extra["targets"].to(study.device)
         study.phenotypes = {"train": train_y, "test": test_y}
@@ -185,8 +203,8 @@ def trained(study: Study, name: str, build, step, preset: Preset, lr: float, sec
     with timed(study, name):
         n = len(study.train)
         pace = seconds_per_patient(model, step, study.train, preset.batch_size, study.device)
-        epochs = max(1, int(seconds / (pace * n)))
-        if pace * n * 1.2 > study.left():
+        epochs = max(1, int(min(seconds, study.left() - RESERVE) / (pace * n)))
+        if pace * n * 1.2 > study.left() - RESERVE:
             raise TimeUp(name)
         print(f"{name:<18} {1 / pace:,.0f} patients/s: {epochs} epochs", flush=True)
         torch.manual_seed(SEED)
@@ -233,17 +251,23 @@ def mean_scores(board: pd.DataFrame, score: str) -> dict:
     return {", ".join(map(str, key)): float(value) for key, value in means.items()}
 
 
+def features_of(study: Study, parts: tuple, found: dict) -> dict:
+    "(input, method) -> features of the training and of the test patients; each film is encoded once."
+    alone = start_joint(study.presets["regression"], *(m.encoder for m in parts), freeze=False).to(study.device)
+    both = [infer(alone.features, alone, data, size=512) for data in (study.train, study.test)]
+    features = {(kind, "MAE"): tuple(pair[k] for pair in both) for k, kind in enumerate(("ECG", "CMR"))}
+    for method, title in (("global", "Global"), ("ptacl", "PTACL")):
+        model, outputs = found[method]
+        features["ECG", title] = infer(model.ecg_features, model, study.train, size=512), outputs["ecg"]
+    return features
+
+
 def write_table2(study: Study, parts: tuple, found: dict, n_boot: int, tuned: dict | None = None):
     "Table 2 of all models that there are, and the paper's."
     with timed(study, "table2"):
-        features = {}
-        alone = start_joint(study.presets["regression"], *(m.encoder for m in parts), freeze=False).to(study.device)
-        models = {("ECG", "MAE"): alone, ("CMR", "MAE"): alone}
-        models |= {("ECG", title): found[method][0] for method, title in (("global", "Global"), ("ptacl", "PTACL"))}
-        for (kind, title), model in models.items():
-            both = [infer(model.features, model, data, size=512) for data in (study.train, study.test)]
-            features[kind, title] = [tuple(pair[kind == "CMR"] for pair in both)]
+        study.features = study.features or features_of(study, parts, found)
         y, c = study.phenotypes, study.covariates
+        features = {key: [pair] for key, pair in study.features.items()}
         board = table2(y["train"], y["test"], (c["train"], c["test"]), features, tuned, n_boot=n_boot)
         board.to_csv(study.out/"table2.csv", index=False)
         study.keep(table2=mean_scores(board, "R2"))
@@ -276,17 +300,22 @@ def write_encoder(study: Study, model: PTACL):
 # --- all of it -----------------------------------------------------------------------------------------------------------
 
 def bench(study: Study):
-    "The training steps of the paper's sizes, in a process of their own, whose memory is gone afterwards."
-    file = study.out/"bench.json"
+    "The training steps of the paper's sizes, one kind after the other while there is time: each is kept at once."
+    sizes = {"mae_ecg": 512, "mae_cmr": 1024, "joint": 256} if study.device == "cuda" else dict.fromkeys(("mae_ecg", "mae_cmr", "joint"), 4)
+    square = 8192 if study.device == "cuda" else 1024
+    until = time.monotonic() + min(BENCH_SECONDS, study.left() / 8)
+    rows = []
     with timed(study, "bench"):
-        call = f"from ptacl.bench.bench import bench; bench({study.device != 'cuda'}, {study.device!r}, 'steps', {str(file)!r})"
-        limit = max(30, min(150, study.left() / 4))
-        try:
-            subprocess.run([sys.executable, "-c", call], check=True, timeout=limit)
-        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as e:
-            study.keep(bench=f"not measured: {type(e).__name__}")
-            return
-        study.keep(bench=json.loads(file.read_text(encoding="utf-8"))["targets"])
+        for kind in sizes:
+            if time.monotonic() > until:
+                break
+            try:
+                rows += time_steps(PRESETS["paper_regression"], sizes, 3, study.device, square, (kind,))
+            except RuntimeError as e:   # out of memory, or a kernel that is not there: the study goes on
+                rows.append({"what": kind, "problem": type(e).__name__})
+            study.keep(bench=rows)
+    if study.device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def run(study: Study, given: argparse.Namespace):
@@ -311,32 +340,47 @@ def run(study: Study, given: argparse.Namespace):
     with timed(study, "finetuned"):
         model = regression["ptacl"][0]
         # a step of fine-tuning costs about as much as one of the ECG's autoencoder does, four times over: all tokens are seen
-        pace = 4 / study.results["patients_per_second_of_training"]["mae_ecg"]
-        epochs = int(min(budget["finetuned"], study.left() - 20) / (pace * len(study.train)))
+        pace = 4 * seconds_per_patient(MAE(ECGEncoder(p)), mae_ecg_step, study.train, p.batch_size, study.device)
+        epochs = min(p.epochs_joint, int((study.left() - 2 * RESERVE) / (pace * len(study.train))))   # the last training has what is left
         if epochs < 1:
             raise TimeUp("finetuned")
-        net = finetune(model.ecg.cpu(), study.train, study.phenotypes["train"], epochs, seed=SEED)
+        net = finetune(model.ecg, study.train, study.phenotypes["train"], epochs, seed=SEED)
         predictions = predict(net.to(study.device), study.test).to_numpy()
     write_table2(study, (ecg, cmr), regression, given.n_boot, {("ECG", "PTACL", "FN+AP"): [predictions]})
     study.keep(finetuned={"epochs": epochs})
 
 
-def main():
-    given, began = settings(), time.monotonic()
-    device = choose_device()
-    file = given.out/"gpu.json"
+def started() -> float:
+    "time.monotonic() at which this process began: its imports count, too."
+    return time.monotonic() - (time.time() - psutil.Process().create_time())
+
+
+def kept_numbers(given: argparse.Namespace, settings: dict) -> dict:
+    "Those of the calls before. Raises `PtaclError` where they are of other settings."
     kept = given.work/"gpu.json"
-    given.out.mkdir(parents=True, exist_ok=True)
-    given.work.mkdir(parents=True, exist_ok=True)
     results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    other = [name for name, value in settings.items() if name in results and results[name] != value]
+    if other:
+        raise PtaclError(f"{given.work.name} holds models of another {', '.join(other)}", "Give another folder with --work")
+    return results
+
+
+def main():
+    given, began = parsed(), started()
+    os.environ.setdefault("PTACL_COMPILE", "0")   # seven trainings of a minute each would compile longer than they gain
+    device = choose_device()
+    settings = {"scale": given.scale, "presets": given.presets, "batch_size": given.batch_size, "seed": SEED}
+    results = kept_numbers(given, settings)
+    for folder in (given.out, given.work):
+        folder.mkdir(parents=True, exist_ok=True)
     used = results.get("minutes_used", 0.0)
     minutes = min(given.call_minutes, given.minutes - used)
     if minutes <= 0:
         sys.exit(f"gpu: all of the {given.minutes:g} minutes are used up")
     presets = {name: get_preset(p, batch_size=given.batch_size) for name, p in zip(("regression", "retrieval"), given.presets)}
-    study = Study(given.out, given.work, device, began + 60 * minutes, presets, results)
+    study = Study(given.out, given.work, device, began, began + 60 * minutes, used, presets, results)
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    study.keep(device=name, versions=versions(), scale=given.scale, presets=given.presets, batch_size=given.batch_size, seed=SEED)
+    study.keep(device=name, versions=versions(), **settings)
     finished = False
     try:
         run(study, given)
@@ -346,8 +390,7 @@ def main():
     finally:
         if device == "cuda":
             study.results["peak_gb"] = torch.cuda.max_memory_allocated() / 2**30
-        study.keep(minutes_used=used + (time.monotonic() - began) / 60, finished=finished)
-        kept.write_bytes(file.read_bytes())
+        study.keep(finished=finished)
     print("finished" if finished else "call again to go on")
 
 

@@ -15,12 +15,13 @@ import nbformat
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from steps import KINDS, noise, same, start, tiny
+from steps import KINDS, noise, same, start, stems, tiny
 from torch.multiprocessing import get_context
 from tqdm import tqdm
 
 import ptacl.studies.experiments
 import ptacl.train.accelerator
+import ptacl.train.loop
 from ptacl.bench.data import repeated_cohort
 from ptacl.data.cohort import Cohort, Stream
 from ptacl.nets.encoders import ECGEncoder
@@ -30,7 +31,9 @@ from ptacl.train.finetune import load_tuned
 from ptacl.rivals.methods import load_method
 from ptacl.nets.joint import PTACL, from_pretrained, joint_loss, save_pretrained, start_joint
 from ptacl.core.presets import paper_regression
+from ptacl.nets.mae import MAE
 from ptacl.train.loop import fit
+from ptacl.train.steps import mae_ecg_step
 from ptacl.simulate.patients import simulate
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fork")
@@ -146,6 +149,27 @@ def killed_at(write, folder, expected):
 def test_killed_while_one_state_takes_the_place_of_another(tmp_path):
     finished(train, "joint", tmp_path / "whole", 3)
     assert killed_at(3, tmp_path, tmp_path / "whole")                 # the first one has been moved aside, or is about to be
+
+
+def settled_never(folder):
+    "Killed between the last epoch's state and the statistics of whole inputs that an autoencoder's stem ends with."
+    ptacl.train.loop._settle = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    stem(folder)
+
+
+def stem(folder):
+    ptacl.train.accelerator.precision = lambda *a: "no"
+    torch.set_num_threads(1)
+    torch.manual_seed(3)
+    fit(MAE(ECGEncoder(stems)), mae_ecg_step, noise(), stems, 1, 3e-3, folder, seed=5, resume=True)
+
+
+def test_killed_right_before_the_stem_settles(tmp_path):
+    finished(stem, tmp_path / "whole")
+    process = forked(settled_never, tmp_path / "killed"); process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    finished(stem, tmp_path / "killed")
+    assert equal(tmp_path / "killed", tmp_path / "whole")
 
 
 @pytest.mark.long

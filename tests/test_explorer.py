@@ -7,10 +7,8 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +24,8 @@ import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
+from pages import browser, command_of, descendants, free_port, only_here, server, wait_until
 from ptacl.evaluate.alignment import alignment_map
 from ptacl.data.cohort import Cohort
 from ptacl.data.store import to_counts
@@ -202,6 +200,30 @@ def test_files_say_whose_maps_and_all_that_is_set(cohort):
     assert exported(e, "scores")[0] == "scores_circular-time.csv"
 
 
+def sent(widget):
+    "What the page gets, without bytes; refused where a number is none, which is no JSON."
+    def plain(x): return {k: plain(y) for k, y in x.items() if not isinstance(y, bytes)} if isinstance(x, dict) else x
+    state = plain({key: widget.get_state(key)[key] for key in ("view", "table", "plane")})
+    return json.loads(json.dumps(state, allow_nan=False))
+
+
+def test_the_page_gets_no_number_that_is_none(cohort):
+    "JSON has no NaN: joined pairs in the plane, a patient without a beat, phenotypes that nobody knows."
+    e = AlignmentExplorer(cohort, [PTACL(tiny), PTACL(replace(tiny, sigma=0.1))])
+    e.tabs.selected_index = e.tabs.titles.index("All patients")
+    for i in range(6):
+        e.page.patient = i
+        assert None in sent(e.page)["plane"]["data"][0]["x"]                            # the gap between two pairs
+    e.page.patient = 3
+    assert "No heartbeat" in e.page.view["alert"]
+    for kind in ("all", "F", "M", "worst"):
+        e.group.value = kind
+        sent(e.page)
+    e.reset()
+    with pytest.raises(ValueError, match="JSON compliant"): json.dumps(e.page.plane, allow_nan=False)   # what would have gone there
+    assert "NaN" not in re.findall(r"show\((.*)\);", standalone(e.page.view, "note"))[-1]
+
+
 def test_one_reset_resets_all(cohort):
     e = AlignmentExplorer(cohort, [PTACL(tiny), PTACL(replace(tiny, sigma=0.1))])
     def other(control):
@@ -296,46 +318,6 @@ def test_names_are_no_html_in_the_table():
 
 # --- the browser ---------------------------------------------------------------------------------------------------------
 
-@contextmanager
-def browser(chromium, **context):
-    "A page and the hosts that it asked for anything."
-    with sync_playwright() as p:
-        b = p.chromium.launch(**chromium)
-        page, hosts = b.new_context(viewport={"width": 1400, "height": 950}, accept_downloads=True, **context).new_page(), set()
-        page.context.on("request", lambda r: hosts.add(urlparse(r.url).hostname or urlparse(r.url).scheme))
-        page.set_default_timeout(120_000)
-        try: yield page, hosts
-        finally: b.close()
-
-
-def free_port():
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); return s.getsockname()[1]
-
-
-@contextmanager
-def server(command, port, folder, **env):
-    "A process that serves on a port, until the block ends."
-    log = folder / "server.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
-                                   start_new_session=True)
-        try:
-            for _ in range(600):
-                with socket.socket() as s:
-                    if s.connect_ex(("127.0.0.1", port)) == 0: break
-                assert process.poll() is None, log.read_text()[-2000:]
-                time.sleep(0.2)
-            yield
-        finally:
-            started = descendants(process.pid)  # the server, its kernels
-            process.terminate()
-            try: process.wait(60)
-            finally:
-                left = psutil.wait_procs(started, 10)[1]
-                for p in [*left, process]: p.kill()
-        assert not left, f"still there: {[command_of(p)[:3] for p in left]}"
-
-
 def answer(port, path="", **headers):
     "Where a request without cookies ends."
     with urlopen(Request(f"http://127.0.0.1:{port}/{path}", headers=headers)) as got: return urlparse(got.url).path
@@ -356,13 +338,6 @@ def only_for_us(port):
         assert "/login" in said.stdout, said.stderr
 
 
-def wait_until(true, seconds=300):
-    started = time.time()
-    while not true():
-        assert time.time() - started < seconds
-        time.sleep(0.3)
-
-
 def waits(port):
     "Is it still the page that says what is loading?"
     with urlopen(f"http://127.0.0.1:{port}/waiting") as got: return got.headers.get("X-Ptacl") == "waiting"
@@ -371,18 +346,6 @@ def waits(port):
 def voila_is_there(port):
     try: return not waits(port)
     except (HTTPError, URLError) as e: return isinstance(e, HTTPError)
-
-
-def command_of(process):
-    "Its command line; nothing of a process that has ended since it was listed, reaped or not."
-    try: return process.cmdline()
-    except psutil.Error: return []
-
-
-def descendants(pid):
-    "The processes it has started and that they have started; none where it has ended since."
-    try: return psutil.Process(pid).children(recursive=True)
-    except psutil.Error: return []
 
 
 def kernels(): return [p for p in descendants(os.getpid()) if "ipykernel_launcher" in " ".join(command_of(p))]
@@ -441,9 +404,6 @@ def check_pointing(page):
     for _ in range(12): page.wait_for_timeout(150); seen.add(tuple(page.evaluate("(d => [d.k, d.t])(document.querySelector('.px').dataset)")))
     page.click(".px-play")
     assert len(seen) > 3 and all(k == t for k, t in seen)
-
-
-def only_here(hosts): assert hosts <= {"127.0.0.1", "localhost", "blob", "data", "file"}, hosts
 
 
 def seen(page, what): page.wait_for_function(f"document.querySelector('.px-state').textContent.includes('{what}')")

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from steps import Harm, Odd, noise, refuses, start, tiny
+from steps import Harm, Odd, noise, refuses, start, stems, tiny
 from torch.multiprocessing import get_context
 
 import ptacl.rivals.dualphase
@@ -36,8 +36,10 @@ from ptacl.studies.experiments import run_experiment
 from ptacl.rivals.methods import METHODS, train_method
 from ptacl.rivals.mmcl import MMCL
 from ptacl.nets.joint import from_pretrained, joint_loss
+from ptacl.nets.trimodal import start_modalities
 from ptacl.core.presets import PHENOTYPES
 from ptacl.rivals.simclr import SimCLR, nt_xent
+from ptacl.studies.learning import own_loss
 from ptacl.core.processes import child, stream
 from ptacl.train.launch import fit_in_processes
 from ptacl.data.pairs import Pairs
@@ -80,7 +82,7 @@ def learn(model, data, rank, world, size, chunk=None, step=None):
     _add_gradients(list(free.values()))
     numbers = {k: ptacl.core.distributed.total(v * share) for k, v in out.items()}
     buffers = {k: v.clone() for k, v in model.named_buffers()}
-    return numbers | buffers | {k: p.grad.clone() for k, p in free.items()}
+    return numbers | buffers | {k: torch.zeros_like(p) if p.grad is None else p.grad.clone() for k, p in free.items()}
 
 
 def close(a, b, atol=1e-7, rtol=1e-7):
@@ -144,6 +146,36 @@ def test_stems_have_the_loss_gradients_and_statistics_of_one_process(size, tmp_p
     for part in parts: close({k: part[k] for k in names}, {k: whole[k] for k in names}, atol=1e-6, rtol=1e-6)
 
 
+LACKS = {  # who of 11 patients lacks what; process 0 has the even ones
+    "two": {"echo": [1, 4]}, "process 0 has no echo": {"echo": [0, 2, 4, 6, 8, 10]}, "one echo in process 1": {"echo": [1, 3, 5, 9], "ecg": [2]},
+    "one echo alone": {"echo": list(range(1, 11))}, "one each": {"ecg": [0, 3, 6, 9], "cmr": [1, 4, 7, 10], "echo": [2, 5, 8]}}
+
+@pytest.mark.parametrize("kind, lacks", [("stems", name) for name in LACKS] + [("tiny", "process 0 has no echo"), ("tiny", "one each")])
+def test_processes_with_missing_recordings_have_the_loss_and_the_gradients_of_one(kind, lacks, tmp_path, doubled):
+    torch.manual_seed(3)
+    data, model = doubled(without_beats(noise(), [5]), start_modalities({"stems": stems, "tiny": tiny}[kind], ("ecg", "cmr", "echo")))
+    echo = torch.randint(0, 256, (11, 32, 84, 84), dtype=torch.uint8)
+    has = {f"has_{name}": ~torch.isin(torch.arange(11), torch.tensor(whom)) for name, whom in LACKS[lacks].items()}
+    data = data.with_extra(echo=echo, **has)
+    parts = together(lambda rank, world: learn(model, data, rank, world, 11), 2, tmp_path / "run")
+    whole = learn(model, data, 0, 1, 11)
+    names = [name for name in whole if not name.endswith("num_batches_tracked")]
+    assert whole["loss"] > 1 and sum(whole[name].abs().max() > 1e-3 for name, _ in model.named_parameters()) > 20
+    assert whole["proj_echo.1.weight"].any() == (lacks != "one echo alone")
+    for part in parts: close({k: part[k] for k in names}, {k: whole[k] for k in names}, atol=1e-6, rtol=1e-6)
+
+
+def test_training_with_missing_recordings_goes_on_in_two_processes_as_in_one(tmp_path, importable):
+    echo, has = torch.randint(0, 256, (12, 32, 84, 84), dtype=torch.uint8), torch.arange(12) % 2 == 1     # process 0 never sees an echo
+    data, histories = noise(12).with_extra(echo=echo, has_echo=has), []
+    for processes in (1, 2):
+        torch.manual_seed(3)
+        model = start_modalities(tiny, ("ecg", "cmr", "echo"))
+        histories.append(fit_in_processes(processes, model, joint_loss, data, replace(tiny, batch_size=12), 2, 1e-3, tmp_path / str(processes)))
+    for a, b in zip(*histories, strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == pytest.approx({k: v for k, v in b.items() if k != "seconds"}, rel=0.15)  # bf16
+
+
 BY_TORCHRUN = """
 import os, sys
 import torch
@@ -203,6 +235,14 @@ def test_nt_xent_compares_its_own_views_only(tmp_path):
         nt_xent(torch.randn(3 - rank, 4), torch.randn(3 - rank, 4), 0.1)
         return torch.tensor(seen)
     assert [x.tolist() for x in together(shapes, 2, tmp_path / "run")] == [[[6, 10]], [[4, 10]]]
+
+
+def test_processes_that_ask_the_same_patients_say_what_one_says(tmp_path):
+    torch.manual_seed(0)
+    model, data = SimCLR(ECGEncoder(tiny)), noise(8)
+    alone = own_loss(model, data, 8)
+    parts = together(lambda rank, world: torch.tensor(own_loss(model, data, 8)["loss"]), 2, tmp_path / "run")
+    assert [part.item() for part in parts] == pytest.approx([alone["loss"]] * 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 99])

@@ -237,15 +237,24 @@ def test_table1_is_filled_and_goes_on_where_it_stopped(tmp_path):
 STUDIES = [f.stem for f in NOTEBOOKS if f.stem not in ("quickstart", "table1")]
 
 
+def small(name, folder):
+    "Parameters of a study with few patients; one training a row, where it would take several."
+    offered = parameters_of(NOTEBOOKS[0].parent / f"{name}.ipynb")
+    seeds = {"n_seeds": 1, "seeds": [0]}
+    return SMALL | {k: v for k, v in seeds.items() if k in offered} | {"n_train": 32, "output_dir": str(folder)}
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_runs(tmp_path, name):
-    variants._check_result(run_experiment(name, SMALL | {"n_train": 32, "output_dir": str(tmp_path)})[1])
+    found = run_experiment(name, small(name, tmp_path))[1]
+    variants._check_result(found)
+    assert found["learning"] and all({"loss", "chance"} <= set(asked) for asked in found["learning"].values())
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_runs_and_is_found_trained_the_second_time(tmp_path, name):
-    parameters = SMALL | {"n_train": 32, "output_dir": str(tmp_path)}
+    parameters = small(name, tmp_path)
     _, first = run_experiment(name, parameters)
     variants._check_result(first)
     trained = {f: f.read_bytes() for f in tmp_path.rglob("state.pt")}
@@ -253,6 +262,19 @@ def test_every_study_runs_and_is_found_trained_the_second_time(tmp_path, name):
     assert trained and {f: f.read_bytes() for f in tmp_path.rglob("state.pt")} == trained
     a, b = (pd.DataFrame(found["rows"]).value.astype(float) for found in (first, second))
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_of_pairs_streamed_from_disk(tmp_path):
+    "The same scores as from memory: films are shrunk on their way instead of before, which may move a grey level."
+    cohort = tmp_path / "cohort"
+    write_virtual(simulate(56, 0), cohort, workers=1, shares={"train": 32 / 56, "test": 24 / 56})
+    found = []
+    for stream in (False, True):
+        parameters = small("data_size", tmp_path / str(stream)) | {"cohort": str(cohort), "shares": [0.5, 1.0], "stream": stream}
+        found.append(pd.DataFrame(run_experiment("data_size", parameters)[1]["rows"]))
+    assert found[0].pairs.tolist() == found[1].pairs.tolist() and set(found[0].pairs) == {16, 32}
+    within = [rows[rows.score == "within_one"].value.astype(float) for rows in found]
+    np.testing.assert_allclose(*within, atol=0.2)
 
 
 def test_a_phenotype_that_nobody_has_is_left_out(tmp_path):

@@ -13,11 +13,12 @@ from html.parser import HTMLParser
 import nbformat
 import pytest
 from course_checks import CHECKS
+from pages import browser, free_port, only_here, server, wait_until
 
 from ptacl.core.errors import PtaclError
 from ptacl.course import judging, view_checks
 from ptacl.course.progress import progress, progress_text, write_progress
-from ptacl.course.sessions import exercises, minutes, sessions, students, tagged
+from ptacl.course.sessions import comments_of, exercises, minutes, sessions, students, tagged
 from ptacl.course.workshop import build, check, mistakes, _try_answers
 
 TAGS = {"setup", "exercise", "check", "wrong", "guide", "slide", "also", "stretch"}
@@ -330,6 +331,55 @@ def test_start_opens_jupyterlab_on_a_fresh_copy(tmp_path):
     finally:
         lab.terminate(); lab.wait(60)
     with pytest.raises(OSError): urllib.request.urlopen("http://127.0.0.1:18923/api", timeout=5)   # JupyterLab ended, too
+
+
+ACTIVE = ".jp-Notebook .jp-Cell.jp-mod-active"
+
+
+def run_up_to(page, word):
+    "Run cells, as Shift+Enter does, until the active one has this word."
+    def source(): return page.locator(f"{ACTIVE} .cm-content").inner_text() if page.locator(f"{ACTIVE} .cm-content").count() else ""
+    for _ in range(40):
+        if word in source(): return
+        number = page.evaluate(f"[...document.querySelectorAll('.jp-Notebook .jp-Cell')].indexOf(document.querySelector('{ACTIVE}'))")
+        page.keyboard.press("Shift+Enter")
+        page.wait_for_function(f"n => [...document.querySelectorAll('.jp-Notebook .jp-Cell')].indexOf(document.querySelector('{ACTIVE}')) != n",
+                               arg=number)
+    raise AssertionError(f"no cell with {word}")
+
+
+def write_and_check(page, source, said):
+    "Write an answer into the active cell, run it and the check below; that must say this."
+    page.keyboard.press("Enter")
+    page.keyboard.press("Control+A")
+    page.keyboard.insert_text(source)
+    page.keyboard.press("Shift+Enter")
+    page.wait_for_selector(f"{ACTIVE} .cm-content:has-text('check_')")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(f"{ACTIVE} .jp-OutputArea-output:has-text({json.dumps(said, ensure_ascii=False)})")
+
+
+def test_a_learner_works_in_jupyterlab(chromium, tmp_path):
+    "As printed: the first session opens, nobody asks about news, a wrong answer gets its hint, the right one its tick, and the teacher sees it."
+    task, port, log = exercises(read(SESSIONS[0]))[0], free_port(), tmp_path / "server.log"
+    command = [sys.executable, "-m", "ptacl.app.cli", "workshop", "start", "--no-browser", f"--port={port}", "course"]
+    def address(): return re.search(rf"http://127.0.0.1:{port}/\S+token=\w+", log.read_text(encoding="utf-8"))
+    with server(command, port, tmp_path), browser(chromium) as (page, hosts):
+        wait_until(address)
+        page.goto(address()[0], wait_until="commit")
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached")
+        assert page.inner_text(".jp-Notebook h1") == "1 · Two views of one heart"
+        page.locator(".jp-CodeCell .cm-content").first.click()
+        run_up_to(page, f"def {task.name}")
+        write_and_check(page, task.wrong[0], comments_of(task.wrong[0])["Hint"])
+        page.keyboard.press("ArrowUp")
+        write_and_check(page, task.solution, "✓")
+        assert not page.locator(".Toastify__toast").count() and not page.get_by_text("Jupyter news").count()
+        page.keyboard.press("Control+s")
+        wait_until(lambda: "✓ " in (tmp_path / "course" / SESSIONS[0].name).read_text(encoding="utf-8"))
+        only_here(hosts)
+    table = progress(tmp_path / "course")
+    assert list(table[table.session == SESSIONS[0].stem].state) == ["passed", "open", "open"]
 
 
 @pytest.mark.long

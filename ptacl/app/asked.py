@@ -29,9 +29,20 @@ GROUPS = {
 }
 
 # %% ../../nbs/70_asked.ipynb #63d5e987
+TITLES = {"ecg": "ECG", "cmr": "CMR", "echo": "echo"}  # of modalities
+
+
+def pair_title(
+    pair: str, # two names, as in an address: ecg-echo
+) -> str:
+    "Two modalities as people call them."
+    return "–".join(TITLES.get(name, name) for name in pair.split("-"))
+
+
 class Asked(dict):
     "What is looked at, with defaults; keys as attributes."
     DEFAULTS = {
+        "pair": "",           # of modalities, as ecg-echo; "": the first that there is
         "group": "one",       # one of GROUPS
         "shown": (),          # names of models; (): all
         "difference": False,  # to the first model
@@ -64,6 +75,8 @@ class Asked(dict):
 def _words_of_maps(asked: Asked, names: list) -> list[str]:
     "Whose maps are drawn, and how."
     words = []
+    if asked.pair:
+        words.append(pair_title(asked.pair))
     if asked.group != "one":
         words.append(GROUPS[asked.group])
     if asked.shown and len(asked.shown) < len(names):

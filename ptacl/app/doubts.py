@@ -51,7 +51,7 @@ def _at_chance(both: Compared) -> dict[str, float]: # name -> share of the galle
 
 def _without_order(both: Compared) -> dict[str, float]: # name -> within one
     "Models with a local loss that do not know the order of moments."
-    chance = chance_scores(both.T)["within_one"]
+    chance = chance_scores(both.columns)["within_one"]
     within = both.scores().xs("within_one", axis=1, level=1).mean()
     return {name: x for name, x in within.items() if both.models[name].preset.beta and x <= chance + _MORE}
 
@@ -67,7 +67,7 @@ def model_doubts(both: Compared) -> list[str]:
                     f"of {n}, chance 50%): {where}.")
     if within := _without_order(both):
         where = ", ".join(f"{name} {x:.2f}" for name, x in within.items())
-        chance = chance_scores(both.T)["within_one"]
+        chance = chance_scores(both.columns)["within_one"]
         told.append(f"At chance in the order of moments (within one, chance {chance:.2f}): {where}.")
     return told
 

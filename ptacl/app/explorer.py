@@ -17,13 +17,14 @@ from IPython.display import display
 from fastcore.basics import patch
 from html import escape
 from .. import __version__
-from .asked import Asked, GROUPS, OTHER_RHYTHMS, from_query, safe_name, state_words, to_query
+from .asked import Asked, GROUPS, OTHER_RHYTHMS, from_query, pair_title, safe_name
+from .asked import state_words, to_query
 from .comparison import Compared, shipped_cohort, shipped_models
 from .controls import button, choice, flow, toggle
 from .doubts import model_doubts
-from .plane import colour_columns, plane_figure
+from .plane import colour_columns, found_sentence, plane_figure
 from .records import can_be_resimulated, read_upload
-from .views import LinkedView, PERSONAL, figure_bytes, map_table, map_values
+from .views import LinkedView, PERSONAL, axis_words, figure_bytes, map_table, map_values
 from .views import maps_picture, view_of
 from ..core.errors import PtaclError
 from ..core.presets import LEADS
@@ -45,10 +46,11 @@ class AlignmentExplorer(W.VBox):
         most: int = 500,     # patients, the first ones of these
         query: str = "",     # what is set at the start, as in the address of the page
         addressed: bool = False, # keep what is set in that address
+        echo=None,           # (patients of the cohort, F, H, W) uint8, for models with one; None: drawn again
     ):
-        self.both = Compared(cohort or shipped_cohort(), models or shipped_models(), rows, most)
+        self.both = Compared(cohort or shipped_cohort(), models or shipped_models(), rows, most, echo=echo)
         self.page = LinkedView(addressed=addressed)
-        self.maps = {}         # name -> (T, T), those on the page
+        self.maps = {}         # name -> (T, T'), those on the page
         self.label = ""        # whose they are, as the name of a file
         self.own = None        # the Record of another ECG in place of the patient's
         self.quiet = False     # controls are being set together
@@ -73,7 +75,7 @@ def _make_controls(self: AlignmentExplorer):
     tabs = {"Compare": self._compare_tab(), "What if": self._disturb_tab(), "Inside": self._inside_tab(),
             "All patients": self._plane_tab(), "Export": self._export_tab()}
     self.tabs = W.Tab(list(tabs.values()), titles=list(tabs))
-    self.controls = [self.group, *self.shown.values(), self.difference, self.softmax, self.temperature,
+    self.controls = [self.pair, self.group, *self.shown.values(), self.difference, self.softmax, self.temperature,
                      self.target, self.circular, self.shift, self.noise, *self.drop.values(), self.rhythm,
                      self.film, self.depth, self.carries]
     self.defaults = [control.value for control in self.controls]
@@ -84,6 +86,9 @@ def _compare_tab(self: AlignmentExplorer) -> W.Box:
     "What is compared, and how it is drawn."
     names = list(self.both.models)
     wide = W.Layout(width="auto", min_width="90px")
+    pairs = ["-".join(pair) for pair in self.both.pairs]
+    self.pair = choice("compare", "which two modalities", [(pair_title(pair), pair) for pair in pairs], 180)
+    self.pair.disabled = len(pairs) < 2
     options = [(label, kind) for kind, label in GROUPS.items()]
     self.group = choice("show", "whose maps", options, 190)
     self.shown = {name: toggle(name, f"show {name}", value=True, layout=wide) for name in names}
@@ -95,7 +100,7 @@ def _compare_tab(self: AlignmentExplorer) -> W.Box:
         layout=W.Layout(width="200px"))
     self.target = toggle("target outlined", "what the local loss asks for")
     self.circular = toggle("circular time", "the last moment is a neighbour of the first")
-    return flow(self.group, *self.shown.values(), self.difference, self.softmax, self.temperature,
+    return flow(self.pair, self.group, *self.shown.values(), self.difference, self.softmax, self.temperature,
                  self.target, self.circular)
 
 # %% ../../nbs/72_explorer.ipynb #7ff053d5
@@ -139,7 +144,8 @@ def _plane_tab(self: AlignmentExplorer) -> W.Box:
     "Everybody's embeddings."
     self.of_model = choice("embeddings of", "one of the models", list(self.both.models), 220)
     self.colour = choice("colour", "a phenotype", list(colour_columns(self.both)), 220)
-    return flow(self.of_model, self.colour, W.HTML("A click on a mark opens the patient."))
+    self.found = W.HTML()
+    return flow(self.of_model, self.colour, W.HTML("A click on a mark opens the patient."), self.found)
 
 
 @patch
@@ -179,6 +185,7 @@ def asked(self: AlignmentExplorer) -> Asked:
     "What the controls say."
     names = [name for name, control in self.shown.items() if control.value]
     return Asked(
+        pair="" if self.pair.value == self.pair.options[0][1] else self.pair.value,
         group=self.group.value,
         shown=tuple(names) if len(names) < len(self.shown) else (),
         difference=self.difference.value,
@@ -213,6 +220,8 @@ def _quietly(self: AlignmentExplorer):
 def set_asked(self: AlignmentExplorer, asked: Asked):
     "Controls that say so; what cannot be is passed over."
     with self._quietly():
+        _set(self.pair, asked.pair or self.pair.options[0][1])
+        self._use_pair()
         for name, control in self.shown.items():
             control.value = not asked.shown or name in asked.shown
         for lead, control in self.drop.items():
@@ -244,10 +253,10 @@ def _take_query(self: AlignmentExplorer, query: str):
     if more.get("patient") in ids:
         self.page.patient = ids.index(more["patient"])
     self.page.ticked = [ids.index(name) for name in more.get("ticked", "").split(",") if name in ids]
-    cell = [int(x) for x in more.get("cell", "").split("-") if x.isdigit() and int(x) < self.both.T]
-    if len(cell) == 2:
-        self.page.cell = cell
     self.set_asked(asked)
+    cell = [int(x) for x in more.get("cell", "").split("-") if x.isdigit()]
+    if len(cell) == 2 and cell[0] < self.both.T and cell[1] < self.both.columns:
+        self.page.cell = cell
 
 
 @patch
@@ -283,6 +292,28 @@ def selection(self: AlignmentExplorer) -> list[int] | None: # numbers of patient
         raise PtaclError("nobody is selected: tick patients in the table, or choose another group")
     return np.flatnonzero(chosen).tolist()
 
+# %% ../../nbs/72_explorer.ipynb #b0f9bdb4
+@patch
+def _use_pair(self: AlignmentExplorer) -> str: # why it cannot be looked at
+    "The maps of the pair of modalities that is chosen; the last one's, where there are none."
+    wanted = tuple(self.pair.value.split("-"))
+    if wanted == self.both.pair:
+        return ""
+    before, alert = self.both.pair, ""
+    try:
+        self.both.use(wanted)
+    except PtaclError as e: # no echo of these patients
+        self.both.use(before)
+        alert = str(e)
+    with self._quietly():
+        self.pair.value = "-".join(self.both.pair)
+    self.carries.disabled = self.both.pair[0] != "ecg"
+    self.doubts = model_doubts(self.both)
+    k, t = self.page.cell
+    self.page.cell = [min(k, self.both.T - 1), min(t, self.both.columns - 1)]
+    self._fill_table()
+    return alert
+
 # %% ../../nbs/72_explorer.ipynb #26cbc8a3
 _UNDISTURBED = "Means are of undisturbed records; show one patient to see what a disturbance does."
 
@@ -292,6 +323,7 @@ def refresh(self: AlignmentExplorer, alert: str = ""):
     "Draw what is asked for; say in the page what is wrong."
     if self.quiet:
         return
+    alert = self._use_pair() or alert
     asked = self.asked()
     over = None
     try:
@@ -335,6 +367,7 @@ def _show_plane(self: AlignmentExplorer):
         self.page.plane = {}
         return
     fig = plane_figure(self.both, self.of_model.value, self.colour.value, self.page.patient)
+    self.found.value = escape(found_sentence(self.both, self.of_model.value, self.page.patient))
     self.page.plane = fig.to_dict()
 
 # %% ../../nbs/72_explorer.ipynb #3d3173d7
@@ -382,9 +415,9 @@ def _picture(self: AlignmentExplorer, kind: str) -> bytes: # png or svg
     values, scale = map_values(self.maps, self.asked())
     view = self.page.view
     t = self.page.cell[1]
-    shown = min(view["frames"] - 1, t * view["frames"] // view["T"])
+    shown = min(view["frames"] - 1, t * view["frames"] // view["columns"])
     film = np.frombuffer(view["film"], np.uint8).reshape(view["frames"], view["size"], -1)
-    fig = maps_picture(values, scale, view["title"], film[shown], f"frame {t}", view["state"])
+    fig = maps_picture(values, scale, view["title"], film[shown], f"frame {t}", view["state"], axis_words(self.both.pair))
     told = f"Alignment maps of {view['title']}. {view['state']}".strip()
     return figure_bytes(fig, kind, told)
 

@@ -41,6 +41,7 @@ class Record:
     film_beat: float       # s, mean beat of the heart that was filmed; NaN where not known
     name: str = ""         # of the file, where the ECG is not the patient's
     quality: str = "good"  # of the ECG of that file
+    echo: torch.Tensor | None = None  # (1, F, H, W) uint8, where it is looked at
 
 
 def mean_beat(
@@ -69,7 +70,8 @@ def recorded(both: Compared, i: int) -> Record: # the patient, counted in `both.
     if not verdict:
         _, verdict, rhythm = judged(mv)
     volumes = tuple(both.cohort.phenotypes.iloc[row][["LVESV", "LVEDV"]].to_numpy(float))
-    return Record(mv, r_peaks, cine, verdict, rhythm, volumes, mean_beat(r_peaks))
+    film_beat = mean_beat(r_peaks)
+    return Record(mv, r_peaks, cine, verdict, rhythm, volumes, film_beat, echo=both.echo_of([row]))
 
 # %% ../../nbs/70_records.ipynb #90f3ec81
 _ONLY_VIRTUAL = "another rhythm can be had of virtual patients alone, whose cohort knows its seed"
@@ -100,7 +102,7 @@ def _resimulated(both: Compared, i: int, rhythm: str) -> Record: # one of OTHER_
     r_peaks = sure_r_peaks(found, agreement, [verdict])
     volumes = tuple(patient.phenotypes.iloc[0][["LVESV", "LVEDV"]].to_numpy(float))
     return Record(torch.from_numpy(counts * np.float32(MV)), r_peaks, torch.from_numpy(film), verdict,
-                  rows[0]["rhythm"], volumes, mean_beat(r_peaks))
+                  rows[0]["rhythm"], volumes, mean_beat(r_peaks), echo=both.echo_of([both.rows[i]]))
 
 # %% ../../nbs/70_records.ipynb #bfa2f6d2
 def _record_of_file(file: Path) -> Record: # its film is nobody's

@@ -18,9 +18,10 @@ import tempfile
 import threading
 import time
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
 from pathlib import Path
 from ..core.processes import child
 
@@ -106,7 +107,7 @@ def _asks_for_the_page(request) -> bool: # of tornado
 
 # %% ../../nbs/73_serving.ipynb #8de80a49
 _READY = "ptacl: the page is ready to take over"
-_PATIENCE = 10 # s for the address to be free
+_PATIENCE = 3600 # s for the address to be free: until the cohort and the models are open
 
 
 def _wait_for_port(port: int):
@@ -145,6 +146,7 @@ def _page_class() -> type:
         def listen(self):
             print(_READY, file=sys.stderr, flush=True)
             _wait_for_port(self.port)
+            os.environ["PTACL_EXPLORE"] = Path(os.environ["PTACL_GIVEN"]).read_text() # for the kernels
             super().listen()
 
     return Page
@@ -178,18 +180,19 @@ _TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 # %% ../../nbs/73_serving.ipynb #2ab9fb44
 def _write_notebook(folder: Path) -> Path:
     "The notebook of the page, and the template that it is shown with."
-    import nbformat
-    from ptacl.evaluate.figures import asset
     template = folder / "voila" / "templates" / "ptacl"
     template.mkdir(parents=True)
     (template / "conf.json").write_text('{"base_template": "lab"}')
-    text = _TEMPLATE.replace("STYLE", asset("voila.css")).replace("SCRIPT", asset("voila.js"))
+    style, script = ((files("ptacl") / "page" / f"voila.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    text = _TEMPLATE.replace("STYLE", style).replace("SCRIPT", script)
     (template / "index.html.j2").write_text(text, encoding="utf-8")
     lines = "from ptacl.app.explorer import show_explorer", "show_explorer()" # a step each
-    cells = [nbformat.v4.new_code_cell(line) for line in lines]
+    code = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": []}
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
-    nbformat.write(notebook, folder / "ptacl.ipynb")
+    # by hand: the library that knows notebooks takes half a second to load
+    notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": kernel,
+                "cells": [code | {"id": f"step-{k}", "source": line} for k, line in enumerate(lines)]}
+    (folder / "ptacl.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     return folder / "ptacl.ipynb"
 
 # %% ../../nbs/73_serving.ipynb #c007d57c
@@ -211,17 +214,19 @@ def _checked(page: _WaitingPage, cohort, models, most: int) -> dict: # what the 
     }
 
 
-def _environment(given: dict, templates: str, token: str) -> dict:
-    "Ours, with what the notebook is to open, and without any token of a Jupyter around us."
+def _environment(given: Path, templates: str, token: str) -> dict:
+    "Ours, with the file that says what is to be opened, and without any token of a Jupyter around us."
     paths = filter(None, [templates, os.environ.get("JUPYTER_PATH")])
-    return os.environ | {"PTACL_EXPLORE": json.dumps(given), "JUPYTER_TOKEN": "", "JUPYTER_TOKEN_FILE": "",
+    return os.environ | {"PTACL_GIVEN": str(given), "JUPYTER_TOKEN": "", "JUPYTER_TOKEN_FILE": "",
                          "PTACL_TOKEN": token, "JUPYTER_PATH": os.pathsep.join(paths)}
 
 
-def _run_page(page: _WaitingPage, command: list[str], env: dict) -> int: # exit status
-    "Voila until somebody ends us, in the place of the waiting page. Its lines are passed on."
+def _run_page(page: _WaitingPage, command: list[str], env: dict, check: Callable) -> int: # exit status
+    """Voila until somebody ends us, in the place of the waiting page. Its lines are passed on.
+    It starts while `check` writes what is to be opened. Raises what that raises."""
     options = {"env": env, "stderr": subprocess.PIPE, "encoding": "utf-8", "errors": "replace"}
     with child(command, **options) as voila:
+        check()
         for line in voila.stderr:
             if line.strip() == _READY:
                 page.close()
@@ -258,9 +263,11 @@ def serve(
     token = secrets.token_hex(24)
     try:
         with _page_at(port, token, browser) as page, tempfile.TemporaryDirectory() as tmp:
-            given = _checked(page, cohort, models, most)
             notebook = _write_notebook(Path(tmp))
+            given = Path(tmp) / "given.json"
+            def check():
+                given.write_text(json.dumps(_checked(page, cohort, models, most)))
             command = [sys.executable, "-c", _COMMAND, str(notebook), f"--port={page.port}", *_OPTIONS]
-            return _run_page(page, command, _environment(given, tmp, token))
+            return _run_page(page, command, _environment(given, tmp, token), check)
     except KeyboardInterrupt:
         return 0

@@ -19,11 +19,13 @@ workshop_commands = typer.Typer(no_args_is_help=True, help="The course: build it
 def _workshop_build_command(
     out: Annotated[Path, typer.Argument(help="folder for it; must not exist, or be empty")],
 ):
-    "Student and teacher versions, slides that need no internet, the teacher's guide and a handout to print."
+    """Student and teacher versions, slides that need no internet, the teacher's guide, a handout to print,
+    and a folder for nbgrader."""
     with one_sentence(f"{out} is not whole: remove it, and the same command builds it anew"):
         from ptacl.course.workshop import build
         build(out)
-    typer.echo(f"student and teacher versions, slides, guide.html and handout.html in {out}")
+    made = "student and teacher versions, slides, guide.html, handout.html and a folder for nbgrader"
+    typer.echo(f"{made} in {out}")
 
 
 @workshop_commands.command("check")

@@ -24,13 +24,12 @@ from ..core.files import versions
 from ..core.presets import FS, SIZE
 from ..data.dicom import read_cine
 from ..data.ecg_files import read_ecg
-from ..data.ingest import ingest
+from ..data.ingest import ingest, shared_out
 from ..data.prepare import prepare_cine, prepare_ecg
 from ..data.sources import find_patients
 from ..signal.beats import detect_r_peaks
 from ..signal.cmr import preprocess as preprocess_cine
 from ..signal.ecg import preprocess_ecg
-from ..simulate.writers import in_batches, write_patients
 
 # %% ../../nbs/46_ingest_speed.ipynb #ffd610f0
 def _plain_loop(folder, out) -> None:
@@ -66,8 +65,8 @@ def _warm_up(folder: str, workers: int) -> None:
     "Libraries load at first use, and workers start: off the clock."
     source = find_patients(folder)[0]
     for prepare_one, path in ((prepare_ecg, source.ecg[0]), (prepare_cine, source.cine[0])):
-        prepare_one(path)
-        joblib.Parallel(workers)(joblib.delayed(prepare_one)(path) for _ in range(4))
+        calls = [joblib.delayed(prepare_one)(path) for _ in range(2 * workers)]
+        list(shared_out(calls, workers))
 
 def _time_way(way: str, folder: str, out: str, workers: str) -> dict: # way: loop or ingest -> seconds, MB
     "One way to take in a folder, measured in this process."
@@ -105,6 +104,7 @@ def benchmark(
     file=None,          # JSON to keep the result in
 ) -> pd.DataFrame:      # one row for each format and way
     "Patients/s and peak memory of taking in real formats."
+    from ptacl.simulate.writers import in_batches, write_patients # which taking in does without
     rows = []
     for format in formats:
         with tempfile.TemporaryDirectory() as tmp:

@@ -8,13 +8,28 @@ __all__ = []
 # %% ../../nbs/05_distributed.ipynb #d8ec4721
 import torch
 import torch.distributed as dist
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from torch import Tensor, nn
 from typing import Any
 
 # %% ../../nbs/05_distributed.ipynb #553d0e0e
+_apart = ContextVar("apart", default=False)
+
+@contextmanager
+def apart() -> Iterator[None]:
+    "Within it a process works alone, where all of them ask the same of the same patients."
+    token = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(token)
+
 def distributed() -> bool:
     "Whether other processes train on the same batch."
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    others = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return others and not _apart.get()
 
 def total(x: Tensor) -> Tensor:  # any shape
     "The sum over all processes, without a gradient."

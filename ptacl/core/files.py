@@ -14,7 +14,7 @@ import secrets
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from .errors import PtaclError
 
@@ -43,6 +43,13 @@ def _git_state() -> str:
     return commit + ("+changes" if changed else "")
 
 # %% ../../nbs/03_files.ipynb #b40cb1b8
+def _version_of(package: str) -> str:
+    "Where the kit runs from its folder, not every package that it names must be there."
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
 def versions() -> dict:
     "Versions, git state and number of cores."
     packages = ("ptacl", "torch", "accelerate", "numpy", "scipy",
@@ -53,7 +60,7 @@ def versions() -> dict:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
     }
-    return {p: version(p) for p in packages} | machine | {"git": _git_state()}
+    return {p: _version_of(p) for p in packages} | machine | {"git": _git_state()}
 
 # %% ../../nbs/03_files.ipynb #835815e8
 @contextmanager

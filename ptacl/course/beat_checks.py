@@ -38,7 +38,7 @@ def _expect_seconds(got: np.ndarray, fs: float):
         "milliseconds: the times were asked in seconds",
     )
     expect(
-        got.max() < 1000 or fs < 500, "these are samples: divide by the sampling rate to get seconds"
+        got.max() < 1000 or fs < FS, "these are samples: divide by the sampling rate to get seconds"
     )
     scaled = got * FS / fs
     expect(
@@ -88,14 +88,14 @@ _DOUBLED = "several peaks in one beat: after an R-peak the heart cannot beat aga
 _STRIPS = [  # height mV, sampling rate Hz, R′; what is said of missed beats, and of doubled ones
     (
         1.0,
-        500,
+        FS,
         0.0,
         "beats are missed: the threshold is too high, or the refractory time longer than a beat",
         _DOUBLED,
     ),
     (
         0.4,
-        500,
+        FS,
         0.0,
         "beats of a smaller ECG are missed: set the threshold as a share of the signal's own height, "
         "not in mV",
@@ -103,7 +103,7 @@ _STRIPS = [  # height mV, sampling rate Hz, R′; what is said of missed beats, 
     ),
     (
         3.0,
-        500,
+        FS,
         0.0,
         "beats of a taller ECG are missed",
         "in a taller ECG more samples lie above the threshold: set "
@@ -111,7 +111,7 @@ _STRIPS = [  # height mV, sampling rate Hz, R′; what is said of missed beats, 
     ),
     (
         1.0,
-        500,
+        FS,
         0.75,
         "beats with a second peak are missed",
         "R′, a second peak 120 ms after the first, is taken for "

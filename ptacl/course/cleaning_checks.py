@@ -20,8 +20,8 @@ _BAND_MISTAKES: dict[str, Callable] = {
     "one level too low: detail 1 is fs/4 … fs/2": lambda j, fs: (fs / 2 ** (j + 2), fs / 2 ** (j + 1)),
     "the other way round: the answer is (low, high)": lambda j, fs: (fs / 2**j, fs / 2 ** (j + 1)),
     "the sampling rate is ignored: at 1000 Hz the same detail lies twice as high": lambda j, fs: (
-        500 / 2 ** (j + 1),
-        500 / 2**j,
+        FS / 2 ** (j + 1),
+        FS / 2**j,
     ),
     "that is the approximation, everything below: a detail is the upper half of what was "
     "left": lambda j, fs: (
@@ -60,7 +60,7 @@ def check_band(answer):  # j, fs -> (low, high) Hz
     judge(
         answer,
         lambda j, fs: (fs / 2 ** (j + 1), fs / 2**j),
-        [(3, FS), (3, 1000), (1, 500), (5, 360), (8, 250)],
+        [(3, FS), (3, 1000), (1, FS), (5, 360), (8, 250)],
         _BAND_MISTAKES,
     )
     passed(answer)

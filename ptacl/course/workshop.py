@@ -21,8 +21,8 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 from ..core.errors import PtaclError
 from ..core.pages import write_html
-from .sessions import Exercise, comments_of, exercises, fresh_folder, heading, minutes
-from .sessions import session_version, sessions, students, tagged
+from .sessions import Exercise, assignments, comments_of, exercises, fresh_folder, heading
+from .sessions import minutes, session_version, sessions, students, tagged
 from .slides import copy_assets, slides
 
 # %% ../../nbs/92_workshop.ipynb #7752721f
@@ -48,7 +48,10 @@ which are best spoken, not read. Learners who are stuck can go on: the harder ex
 of the kit that does the same. Press S in the slides for your notes.
 
 **Before the day:** run `ptacl workshop check` on the slowest laptop. It runs every session with its
-solutions, tries every mistake below, and says what took how long."""
+solutions, tries every mistake below, and says what took how long.
+
+**On the day:** `ptacl workshop progress FOLDER` says who has passed what, from a folder that learners share.
+**Marks:** the folder `nbgrader` is ready for nbgrader's `generate_assignment`, `autograde` and `export`."""
 
 
 def _timetable(nbs: list[NotebookNode]) -> str: # Markdown
@@ -112,11 +115,12 @@ def _write_guide(nbs: list[NotebookNode], folder: Path):
 
 
 def build(out: str | Path) -> Path: # a new or empty folder
-    """Student and teacher versions, slides, the teacher's guide and a handout.
+    """Student and teacher versions, sources for nbgrader, slides, the teacher's guide and a handout.
     Raises `PtaclError` where `out` is not empty."""
     out = fresh_folder(out)
     nbs = {file: nbformat.read(file, 4) for file in sessions()}
     students(out / "student")
+    assignments(out / "nbgrader")
     for folder in ("teacher", "slides"):
         (out / folder).mkdir()
     copy_assets(out / "slides" / "assets")

@@ -11,12 +11,15 @@ import io
 import numpy as np
 import pandas as pd
 import re
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path, PurePosixPath
+from pydicom.charset import convert_encodings, default_encoding
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.filereader import data_element_generator
 from pydicom.pixels import apply_rescale, pixel_array
 from pydicom.tag import Tag
 from ..core.errors import PtaclError
-from .ecg_dicom import LONG_HEADERS, nested_bytes, open_dicom
+from .ecg_dicom import LONG_HEADERS, counted, nested_bytes, open_dicom
 from .nifti import check_size
 from .recordings import MAX_FILES, MAX_HEADER_READS, MAX_NESTED_BYTES, MAX_PIXEL_BYTES, is_dicom
 from .recordings import is_manifest, members
@@ -53,28 +56,96 @@ _PLAIN = { # VR -> how a value looks that needs no more care; several stand betw
     "IS": re.compile(rb" *[+-]?\d+ *"),
 } | dict.fromkeys(("CS", "LO", "SH", "TM", "UI"), re.compile(rb"[!-~][ -~]*"))
 
-def _plain_value(
-    raw, # element as it lies in the file
-):       # float, int, str or a list of them; None where it needs pydicom
-    "The value of an element of which nothing is in doubt."
-    if raw.VR == "US" and len(raw.value) == 2:
-        return int.from_bytes(raw.value, "little" if raw.is_little_endian else "big")
-    looks = _PLAIN.get(raw.VR)
-    parts = raw.value.rstrip(b" \0").split(b"\\") if looks else ()
-    if not parts or not all(map(looks.fullmatch, parts)):
+@lru_cache(2**12) # most elements of a film are the same in all frames
+def _parsed(vr: str, value: bytes): # -> as `_plain_value`
+    "The value of an element of a kind in `_PLAIN`."
+    parts = value.rstrip(b" \0").split(b"\\")
+    if not all(map(_PLAIN[vr].fullmatch, parts)):
         return None
-    values = [float(part) if raw.VR in ("DS", "IS") else part.decode("ascii").rstrip() for part in parts]
+    values = tuple(float(part) if vr in ("DS", "IS") else part.decode("ascii").rstrip() for part in parts)
     return values if len(values) > 1 else values[0]
 
-# %% ../../nbs/33_cine_frames.ipynb #bd024c5a
-_NUMBERS = {keyword: int(tag) for keyword, tag in _IMAGE_TAGS.items()} # a tag takes longer to compare
+def _plain_value(
+    raw, # element as it lies in the file
+):       # float, int, str or a tuple of them; None where it needs pydicom
+    "The value of an element of which nothing is in doubt."
+    if raw.value is None: # an element without content
+        return None
+    if raw.VR == "US" and len(raw.value) == 2:
+        return int.from_bytes(raw.value, "little" if raw.is_little_endian else "big")
+    return _parsed(raw.VR, raw.value) if raw.VR in _PLAIN else None
 
+# %% ../../nbs/33_cine_frames.ipynb #bd024c50
+_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1") # transfer syntaxes: not compressed, little end first
+_NUMBERS = {keyword: int(tag) for keyword, tag in _IMAGE_TAGS.items()} # a tag takes longer to compare
+_SYNTAX, _CHARSET = 0x00020010, 0x00080005 # tags: TransferSyntaxUID, SpecificCharacterSet
+
+def _elements_in(file, implicit: bool, **options) -> dict: # options of pydicom's generator -> tag -> element
+    "The elements that follow in a file, as they lie there."
+    return {int(e.tag): e for e in data_element_generator(file, implicit, True, **options)}
+
+def _syntax_of(meta: dict) -> str: # elements of group 2
+    "The transfer syntax; empty where it is not there."
+    return meta[_SYNTAX].value.rstrip(b" \0").decode("latin-1") if _SYNTAX in meta else ""
+
+def _plain_elements(
+    data: bytes, # a whole file
+    left: int,   # pieces that may be read
+) -> tuple | None: # tag -> element of the image, the same of group 2, pieces left
+    """What pydicom's `dcmread` finds in a file of the most usual kind, in a third of its time.
+    None where a look by pydicom itself is needed. Raises `PtaclError` on too many elements."""
+    if data[128:132] != b"DICM":
+        return None
+    file = counted(data, left)
+    file.seek(132)
+    try:
+        meta = _elements_in(file, False, stop_when=lambda tag, *_: tag >> 16 != 2)
+        syntax, first = _syntax_of(meta), data[file.tell():file.tell() + 6]
+        implicit = syntax == _NATIVE[0]
+        named = first[4:].isalpha() and first[4:].isupper() # the kind of the first element stands there
+        if syntax not in _NATIVE or named == implicit or first[:2] == b"\0\0":
+            return None
+        elements = _elements_in(file, implicit, specific_tags=_NUMBERS.values())
+    except PtaclError:
+        raise
+    except Exception: # whatever it is, pydicom says it
+        return None
+    return elements, meta, file.left
+
+# %% ../../nbs/33_cine_frames.ipynb #bd024c51
+def _as_dataset(elements: dict, meta: dict) -> FileDataset: # of `_plain_elements`
+    "The same as a dataset of pydicom."
+    with_tags = [{e.tag: e for e in some.values()} for some in (elements, meta)]
+    ds = Dataset(with_tags[0])
+    implicit = _syntax_of(meta) == _NATIVE[0]
+    charset = convert_encodings(ds.SpecificCharacterSet) if _CHARSET in elements else default_encoding
+    image = FileDataset("", ds, file_meta=FileMetaDataset(with_tags[1]), is_implicit_VR=implicit)
+    image.set_original_encoding(implicit, True, charset)
+    return image
+
+# %% ../../nbs/33_cine_frames.ipynb #bd024c5a
 class _Image:
     "A DICOM image of which each element is read once."
-    def __init__(self, ds): # pydicom dataset
-        self.dataset = ds
-        self._elements = {int(element.tag): element for element in ds.elements()}
+    def __init__(self, ds=None, elements: dict | None = None, meta: dict | None = None): # pydicom dataset,
+        # or what `_plain_elements` has found
+        if ds is not None:
+            self.dataset = ds
+            elements = {int(element.tag): element for element in ds.elements()}
+        self._elements = elements
+        self._meta = meta
         self._known = {}
+
+    @cached_property
+    def dataset(self) -> FileDataset:
+        "As pydicom would have opened it; for most films nobody asks."
+        return _as_dataset(self._elements, self._meta)
+
+    @property
+    def syntax(self) -> str | None:
+        "The transfer syntax."
+        if self._meta:
+            return _syntax_of(self._meta)
+        return getattr(self.dataset, "file_meta", {}).get("TransferSyntaxUID")
 
     def get(self, keyword: str):
         "The value of an element, None where there is none."
@@ -94,6 +165,10 @@ class _Image:
         "As it lies in the file, or as pydicom has it; None where there is none."
         return self._elements.get(_NUMBERS[keyword])
 
+    def nested_bytes(self) -> int:
+        "The bytes of elements that are still to be parsed, without those of the pixels."
+        return nested_bytes(self._elements.values(), _NUMBERS["PixelData"])
+
     def __getattr__(self, keyword: str):
         "The value of an element. Raises `AttributeError` where there is none."
         value = self.get(keyword)
@@ -102,9 +177,10 @@ class _Image:
 # %% ../../nbs/33_cine_frames.ipynb #6a374e53
 def _group_of(ds, k: int, group: str, keyword: str): # -> item of a functional group, or None
     "The functional group of frame k with that element: its own, or the shared one."
-    own = (ds.get("PerFrameFunctionalGroupsSequence") or [])[k:k + 1]
-    shared = (ds.get("SharedFunctionalGroupsSequence") or [])[:1]
-    for item in (*own, *shared):
+    own, shared = ds.get("PerFrameFunctionalGroupsSequence"), ds.get("SharedFunctionalGroupsSequence")
+    if not own and not shared:
+        return None
+    for item in (*(own or [])[k:k + 1], *(shared or [])[:1]):
         if item.get(group) and item[group][0].get(keyword) is not None:
             return item[group][0]
     return None
@@ -194,6 +270,14 @@ def _without_phase(table: pd.DataFrame) -> tuple: # its rows, {component: images
     return table[~other], counts
 
 # %% ../../nbs/33_cine_frames.ipynb #9885d59b
+@lru_cache(2**10) # the frames of a slice lie at one place
+def _along_normal(position: tuple, orientation: tuple) -> tuple: # (3,) mm, (6,) -> as `_slice_place`
+    "Where a slice lies, from what its image says."
+    (a, b, c), (d, e, f) = np.array(orientation).reshape(2, 3).tolist()
+    normal = np.array([b * f - c * e, c * d - a * f, a * e - b * d]) # the vector product
+    rounded = np.round(normal, 2) + 0.0 # no −0.00
+    return _as_number(normal @ np.array(position)), " ".join(f"{x:.2f}" for x in rounded)
+
 def _slice_place(
     position,    # (3,) mm, or None
     orientation, # (6,), or None
@@ -202,10 +286,7 @@ def _slice_place(
     "Where a slice lies along the normal of its plane, and that normal."
     if position is None or orientation is None:
         return _as_number(location), ""
-    (a, b, c), (d, e, f) = np.array(orientation, float).reshape(2, 3).tolist()
-    normal = np.array([b * f - c * e, c * d - a * f, a * e - b * d]) # the vector product
-    rounded = np.round(normal, 2) + 0.0 # no −0.00
-    return _as_number(normal @ np.array(position, float)), " ".join(f"{x:.2f}" for x in rounded)
+    return _along_normal(tuple(map(float, position)), tuple(map(float, orientation)))
 
 def _frame_row(ds, k: int) -> dict:
     "Where frame k of a DICOM image lies, and how large its pixels are."
@@ -288,13 +369,19 @@ class _Heap:
 
     def open(self, data: bytes): # -> _Image, None where it is none
         "Raises `PtaclError` where the headers so far are too long."
-        ds, self.left = open_dicom(data, [*_IMAGE_TAGS.values()], self.left)
-        if "PixelData" not in ds:
+        plain = _plain_elements(data, self.left)
+        if plain:
+            elements, meta, self.left = plain
+            image = _Image(elements=elements, meta=meta)
+        else:
+            ds, self.left = open_dicom(data, [*_IMAGE_TAGS.values()], self.left)
+            image = _Image(ds)
+        if image.element("PixelData") is None:
             return None
-        self.nested += nested_bytes(ds, Tag("PixelData"))
+        self.nested += image.nested_bytes()
         if self.nested > MAX_NESTED_BYTES:
             raise PtaclError(LONG_HEADERS)
-        return _Image(ds)
+        return image
 
     def add_image(self, name: str, ds) -> None:
         "Raises `PtaclError` where pixels or frames become too many."
@@ -330,7 +417,8 @@ def _load_images(path: Path) -> tuple: # table with one row for each frame, list
                 heap.add_image(name, ds)
     if heap.rows:
         # as plain objects: for so few rows the texts of Arrow cost more than they save
-        table = pd.DataFrame(heap.rows).astype(dict.fromkeys(_TEXTS, object))
+        columns = {name: [row[name] for row in heap.rows] for name in heap.rows[0]}
+        table = pd.DataFrame(columns | {name: pd.Series(columns[name], dtype=object) for name in _TEXTS})
         return table.drop_duplicates(["image", "frame", "at", "TriggerTime", "number"]), heap.images
     if _LONG_AXIS in heap.left_out:
         raise PtaclError(*_NO_LONG_AXIS)
@@ -345,7 +433,6 @@ def anatomic_images(path: Path) -> tuple: # table with a row for each frame, dat
     return table, images, left_out
 
 # %% ../../nbs/33_cine_frames.ipynb #0901ba68
-_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1") # transfer syntaxes: not compressed, little end first
 _RESCALING = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence")
 
 def _native_pixels(
@@ -354,9 +441,8 @@ def _native_pixels(
 ) -> np.ndarray | None: # (H, W) stored values; None where pydicom has to look
     "The pixels of an image of which nothing is packed, padded or in doubt: they lie in the file as they are."
     bits, signed, stored = map(image.get, ("BitsAllocated", "PixelRepresentation", "BitsStored"))
-    syntax = getattr(image.dataset, "file_meta", {}).get("TransferSyntaxUID")
     raw = image.element("PixelData")
-    if syntax not in _NATIVE or bits not in (8, 16) or signed not in (0, 1) or raw is None:
+    if image.syntax not in _NATIVE or bits not in (8, 16) or signed not in (0, 1) or raw is None:
         return None
     H, W = image.Rows, image.Columns
     frames = int(image.get("NumberOfFrames") or 1)

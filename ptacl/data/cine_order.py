@@ -71,8 +71,11 @@ def _check_one_film(table: pd.DataFrame) -> None: # with columns slice and uid
     if (places > 1).any(): # mm
         raise PtaclError(f"the images of slice {places.idxmax()[0]} lie up to {places.max():.3g} mm apart: "
                          "slices without an axis of time are no cine")
-    several = (slices[list(CONTRASTS)].max() > slices[list(CONTRASTS)].min()).any()
-    varied = [keyword for keyword in CONTRASTS if several[keyword]]
+    contrasts = table[list(CONTRASTS)]
+    varied = [*contrasts.columns[contrasts.max() > contrasts.min()]] # elsewhere no slice can differ in itself
+    if varied:
+        several = (slices[varied].max() > slices[varied].min()).any()
+        varied = [keyword for keyword in varied if several[keyword]]
     if varied:
         raise PtaclError(f"the images of a slice differ in {' and '.join(varied)}: no film, but a map")
 
@@ -122,8 +125,14 @@ def _timed(table: pd.DataFrame) -> tuple: # with a column "time"; its source; wa
                      f"Export them with {', '.join((*_TIMES[:3:2], *_CLOCKS))}.")
 
 # %% ../../nbs/33_cine_order.ipynb #6041f8a9
+def _series_of_slices(table: pd.DataFrame) -> pd.Series: # with columns slice and uid -> slice of each series
+    "A slice that was taken again is there several times."
+    return table[["slice", "uid"]].drop_duplicates()["slice"]
+
 def _last_series(table: pd.DataFrame) -> pd.DataFrame: # with columns slice and uid
     "The rows of the last complete series of each slice."
+    if _series_of_slices(table).is_unique:
+        return table
     frames = table.groupby(["slice", "uid"]).size()
     whole = frames[frames >= frames.groupby("slice").transform("max") / 2].reset_index()
     whole["order"] = whole["uid"].map(lambda uid: tuple(int(x) for x in re.findall(r"[0-9]+", uid)))
@@ -237,5 +246,5 @@ def stack_in_order(table: pd.DataFrame) -> _Stack: # one row for each frame, as 
     check_size(*shape)
     spacing = check_spacing(_slice_distance(table), dy, dx)
     interval = plausible_interval(_frame_step(table), F) if source in _IN_MS else None
-    again = int((all_series.groupby("slice")["uid"].nunique() > 1).sum())
+    again = int((_series_of_slices(all_series).value_counts() > 1).sum())
     return _Stack(rows, shape, spacing, source, interval, missing, again, warnings)

@@ -395,6 +395,10 @@ class Stream(Dataset):
         "Who they are."
         return self.cohort.ids[self.rows].tolist()
 
+    def of(self, patients) -> "Stream": # a slice, or indices
+        "Those of some of the patients."
+        return Stream(self.cohort, self.rows[patients], self.normalize, self.cine)
+
     def __getitems__(self, i) -> dict: # a batch
         batch = self.cohort.batch(self.rows[np.asarray(i)], self.normalize, self.cine)
         return batch | {"index": torch.as_tensor(i)}

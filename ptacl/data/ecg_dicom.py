@@ -10,6 +10,7 @@ import io
 import numpy as np
 import pydicom
 import re
+from collections.abc import Iterable
 from pydicom.filereader import read_sequence
 from pydicom.tag import Tag
 from pydicom.waveforms import multiplex_array
@@ -102,7 +103,7 @@ _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00") # how an item of a sequence 
 LONG_HEADERS = "its headers are longer than those of one recording: fetch it again, or give one series alone"
 
 class _Counted(io.BytesIO):
-    "A file in memory that gives so many pieces and no more."
+    "A file in memory that gives so many pieces and no more. Raises `PtaclError` where more are asked for."
     def __init__(self, data: bytes, left: int):
         super().__init__(data)
         self.left = left
@@ -114,6 +115,11 @@ class _Counted(io.BytesIO):
         return super().read(size)
 
 # %% ../../nbs/31_ecg_dicom.ipynb #537289fe
+def counted(data: bytes, left: int) -> _Counted: # a whole file; pieces that may be read
+    "A DICOM file to be parsed. An item of a sequence costs as much as 20 reads."
+    items = sum(data.count(start) for start in _ITEMS)
+    return _Counted(data, left - 20 * items)
+
 def open_dicom(
     data: bytes, # a whole file
     tags: list,  # keywords of the elements that are kept; others, the person's among them, are skipped
@@ -122,15 +128,14 @@ def open_dicom(
     "A DICOM file from memory. Raises `PtaclError` on a deflated one, and on one with too many elements."
     if _DEFLATED in data:
         raise PtaclError("is deflated as a whole: unpack it first (with dcmconv +te of DCMTK)")
-    items = sum(data.count(start) for start in _ITEMS)
-    file = _Counted(data, left - 20 * items) # an item costs as much as 20 reads
+    file = counted(data, left)
     ds = pydicom.dcmread(file, specific_tags=tags, force=data[128:132] != b"DICM") # without preamble
     ds.buffer = None # else the file would stay in memory as long as its elements
     return ds, file.left
 
-def nested_bytes(ds, but) -> int: # dataset; a tag
+def nested_bytes(elements: Iterable, but: int) -> int: # as they lie in the file; a tag
     "The bytes of elements that are still to be parsed, without those of the samples or pixels."
-    return sum(len(e.value or b"") for e in ds.elements() if e.is_raw and e.tag != but)
+    return sum(len(e.value or b"") for e in elements if e.is_raw and int(e.tag) != but)
 
 # %% ../../nbs/31_ecg_dicom.ipynb #1e470b9c
 _NO_WAVEFORM = "a DICOM file, but no waveform in it: images are read by read_cine"
@@ -146,7 +151,7 @@ def _open_waveforms(path): # -> DICOM dataset
             file, raw.is_implicit_VR, raw.is_little_endian, len(raw.value), "latin-1")
     if not ds.get("WaveformSequence"):
         raise PtaclError(_NO_WAVEFORM)
-    if sum(nested_bytes(x, Tag("WaveformData")) for x in (ds, *ds.WaveformSequence)) > MAX_NESTED_BYTES:
+    if sum(nested_bytes(x.elements(), Tag("WaveformData")) for x in (ds, *ds.WaveformSequence)) > MAX_NESTED_BYTES:
         raise PtaclError(LONG_HEADERS)
     return ds
 

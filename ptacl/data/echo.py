@@ -210,7 +210,7 @@ def read_echo(
         if not is_dicom(first_bytes(path)):
             raise PtaclError("no DICOM file")
         ds, _ = open_dicom(read_bytes(path, MAX_PIXEL_BYTES), _ECHO_TAGS)
-        if nested_bytes(ds, 0x7FE00010) > MAX_NESTED_BYTES:
+        if nested_bytes(ds.elements(), 0x7FE00010) > MAX_NESTED_BYTES:
             raise PtaclError(LONG_HEADERS)
         _check_kind(ds)
         _check_pixels(ds)

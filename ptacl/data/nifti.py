@@ -8,7 +8,6 @@ __all__ = ['read_ukbb_folder', 'read_acdc']
 # %% ../../nbs/32_nifti.ipynb #f6cc40a3
 import glob
 import io
-import nibabel as nib
 import numpy as np
 import re
 from pathlib import Path
@@ -68,6 +67,8 @@ _TO_S = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
 
 def _nifti_header(path, check: bool = True): # -> nibabel header
     "The header of a NIfTI, as stored or checked, without its extensions: those may claim any size."
+    import nibabel as nib # half a second that other formats do without
+    from nibabel.imageglobals import LoggingOutputSuppressor
     with nib.openers.Opener(str(path)) as f:
         start = f.read(540)
     kind = next((k for k in (nib.Nifti1Header, nib.Nifti2Header) if k.may_contain_header(start)), None)
@@ -76,7 +77,10 @@ def _nifti_header(path, check: bool = True): # -> nibabel header
     header = kind(start[:kind.sizeof_hdr], check=False)
     if not header["vox_offset"] <= 2**20:
         raise PtaclError("has over 1 MB before its voxels: no cine", "Save it again without extensions.")
-    return kind.from_fileobj(io.BytesIO(start[:kind.sizeof_hdr])) if check else header
+    if not check:
+        return header
+    with LoggingOutputSuppressor(): # what it finds is said by an exception, too
+        return kind.from_fileobj(io.BytesIO(start[:kind.sizeof_hdr]))
 
 def _nifti_spacing(header, path) -> tuple: # (dz, dy, dx) mm
     "Voxel size of a NIfTI. Raises `PtaclError` where it is none of a heart."
@@ -92,8 +96,9 @@ _FIVE_AXES = "Save it with four: drop axes of size 1, and give the time of one h
 def _open_voxels(path) -> tuple: # nibabel header, nibabel array proxy, (F, Z, H, W)
     """A NIfTI before any of its voxels is read.
     Raises `PtaclError` unless it holds three or four axes of real numbers."""
+    from nibabel.arrayproxy import ArrayProxy
     header = _nifti_header(path)
-    image = nib.arrayproxy.ArrayProxy(str(path), header, keep_file_open=True)
+    image = ArrayProxy(str(path), header, keep_file_open=True)
     if len(image.shape) not in (3, 4):
         sizes = "×".join(map(str, image.shape))
         raise PtaclError(f"has {len(image.shape)} axes ({sizes}), expected (x, y, z, t)", _FIVE_AXES)

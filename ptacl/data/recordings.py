@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import islice
-from nibabel.imageglobals import LoggingOutputSuppressor
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from ..core.errors import PtaclError
@@ -58,7 +57,7 @@ def reading(
     "Everything that goes wrong inside becomes a `PtaclError` that names the file and quotes nothing of it."
     name = mask_ids(Path(path).name)
     try:
-        with warnings.catch_warnings(), LoggingOutputSuppressor():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except PtaclError as e:

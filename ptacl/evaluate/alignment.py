@@ -231,10 +231,11 @@ def lag_profile(
 
 # %% ../../nbs/65_alignment.ipynb #f1cbe7fd
 def stand_still(
-    batch: dict,  # with `cine` (B, F, H, W)
-) -> dict:        # the same with films that show end-diastole throughout
+    batch: dict,        # with films (B, F, H, W)
+    key: str = "cine",  # of the films
+) -> dict:              # the same with films that show end-diastole throughout
     "A control for alignment maps: the batch without the motion of the heart."
-    return batch | {"cine": batch["cine"][:, :1].expand_as(batch["cine"])}
+    return batch | {key: batch[key][:, :1].expand_as(batch[key])}
 
 # %% ../../nbs/65_alignment.ipynb #9406557f
 CONTROLS = ("as they are", "begun anywhere", "standing still")  # what may be done to films

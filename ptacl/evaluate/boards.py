@@ -86,12 +86,20 @@ _OF_PAPER = (
 _SEVERAL_SEEDS = "Where there are several seeds, the intervals also allow for another training."
 _ONE_SEED = "One seed each: what another training would have given is not in these intervals."
 
+def _seeds_note(measured: pd.DataFrame) -> str:
+    "What the intervals know of other trainings; random orders and demographics need none."
+    trained = measured[~measured.input.isin(["none", "demographics"])]
+    once = trained[trained.seeds == 1].method.unique()
+    if not (trained.seeds > 1).any():
+        return _ONE_SEED
+    lucky = f" Of {', '.join(once)} there is one training, whose own luck is not in them." if len(once) else ""
+    return _SEVERAL_SEEDS + lucky
+
 def _difference_notes(measured: pd.DataFrame) -> list:
     "How to read differences."
-    reference = measured.reference.iloc[0]
+    reference = measured.reference.dropna().iloc[0]
     bold = "Bold: the interval excludes zero; intervals are not corrected for their number."
-    seeds = _SEVERAL_SEEDS if measured.seeds.max() > 1 else _ONE_SEED
-    return [f"Paired differences to: {reference}. {bold}", seeds]
+    return [f"Paired differences to: {reference}. {bold}", _seeds_note(measured)]
 
 def _value_notes(board: pd.DataFrame) -> list:
     "How to read values, and where those come from that were not measured."

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.stats import norm
 from torch import Tensor
 from ..core.errors import PtaclError
 from .intervals import percentile_interval, weight_blocks
@@ -22,7 +21,7 @@ def gaussian_random_precision(
     tolerance: float = 0.5, # half width of a match, in standard deviations of the phenotype
 ) -> float:                 # P@k, the same for every k
     "Precision of random retrieval for a Gaussian phenotype in a large gallery."
-    return float(2 * norm.cdf(tolerance / np.sqrt(2)) - 1)
+    return math.erf(tolerance / 2) # 2 Φ(tolerance / √2) − 1
 
 # %% ../../nbs/60_retrieval.ipynb #7d181c38
 def _rank_keys(

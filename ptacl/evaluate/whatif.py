@@ -8,35 +8,48 @@ __all__ = ['layer_maps', 'occlusion']
 # %% ../../nbs/66_whatif.ipynb #19983e2e
 import numpy as np
 import torch
+from functools import partial
 from torch import Tensor
 from ..core.errors import PtaclError
 from ..core.presets import LEADS, Preset
 from .alignment import cosine_maps, stand_still
 from ..nets.encoders import tokens_by_depth
-from ..nets.joint import Batch, PTACL, View, centre_view, turned
+from ..nets.joint import Batch, JointModel, PTACL, Pair, View, turn_name, turned
 from ..signal.cmr import resample_frames
 from ..signal.ecg import normalize
 
 # %% ../../nbs/66_whatif.ipynb #7926dd9b
-def depths(preset: Preset) -> list:  # pairs: of the ECG encoder, of the CMR encoder
+def depths(
+    preset: Preset,
+    pair: Pair = ("ecg", "cmr"),  # of modalities
+) -> list:                        # pairs: of the first one's encoder, of the second's
     "Steps of each encoder that a depth stands for, from the shallowest tokens (0, 0) to the full encoders."
     before = preset.stem == "conv"  # a stem is looked at before its last stage, too
-    e, c = preset.ecg_layers + before, preset.cmr_layers + before
+    layers = {"ecg": preset.ecg_layers}  # of a film: as many as of the cine
+    e, c = (layers.get(name, preset.cmr_layers) + before for name in pair)
     deeper = max(e, c)
     return [(round(d * e / deeper), round(d * c / deeper)) for d in range(deeper + 1)]
 
 # %% ../../nbs/66_whatif.ipynb #de5c3ceb
 @torch.no_grad()
 def seen_by(
-    model: PTACL,
-    batch: Batch,  # as the training loop takes it
-) -> tuple[Tensor, Tensor, Tensor]: # (B, depths, T, T) cosines, NaN without a heartbeat; z_ecg, z_cmr (B, P)
+    model: JointModel,
+    batch: Batch,              # as the training loop takes it
+    pair: Pair | None = None,  # of the model's modalities; None: the first two
+) -> tuple[Tensor, Tensor, Tensor]: # (B, depths, T, T') cosines, NaN without a heartbeat; z of both (B, P)
     "Maps at every depth of the encoders, the last one the model's own, and its embeddings, in one pass."
-    view = centre_view(batch, model.preset)
-    e = [model.ecg.over_time(x) for x in tokens_by_depth(model.ecg, view["ecg"])]
-    c = [model.cmr.over_time(x) for x in tokens_by_depth(model.cmr, view["cine"])]
-    maps = [cosine_maps(*model.moments(e[i], c[j], view)) for i, j in depths(model.preset)]
-    return torch.stack(maps, 1), model.proj_ecg(e[-1].mean(1)), model.proj_cmr(c[-1].mean(1))
+    first, second = pair or model.names[:2]
+    view = model.view(batch, (first, second))
+    tokens = {}
+    for name in (first, second):
+        encoder = model.encoder(name)
+        tokens[name] = [encoder.over_time(x) for x in tokens_by_depth(encoder, view[encoder.key])]
+    maps = []
+    for i, j in depths(model.preset, (first, second)):
+        both = {first: tokens[first][i], second: tokens[second][j]}
+        maps.append(cosine_maps(*model.moments_of((first, second), both, view)))
+    z = [model.project(name, tokens[name][-1].mean(1)) for name in (first, second)]
+    return torch.stack(maps, 1), *z
 
 # %% ../../nbs/66_whatif.ipynb #8e701073
 def layer_maps(
@@ -82,18 +95,23 @@ def begins_at(T: int) -> int:  # moments of a map -> the one at which a film beg
     return T // 3
 
 def other_film(
-    batch: Batch,    # as the training loop takes it
-    preset: Preset,
-    film: str = "",  # one of FILMS
+    batch: Batch,              # as the training loop takes it
+    model: JointModel,
+    film: str = "",            # one of FILMS
+    pair: Pair | None = None,  # whose second one is that film; None: the first two
 ) -> View:
     "What a model sees of patients whose films stand still or begin elsewhere. Raises `PtaclError`."
     if film not in FILMS:
         raise PtaclError(f"unknown film {film!r}: choose from {', '.join(filter(None, FILMS))}")
-    view = centre_view(stand_still(batch) if film == "still" else batch, preset)
+    pair = pair or model.names[:2]
+    encoder = model.encoder(pair[1])
+    view = model.view(stand_still(batch, encoder.key) if film == "still" else batch, pair)
     if film != "elsewhere":
         return view
-    turn = torch.full((len(view["cine"]),), begins_at(preset.T), device=view["cine"].device)
-    return view | {"cine": turned(view["cine"], turn, preset.cmr_patch[0]), "turn": turn}
+    shown = view[encoder.key]
+    turn = torch.full((len(shown),), begins_at(encoder.preset.T), device=shown.device)
+    begun = turned(shown, turn, encoder.preset.cmr_patch[0])
+    return view | {encoder.key: begun, turn_name(encoder.key): turn}
 
 # %% ../../nbs/66_whatif.ipynb #402b4e6a
 def _without_each_lead(ecg: Tensor) -> Tensor:  # (1, 12, N) -> (12, 12, N)
@@ -115,36 +133,43 @@ def _without_each_place(
 
 # %% ../../nbs/66_whatif.ipynb #dd1677ac
 def _maps_of_variants(
-    model: PTACL,
-    e: Tensor,   # (v, T_ecg, D) variants of one patient's ECG over time, or (1, …)
-    c: Tensor,   # (v, T_cmr, D) variants of the film, or (1, …)
-    view: View, # of that patient
-) -> Tensor:     # (v, T, T)
+    model: JointModel,
+    pair: Pair,  # of modalities
+    e: Tensor,   # (v, n, D) variants of one patient's ECG over time, or (1, …)
+    c: Tensor,   # (v, T', D) variants of the film, or (1, …)
+    view: View,  # of that patient
+) -> Tensor:     # (v, T, T')
     "One patient's map for each variant of the ECG or of the film."
     n = max(len(e), len(c))
     repeated = lambda x: x.expand(n, *x.shape[1:])
-    clock = View({k: repeated(view[k]) for k in ("r_peaks", "start", "turn") if k in view})
-    return cosine_maps(*model.moments(repeated(e), repeated(c), clock))
+    known = ("r_peaks", "start", turn_name(model.encoder(pair[1]).key))
+    clock = View({k: repeated(view[k]) for k in known if k in view})
+    return cosine_maps(*model.moments_of(pair, dict(zip(pair, (repeated(e), repeated(c)))), clock))
 
 @torch.no_grad()
 def occlusion(
-    model: PTACL,
-    batch: dict,             # of one patient
-) -> tuple[Tensor, Tensor]:  # leads (12, T, T), places (s, T, T)
+    model: JointModel,
+    batch: dict,               # of one patient
+    pair: Pair | None = None,  # an ECG and a film; None: the first two modalities
+) -> tuple[Tensor, Tensor]:    # leads (12, T, T'), places (s, T, T')
     """What carries each cell of one patient's map: by how much its cosine falls without a lead or place;
-    negative where something stands in its way."""
-    view = centre_view(batch, model.preset)
-    ecg, cine = view["ecg"], view["cine"]
+    negative where something stands in its way. Raises `PtaclError` on several patients, or without an ECG."""
+    first, second = pair or model.names[:2]
+    if first != "ecg":
+        raise PtaclError(f"occlusion hides leads of an ECG and places of a film, got {first} and {second}")
+    view = model.view(batch, (first, second))
+    film = model.encoder(second)
+    ecg, shown = view["ecg"], view[film.key]
     if len(ecg) != 1:
         raise PtaclError(f"occlusion looks at one patient, got {len(ecg)}")
-    e = model.ecg.over_time(model.ecg(ecg))
-    c = model.cmr.over_time(model.cmr(cine))
-    less_ecg = model.ecg.over_time(model.ecg(_without_each_lead(ecg)))
-    hidden = _without_each_place(cine, model.preset.cmr_patch[1], model.cmr.mean)
-    less_cine = model.cmr.over_time(model.cmr(hidden))
-    full = _maps_of_variants(model, e, c, view)
-    leads = full - _maps_of_variants(model, less_ecg, c, view)
-    return leads, full - _maps_of_variants(model, e, less_cine, view)
+    over_ecg = lambda x: model.ecg.over_time(model.ecg(x))
+    over_film = lambda x: film.over_time(film(x))
+    maps = partial(_maps_of_variants, model, (first, second), view=view)
+    e, c = over_ecg(ecg), over_film(shown)
+    full = maps(e, c)
+    leads = full - maps(over_ecg(_without_each_lead(ecg)), c)
+    hidden = _without_each_place(shown, film.preset.cmr_patch[1], film.mean)
+    return leads, full - maps(e, over_film(hidden))
 
 # %% ../../nbs/66_whatif.ipynb #2e500c72
 def volume_shape(
@@ -172,13 +197,13 @@ def phase_of_smallest_cavity(
     return ((lowest[:, 0] + (before - after) / bend) / F) % 1
 
 def model_end_systole(
-    maps: Tensor,  # (…, T, T)
+    maps: Tensor,  # (…, T, T')
     phase: float,  # of end-systole in the cine
 ) -> Tensor:       # (…,) phase of the ECG segment that is most similar to that frame: its middle
     "When a model sees end-systole in the ECG."
-    T = maps.shape[-1]
+    segments, T = maps.shape[-2:]
     frame = min(int(phase * T), T - 1)
-    return (maps[..., frame].argmax(-1) + 0.5) / T
+    return (maps[..., frame].argmax(-1) + 0.5) / segments
 
 # %% ../../nbs/66_whatif.ipynb #8320b620
 def film(

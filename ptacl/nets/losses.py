@@ -67,8 +67,9 @@ def global_contrastive_loss(
     all_ecg, own = with_others(z_ecg)
     all_cmr, _ = with_others(z_cmr)
     partner = torch.arange(own.start, own.stop, device=z_ecg.device)
-    ecg_to_cmr = F.cross_entropy(cosine(z_ecg, all_cmr) / temperature, partner)
-    cmr_to_ecg = F.cross_entropy(cosine(z_cmr, all_ecg) / temperature, partner)
+    reduction = "mean" if len(partner) else "sum"  # 0 in a process that has nobody
+    ecg_to_cmr = F.cross_entropy(cosine(z_ecg, all_cmr) / temperature, partner, reduction=reduction)
+    cmr_to_ecg = F.cross_entropy(cosine(z_cmr, all_ecg) / temperature, partner, reduction=reduction)
     return weight * ecg_to_cmr + (1 - weight) * cmr_to_ecg
 
 # %% ../../nbs/52_losses.ipynb #3660aa19
@@ -78,7 +79,7 @@ def masked_mean(x: Tensor, valid: Tensor | None) -> Tensor:  # (B,), (B,) bool -
     if valid is None:
         return x.mean()
     valid_ones, patients = total(torch.stack([valid, torch.ones_like(valid)]).sum(1))
-    return torch.where(valid, x, 0).sum() / valid_ones.clamp(min=1) * (patients / len(x))
+    return torch.where(valid, x, 0).sum() / valid_ones.clamp(min=1) * (patients / max(1, len(x)))
 
 # %% ../../nbs/52_losses.ipynb #042d0561
 def _soft_cross_entropy(logits: Tensor, sigma: float, circular: bool) -> Tensor:  # (B, T, T') -> (B,)

@@ -71,8 +71,8 @@ function cursorShapes(v, k, t) {
     path += `M${x0},-99L${x1},-99L${x1},99L${x0},99Z`;
   }
   const light = { type: "path", path: path || "M0,0Z", fillcolor: "#ff9d00", opacity: 0.45, line: { width: 0 }, layer: "below" };
-  const span = i => ({ type: "rect", x0: i / v.T, x1: (i + 1) / v.T, y0: 0, y1: 1, yref: "y domain", line: { width: 0 }, layer: "below" });
-  return { cell, light, cycle: [{ ...span(t), fillcolor: "#ff2d00", opacity: 0.25 }, { ...span(k), fillcolor: "#ff9d00", opacity: 0.3 }] };
+  const span = (i, n) => ({ type: "rect", x0: i / n, x1: (i + 1) / n, y0: 0, y1: 1, yref: "y domain", line: { width: 0 }, layer: "below" });
+  return { cell, light, cycle: [{ ...span(t, v.columns), fillcolor: "#ff2d00", opacity: 0.25 }, { ...span(k, v.T), fillcolor: "#ff9d00", opacity: 0.3 }] };
 }
 function leadShapes(weights, most, first, count, row) { // bands behind the leads that carry the chosen cell
   return weights.slice(first, first + count).map((x, i) => ({ type: "rect", xref: "paper", x0: 0, x1: 1, y0: -row * i - row / 2, y1: -row * i + row / 2,
@@ -128,14 +128,14 @@ function linkedView(root, Plotly, on) {
     named(div, `All patients in one plane, ${plane.data[1].text.length} of them: ${plane.layout.xaxis.title.text}, ${plane.layout.yaxis.title.text}. The table opens them by keyboard.`);
     if (!div.linked) { div.linked = true; div.on("plotly_click", e => { const i = e.points[0].customdata; if (i != null) on.open?.(i); }); }
   }
-  const carried = what => v.carries && [...Array(v.carries[what].length / (v.T * v.T)).keys()].map(i => v.carries[what][(i * v.T + cell[0]) * v.T + cell[1]]);
+  const carried = what => v.carries && [...Array(v.carries[what].length / (v.T * v.columns)).keys()].map(i => v.carries[what][(i * v.T + cell[0]) * v.columns + cell[1]]);
   function select(k, t, sub = 0) {
     if (!v) return;
     frameOf(k, t, sub);
     if (!queued) queued = requestAnimationFrame(cursor);
   }
   function frameOf(k, t, sub) {
-    cell = [k, t]; frame = Math.min(v.frames - 1, Math.floor(t * v.frames / v.T) + sub);
+    cell = [k, t]; frame = Math.min(v.frames - 1, Math.floor(t * v.frames / v.columns) + sub);
     drawFilm($("canvas"), v, frame, carried("places"));
     root.dataset.k = k; root.dataset.t = t; root.dataset.frame = frame;
   }
@@ -149,10 +149,10 @@ function linkedView(root, Plotly, on) {
   }
   function words() {
     const [k, t] = cell;
-    const phase = i => `${(i / v.T).toFixed(2)}–${((i + 1) / v.T).toFixed(2)}`;
-    $(".px-frame").textContent = `frame ${t}: phase ${phase(t)}`;
-    $("canvas").setAttribute("aria-label", `cine, frame ${t} at phase ${phase(t)}`);
-    $(".px-told").textContent = `segment ${k} (phase ${phase(k)}) × frame ${t} (phase ${phase(t)}): ` + v.names.map((n, i) => `${whole(n)}: ${v.values[i][k] == null || v.values[i][k][t] == null ? "–" : v.values[i][k][t].toFixed(3)}`).join(", ");
+    const phase = (i, n) => `${(i / n).toFixed(2)}–${((i + 1) / n).toFixed(2)}`, row = v.axes[0].startsWith("ECG") ? "segment" : v.axes[0];
+    $(".px-frame").textContent = `frame ${t}: phase ${phase(t, v.columns)}`;
+    $("canvas").setAttribute("aria-label", `${v.modality}, frame ${t} at phase ${phase(t, v.columns)}`);
+    $(".px-told").textContent = `${row} ${k} (phase ${phase(k, v.T)}) × frame ${t} (phase ${phase(t, v.columns)}): ` + v.names.map((n, i) => `${whole(n)}: ${v.values[i][k] == null || v.values[i][k][t] == null ? "–" : v.values[i][k][t].toFixed(3)}`).join(", ");
     $(".px-carried").hidden = !v.carries;
     if (!v.carries) return;
     const most = v.carries.most, rank = (xs, name) => xs.map((x, i) => [x, name(i)]).sort((a, b) => Math.abs(b[0]) - Math.abs(a[0])).slice(0, 2).map(([x, n]) => whole(`${n} ${signed(x)}`));
@@ -168,14 +168,14 @@ function linkedView(root, Plotly, on) {
   function play() {
     if (timer) { stop(); kept = [...cell]; on.cell?.(...cell); return; }
     let f = frame; root.dataset.playing = "1";
-    timer = setInterval(() => { f = (f + 1) % v.frames; const t = Math.floor(f * v.T / v.frames); select(t, t, f - Math.floor(t * v.frames / v.T)); }, 110);
+    timer = setInterval(() => { f = (f + 1) % v.frames; const t = Math.floor(f * v.columns / v.frames); select(Math.floor(f * v.T / v.frames), t, f - Math.floor(t * v.frames / v.columns)); }, 110);
     $(".px-play").textContent = "⏸ stop"; $(".px-play").setAttribute("aria-label", "stop");
   }
   const keys = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
   $(".px-panels").addEventListener("keydown", e => {
     if (e.ctrlKey || e.metaKey || e.altKey || !v) return;
-    const move = keys[e.key], into = x => (x + v.T) % v.T;
-    if (move) keep(into(cell[0] + move[0]), into(cell[1] + move[1]));
+    const move = keys[e.key], into = (x, n) => (x + n) % n;
+    if (move) keep(into(cell[0] + move[0], v.T), into(cell[1] + move[1], v.columns));
     else if (e.key === " " && e.target.tagName !== "BUTTON") play();
     else if (e.key === "Home") keep(0, 0);
     else if ("nNpP".includes(e.key)) on.step?.(e.key.toLowerCase() === "n" ? 1 : -1);
@@ -195,6 +195,7 @@ function linkedView(root, Plotly, on) {
     async show(view) {
     v = { ...view, pixels: bytes(view.film), carries: view.carries && { ...view.carries, leads: floats(view.carries.leads), places: floats(view.carries.places) } };
     $(".px-systole").replaceChildren("R-peak to end-systole: ", ...v.systole.flatMap((s, i) => [Object.assign(document.createElement("i"), { textContent: "┆◆■●"[i], className: "px-m" + i }), whole(s) + " "]));
+    cell = [Math.min(cell[0], v.T - 1), Math.min(cell[1], v.columns - 1)]; kept = [Math.min(kept[0], v.T - 1), Math.min(kept[1], v.columns - 1)];
     $(".px-title").textContent = v.title; $(".px-alert").textContent = v.alert || ""; root.dataset.patient = v.patient; root.drawn = $(".px-panels").clientWidth;
     list(".px-doubts", v.doubts); list(".px-notes", v.notes);
     $(".px-set").hidden = !v.state; $(".px-state").textContent = v.state || ""; $(".px-reset").hidden = !on.reset;

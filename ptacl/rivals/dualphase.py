@@ -11,11 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from sklearn.compose import TransformedTargetRegressor
-from sklearn.neural_network import MLPRegressor
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
+from typing import TYPE_CHECKING
 from ..signal.augment import centre_crop, random_crop
 from ..nets.encoders import ECGEncoder
 from ..core.devices import full_precision
@@ -27,6 +24,10 @@ from ..nets.losses import global_contrastive_loss
 from .mmcl import frame_least_like_diastole
 from ..core.presets import PHENOTYPES, Preset
 from .simclr import projection_head
+
+# %% ../../nbs/84_dualphase.ipynb #3d03da04
+if TYPE_CHECKING:
+    from sklearn.compose import TransformedTargetRegressor # a second, for one rival alone
 
 # %% ../../nbs/84_dualphase.ipynb #45bc351d
 def _volumes(
@@ -175,8 +176,12 @@ def dualphase_step(model: DualPhase, batch: dict) -> dict:
     return {"loss": _three_way_loss(*model.three(view), model.preset.tau_global)}
 
 # %% ../../nbs/84_dualphase.ipynb #a5f99d6e
-def _mlp(hidden: int, seed: int) -> TransformedTargetRegressor:
+def _mlp(hidden: int, seed: int) -> "TransformedTargetRegressor":
     "An MLP with one hidden layer, whose inputs and output are standardised."
+    from sklearn.compose import TransformedTargetRegressor
+    from sklearn.neural_network import MLPRegressor
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
     net = MLPRegressor(
         hidden_layer_sizes=(hidden,), early_stopping=True, max_iter=500,
         learning_rate_init=3e-3, random_state=seed)

@@ -10,13 +10,15 @@ __all__ = ['centre_crop', 'random_crop', 'fourier_surrogate', 'corrupt_ecg', 'au
 import math
 import torch
 import torch.nn.functional as F
-import kornia.augmentation as K
-from kornia.geometry.transform import warp_affine
 from torch import Tensor, nn
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from .cmr import resample_frames, shrink
 from ..core.errors import PtaclError
 from ..core.presets import Preset
+
+# %% ../../nbs/23_augment.ipynb #3d03da01
+if TYPE_CHECKING:
+    import kornia.augmentation as K # a quarter of a second that those who train nothing do without
 
 # %% ../../nbs/23_augment.ipynb #b903ba43
 def _crop_at(
@@ -119,14 +121,16 @@ def centre_film(cine: Tensor, preset: Preset) -> Tensor:  # (B, F, H, W) in [0, 
     return shrink(resample_frames(cine, preset.frames), preset.size)
 
 # %% ../../nbs/23_augment.ipynb #89192739
-def _placing(size: tuple[int, int], degrees: float, flip: float, area: tuple) -> K.AugmentationSequential:
+def _placing(size: tuple[int, int], degrees: float, flip: float, area: tuple) -> "K.AugmentationSequential":
     "Rotation, flip and resized crop."
+    import kornia.augmentation as K
     resized = K.RandomResizedCrop(size, scale=area, ratio=(0.9, 1.1), cropping_mode="resample")
     parts = (K.RandomRotation(degrees, p=1.), K.RandomHorizontalFlip(p=flip), resized)
     return K.AugmentationSequential(*parts, data_keys=["input"])
 
 def _lighting(most: float) -> nn.Sequential:
     "Contrast that changes by up to `most` either way, and brightness by up to a third of it."
+    import kornia.augmentation as K
     contrast = K.RandomContrast((1 - most, 1 + most), p=1.)
     brightness = K.RandomBrightness((1 - most / 3, 1 + most / 3), p=1.)
     return nn.Sequential(contrast, brightness)
@@ -154,6 +158,7 @@ class _Moving(nn.Module):
         "The film at other moments and places."
         shift = self.time * (2 * torch.rand(len(cine), device=cine.device) - 1)
         cine = shrink(resample_frames(cine, self.preset.frames, shift), self.preset.size)
+        from kornia.geometry.transform import warp_affine
         return warp_affine(cine, self.maps(cine), self.size)
 
 # %% ../../nbs/23_augment.ipynb #99d64cdc
@@ -171,6 +176,7 @@ class CMRAugment(_Moving):
         blur: float = 1.0,      # largest sigma, pixels; half of the patients
         noise: float = 0.05,    # largest standard deviation
     ):
+        import kornia.augmentation as K
         strength = preset.augment
         area = tuple(1 - strength * (1 - share) for share in scale)
         super().__init__(preset, time, strength * degrees, flip, area)

@@ -358,7 +358,7 @@ def _add_rows(W: Tensor, x: Tensor) -> Tensor:  # (B, T, n), mostly 0, and (B, n
     sums = F.embedding_bag(
         patient * n + row, x.flatten(0, 1), rows.cumsum(0) - rows,
         per_sample_weights=W[patient, segment, row], mode="sum")
-    return sums.view(B, T, -1)
+    return sums.view(B, T, x.shape[2])  # also of nobody
 
 class _SparseProduct(torch.autograd.Function):
     "`_add_rows` both ways; W has no gradient."

@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import torch
 from dataclasses import dataclass
-from sklearn.linear_model import Ridge
-from sklearn.metrics import r2_score
-from sklearn.model_selection import cross_val_predict
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from torch import Tensor
+from typing import TYPE_CHECKING
 from ..core.errors import PtaclError
 from .draws import Streams
+
+# %% ../../nbs/14_causes.ipynb #3d03da05
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline # a second that drawing patients does without
 
 # %% ../../nbs/14_causes.ipynb #1a856c12
 # signs from physiology; sizes chosen, to meet the reference named beside them
@@ -207,8 +207,11 @@ def population(
     return p | {f"z_{k}": v for k, v in z.items()} | _ecg_parameters(z, p, by_sex)
 
 # %% ../../nbs/14_causes.ipynb #4b71eaba
-def quadratic_ridge() -> Pipeline:
+def quadratic_ridge() -> "Pipeline":
     "Ridge regression on standardised columns, their squares and products."
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import PolynomialFeatures, StandardScaler
     products = PolynomialFeatures(2, include_bias=False)
     return make_pipeline(StandardScaler(), products, StandardScaler(), Ridge(10))
 
@@ -218,5 +221,7 @@ def explained(
     folds: int = 5,
 ) -> pd.Series:             # R² of each target on held-out patients
     "How much of each phenotype a table of causes explains, by ridge regression with squares and products."
+    from sklearn.metrics import r2_score
+    from sklearn.model_selection import cross_val_predict
     guess = cross_val_predict(quadratic_ridge(), features.to_numpy(), targets.to_numpy(), cv=folds)
     return pd.Series(r2_score(targets, guess, multioutput="raw_values"), targets.columns)

@@ -8,6 +8,7 @@ __all__ = ['N_TRAIN', 'N_TEST', 'simulate_pairs', 'Task', 'virtual_task', 'make_
 # %% ../../nbs/87_tasks.ipynb #f9f6a20e
 import hashlib
 import json
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from ..core.errors import PtaclError
 from ..core.files import written_whole
 from ..core.presets import PRESETS, Preset, SIZE, SPACING, get_preset
 from ..core.privacy import mask_ids
-from ..data.cohort import Cohort
+from ..data.cohort import Cohort, Stream
 from ..data.pairs import Pairs, film_bytes, pairs_of_virtual
 from ..data.store import BEATS, name_of
 from ..simulate.calibration import ceilings
@@ -100,7 +101,7 @@ N_TEST = 512
 @dataclass
 class Task:
     "Training and test patients of one study."
-    train: Pairs                   # with extra `targets` (n, 10)
+    train: Pairs | Stream          # pairs in memory have extra `targets` (n, 10)
     test: Pairs
     train_y: pd.DataFrame          # phenotypes
     test_y: pd.DataFrame
@@ -129,24 +130,27 @@ def virtual_task(
     return Task(with_targets(pairs, y), test_pairs, y, test_y, c, test_c, possible, about)
 
 # %% ../../nbs/87_tasks.ipynb #1112cdd1
-def _without_constant_phenotypes(train: Pairs, y: pd.DataFrame, test_y: pd.DataFrame, name: str) -> tuple:
-    "Tables without phenotypes in which no two training patients differ: nothing can be learned of them."
+def _constant_phenotypes(y: pd.DataFrame, name: str) -> list[str]:
+    "In which no two training patients differ: nothing can be learned of them, and it is said."
     constant = [p for p in y if y[p].nunique() < 2]
     if constant:
         warnings.warn(
             f"{name}: {', '.join(constant)} left out, as no two training patients differ in it", stacklevel=3)
-        columns = [y.columns.get_loc(p) for p in constant]
-        targets = train.extra["targets"].index_fill(1, torch.tensor(columns), torch.nan)
-        train = train.with_extra(targets=targets)
-    return train, y.drop(columns=constant), test_y.drop(columns=constant)
+    return constant
+
+def _loaded(cohort: Cohort, rows, y: pd.DataFrame, side: int) -> Pairs:
+    "Patients in memory, with their phenotypes as targets."
+    pairs = Pairs(**cohort.load(rows)).shrunk(side)
+    return pairs.with_extra(targets=torch.tensor(y.to_numpy(float), dtype=torch.float32))
 
 def _cohort_task(
     path,                        # of a cohort
     n_train: int | None = None,  # take the first ones; None: all of the split
     n_test: int | None = None,
     side: int = SIZE,            # pixels of a film's side that are kept
+    stream: bool = False,        # training patients stay on disk, whole and without targets
 ) -> Task:
-    "Splits of a cohort on disk, in memory. Raises `PtaclError` where a split is too small."
+    "Splits of a cohort on disk. Raises `PtaclError` where a split is too small."
     cohort = Cohort.open(path)
     name = name_of(path)
     rows, test_rows = cohort.split("train")[:n_train], cohort.split("test")[:n_test]
@@ -155,9 +159,10 @@ def _cohort_task(
             f"{name}: {len(rows)} training and {len(test_rows)} test patients, "
             "at least 16 and 20 are needed")
     y, test_y = cohort.phenotypes.iloc[rows], cohort.phenotypes.iloc[test_rows]
-    train, test = (Pairs(**cohort.load(part)).shrunk(side) for part in (rows, test_rows))
-    train = train.with_extra(targets=torch.tensor(y.to_numpy(float), dtype=torch.float32))
-    train, y, test_y = _without_constant_phenotypes(train, y, test_y, name)
+    constant = _constant_phenotypes(y, name)
+    train = Stream(cohort, rows) if stream else _loaded(cohort, rows, y.assign(**dict.fromkeys(constant, np.nan)), side)
+    test = Pairs(**cohort.load(test_rows)).shrunk(side)
+    y, test_y = (table.drop(columns=constant) for table in (y, test_y))
     who = hashlib.blake2b(" ".join(y.index).encode(), digest_size=6).hexdigest()
     about = {"kind": "cohort", "name": mask_ids(name), "n_train": len(y), "n_test": len(test_y),
              "training_patients": who}
@@ -171,15 +176,18 @@ def make_task(
     n_test: int | None = None,   # None: N_TEST virtual ones, or the whole split
     seed: int = 0,
     side: int = SIZE,            # pixels of a film's side that are kept: as the preset's encoder takes them
+    stream: bool = False,        # read training patients from the cohort as they are wanted, whatever their number
     **options,                   # train, test of `virtual_task`
 ) -> Task:
     "Patients that the parameters of a notebook ask for."
+    if stream and not cohort:
+        raise PtaclError("there is nothing to stream: write a cohort with ptacl simulate, and name it")
     if not cohort:
         return virtual_task(n_train or N_TRAIN, n_test or N_TEST, seed, side=side, **options)
     if any(options.values()):
         raise PtaclError(
             "this study changes how patients are simulated, so it needs virtual ones: leave cohort empty")
-    return _cohort_task(cohort, n_train, n_test, side)
+    return _cohort_task(cohort, n_train, n_test, side, stream)
 
 # %% ../../nbs/87_tasks.ipynb #d716e5ad
 def preset_of(

@@ -14,9 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from ..core.distributed import distributed
 from ..core.errors import PtaclError
 from ..core.presets import Preset
 from ..data.pairs import Pairs
+from ..evaluate.intervals import difference_columns
 from ..nets.joint import Batch, JointModel, begun_from, encoded, loss_of_pairs
 from ..nets.losses import cosine
 from ..rivals.methods import run_phase
@@ -122,7 +124,9 @@ def _pseudo_pair_step(
     batch: Batch,          # has_… of the unpaired
     weight: float = 1.0,   # of the pseudo-pairs beside the pairs
 ) -> dict:                 # loss, global, local, valid; unpaired
-    "The loss of the pairs, and of unpaired recordings a mixture of the partners of those they resemble."
+    """The loss of the pairs, and of unpaired recordings a mixture of the partners of those they resemble.
+    Raises `PtaclError` in several processes."""
+    _check_alone()
     view = augmented_view(model, batch)
     tokens, z = encoded(model, view)
     out = loss_of_pairs(model, tokens, z, view)
@@ -136,6 +140,11 @@ def _pseudo_pair_step(
         return out
     unpaired = torch.stack(parts).mean()
     return out | {"loss": out["loss"] + weight * unpaired, "unpaired": unpaired.detach()}
+
+def _check_alone():
+    "Raises `PtaclError` where other processes train on the same batch."
+    if distributed():
+        raise PtaclError("unpaired recordings are compared within one process: take processes=1")
 
 def _has(view, name: str, n: int) -> Tensor:  # (n,) bool
     has = view.has(name)
@@ -160,7 +169,9 @@ def _in_modal_step(
     weight: float = 1.0,   # of the in-modal contrast, as SLIP has it
     temperature: float = 0.1,
 ) -> dict:                 # loss, global, local, valid; in_modal
-    "The loss of the pairs, and of every recording that its two views agree."
+    """The loss of the pairs, and of every recording that its two views agree.
+    Raises `PtaclError` in several processes."""
+    _check_alone()
     first, second = augmented_view(model, batch), augmented_view(model, batch)
     tokens, z = encoded(model, first)
     out = loss_of_pairs(model, tokens, z, first)
@@ -248,38 +259,62 @@ def _pairs_needed(
         return float(pairs[-1])
     return float(np.exp(np.interp(score, highest, np.log(np.asarray(pairs, float)))))
 
+# %% ../../nbs/90_unpaired.ipynb #6e2bb18d
+def _needed(
+    way: np.ndarray,        # (S, 1 + n_boot) scores of S trainings: the value, then its draws
+    curve: np.ndarray,      # (K, S, 1 + n_boot) of pairs only, of the same seeds
+    pairs: Sequence[int],   # (K,) of the curve, ascending
+) -> np.ndarray:            # (S, 1 + n_boot)
+    "Logarithm of the pairs that pairs-only would need, of each training by its own curve."
+    return np.array([[np.log(_pairs_needed(score, pairs, known)) for score, known in zip(*of_seed)]
+                     for of_seed in zip(way, curve.transpose(1, 2, 0))])
+
+def _saved(log_needed: np.ndarray, had: int, within: Sequence[int]) -> dict:  # (S, 1 + n_boot)
+    "Mean over the trainings, its interval over patients and trainings, both within the curve."
+    own = np.full((1, 1), np.log(had))
+    found = difference_columns(log_needed[:, :1], log_needed[:, None, 1:], own, own[..., None])
+    ratios = [found[name].item() for name in ("difference", "difference_lo", "difference_hi")]
+    needed = [round(float(np.clip(had * np.exp(x), within[0], within[-1]))) for x in ratios]
+    saved, lo, hi = (x - had for x in needed)
+    return {"needed": needed[0], "saved": saved, "saved_lo": lo, "saved_hi": hi, "clear": lo > 0}
+
+# %% ../../nbs/90_unpaired.ipynb #3f829956
+_SAVED = ("score", "way", "paired", "pairs", "needed", "saved", "saved_lo", "saved_hi", "clear")
+
 def pairs_saved(
-    table: pd.DataFrame,    # of `comparison_table`, differences to pairs only with as many
-    pairs: dict[str, int],  # paired, as the table has it -> pairs
+    measured: dict,         # (way, paired) -> score -> (S, 1 + n_boot), as `comparison_table` takes it
+    pairs: dict[str, int],  # paired -> pairs
     score: str = "R2",
-) -> pd.DataFrame:          # way, paired, pairs, needed, saved, clear
+) -> pd.DataFrame:          # columns `_SAVED`
     "Pairs that each way saves: those that pairs-only would need for the same score, less those it had."
-    rows = table[table.score == score]
-    curve = rows[rows.way == WAYS[0]].set_index("paired").value
-    shares = [share for share in pairs if share in curve.index]
-    known = [pairs[share] for share in shares], [curve[share] for share in shares]
+    known = {paired: np.atleast_2d(measured[WAYS[0], paired][score])
+             for paired in sorted(pairs, key=pairs.__getitem__) if (WAYS[0], paired) in measured}
+    numbers = [pairs[paired] for paired in known]
     found = []
-    for row in rows[rows.way != WAYS[0]].itertuples():
-        needed = _pairs_needed(row.value, *known)
-        found.append({"way": row.way, "paired": row.paired, "pairs": pairs[row.paired],
-                      "needed": round(needed), "saved": round(needed) - pairs[row.paired],
-                      "clear": bool(row.difference_lo > 0)})
-    return pd.DataFrame(found, columns=["way", "paired", "pairs", "needed", "saved", "clear"])
+    for (way, paired), scores in measured.items():
+        if way == WAYS[0] or len(known) < 2:
+            continue
+        needed = _needed(np.atleast_2d(scores[score]), np.stack(list(known.values())), numbers)
+        row = {"score": score, "way": way, "paired": paired, "pairs": pairs[paired]}
+        found.append(row | _saved(needed, pairs[paired], numbers))
+    return pd.DataFrame(found, columns=_SAVED)
 
 # %% ../../nbs/90_unpaired.ipynb #fefbf7fc
+_SCORES = {"R2": "R²"}  # as sentences call them
+
 def saving_sentences(saved: pd.DataFrame, all_pairs: int) -> list[str]:  # of `pairs_saved`
     "A sentence for each way and share."
     sentences = []
     for row in saved.itertuples():
-        what = f"{row.way} with {row.pairs:,} pairs ({row.paired})"
+        score = _SCORES.get(row.score, row.score)
+        what = f"{score}: {row.way} with {row.pairs:,} pairs ({row.paired})"
+        interval = f"{row.saved:,} pairs, interval {row.saved_lo:,} to {row.saved_hi:,}"
         if not row.clear:
-            sentences.append(
-                f"{what} has no clearly higher R² than pairs only with as many: it saves none that can be "
-                "shown.")
+            sentences.append(f"{what} saves none that can be shown ({interval}).")
         elif row.needed >= all_pairs:
             sentences.append(
-                f"{what} reaches the R² of all {all_pairs:,} pairs, and saves {row.saved:,} or more.")
+                f"{what} reaches that of all {all_pairs:,} pairs, and saves {row.saved:,} or more ({interval}).")
         else:
             sentences.append(
-                f"{what} reaches what pairs only would with about {row.needed:,}: it saves {row.saved:,}.")
+                f"{what} reaches what pairs only would with about {row.needed:,}: it saves {interval}.")
     return sentences

@@ -10,17 +10,21 @@ import os
 import shutil
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, InitProcessGroupKwargs
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from torch import nn
+from typing import TYPE_CHECKING
 from ..core.distributed import distributed, gather
 from ..core.devices import check_gpu
 from ..core.errors import PtaclError
 from .checkpoint import state_files
 from .optimiser import precision
+
+# %% ../../nbs/57_accelerator.ipynb #3d03da02
+if TYPE_CHECKING:
+    from accelerate import Accelerator # a quarter of a second until something is trained
 
 # %% ../../nbs/57_accelerator.ipynb #43363169
 _TIME_LIMIT = 600  # seconds that a process waits for the others
@@ -61,9 +65,10 @@ def _rendezvous_failed(error: Exception) -> PtaclError:
                       f"({type(error).__name__}): check that all were started, and address and port")
 
 # %% ../../nbs/57_accelerator.ipynb #81ba1cb7
-def _rendezvous(**options) -> Accelerator: # of Accelerator
+def _rendezvous(**options) -> "Accelerator": # of Accelerator
     """Accelerate, with the processes that were started together.
     Raises `PtaclError` where they do not find each other."""
+    from accelerate import Accelerator, InitProcessGroupKwargs
     limit = InitProcessGroupKwargs(timeout=timedelta(seconds=_TIME_LIMIT))
     # unless told, Accelerate takes several processes without GPUs for one
     cpus = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
@@ -78,7 +83,7 @@ def start_accelerator(
     folder: Path | None,   # of the tracker's logs
     name: str,             # of the run
     settings: dict,        # of the run; numbers and words go to the tracker
-) -> Accelerator:
+) -> "Accelerator":
     "Accelerate with its tracker. Raises `PtaclError` where that is not installed."
     check_gpu()
     loggable = {k: v for k, v in settings.items() if isinstance(v, int | float | str)}

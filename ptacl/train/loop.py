@@ -10,8 +10,6 @@ import math
 import time
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -22,6 +20,7 @@ from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_para
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
+from typing import TYPE_CHECKING
 from ..core.devices import keep_memory
 from ..core.distributed import distributed, gather, total
 from ..core.errors import PtaclError
@@ -33,6 +32,10 @@ from .accelerator import agree, remove_leftovers, start_accelerator, with_the_ot
 from .bad_steps import BadSteps
 from .checkpoint import digest_of_names, load_state, save_state
 from .optimiser import compiled, learning_rate, make_optimizer, precision
+
+# %% ../../nbs/58_loop.ipynb #3d03da03
+if TYPE_CHECKING:
+    from accelerate import Accelerator # a quarter of a second until something is trained
 
 # %% ../../nbs/58_loop.ipynb #bb275111
 class _OwnRows:
@@ -113,7 +116,7 @@ def _backward(
     step: Callable,            # (model, batch) -> dict with `loss`
     batch: dict,
     share: float,              # of the whole batch's patients, that are here
-    accelerator: Accelerator,  # for its precision
+    accelerator: "Accelerator",  # for its precision
 ) -> dict:                     # the numbers that the step returns
     "Loss and gradients of the whole batch."
     with accelerator.autocast():
@@ -128,7 +131,7 @@ def _take_step(
     batch: dict,
     share: float,
     parts: Parts,
-    accelerator: Accelerator,
+    accelerator: "Accelerator",
     clip: float,     # largest norm of the gradient
     bad: BadSteps,   # is told of a step that comes to nothing
 ) -> dict | None:    # what the step returns, and the gradient's norm before clipping; None: it was skipped
@@ -154,12 +157,13 @@ def run_epoch(
     loader: DataLoader,        # of this process's rows
     size: int,                 # patients of a whole batch
     parts: Parts,
-    accelerator: Accelerator,
+    accelerator: "Accelerator",
     clip: float,               # largest norm of the gradient
     bad: BadSteps,
     bar: tqdm,
 ) -> dict:                     # means over the steps taken; `gradient` before clipping; steps `skipped`
     "One pass over the data."
+    from accelerate.utils import send_to_device
     parts.model.train()
     totals: dict[str, Tensor] = {}
     taken = skipped = 0
@@ -184,7 +188,7 @@ class _Run:
     name: str
     folder: Path | None       # None keeps nothing
     settings: dict            # that a state must share to be gone on from
-    accelerator: Accelerator
+    accelerator: "Accelerator"
     loader: DataLoader        # of this process's rows
     size: int                 # patients of a whole batch
     steps: int                # of an epoch
@@ -290,11 +294,15 @@ def _report(run: _Run, epochs: int) -> None:
 # %% ../../nbs/58_loop.ipynb #631b08b7
 _SETTLING_STEPS = 32  # three times as many as batch norms remember
 
+def _unsettled(run: _Run) -> bool:
+    "Whether an autoencoder's stem has yet to see whole inputs; also after a kill right before that."
+    mae = run.parts.model
+    return isinstance(mae, MAE) and mae.encoder.convolves and "settled" not in (run.history or [{}])[-1]
+
 def _settle(run: _Run, step: Callable, keep: int) -> None:
     "Statistics of whole inputs for the batch norms of an autoencoder's stem; nothing else changes."
+    from accelerate.utils import send_to_device
     mae = run.parts.model
-    if not (isinstance(mae, MAE) and mae.encoder.convolves):
-        return
     rounds = -(-_SETTLING_STEPS // max(1, len(run.loader)))
     batches = islice(chain.from_iterable(run.loader for _ in range(rounds)), _SETTLING_STEPS)
     mae.train()
@@ -302,6 +310,8 @@ def _settle(run: _Run, step: Callable, keep: int) -> None:
         for batch in batches:
             step(mae, send_to_device(batch, run.accelerator.device))
     mae.eval()
+    if run.history:
+        run.history[-1]["settled"] = True
     if run.kept:
         save_state(run.folder, keep, settings=run.settings, history=run.history, **vars(run.parts))
 
@@ -355,8 +365,7 @@ def fit(
     bad = BadSteps(bad_steps, name, data, folder)
     bar = _progress(run, epochs)
     with bar, compiled(model, run.accelerator.device.type), with_the_others(name, folder):
-        first = len(run.history)
-        for epoch in range(first, epochs):
+        for epoch in range(len(run.history), epochs):
             started = time.perf_counter()
             _draw_from(seed, epoch, run)
             row = run_epoch(step, run.loader, run.size, run.parts, run.accelerator, preset.clip, bad, bar)
@@ -364,7 +373,7 @@ def fit(
             _report(run, epochs)
             if run.kept:
                 save_state(folder, keep, settings=run.settings, history=run.history, **vars(run.parts))
-        if first < epochs:
+        if _unsettled(run):
             _draw_from(seed, epochs, run)
             _settle(run, step, keep)
     _end(run, tracker)
