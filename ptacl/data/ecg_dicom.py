@@ -103,7 +103,7 @@ _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00") # how an item of a sequence 
 LONG_HEADERS = "its headers are longer than those of one recording: fetch it again, or give one series alone"
 
 class _Counted(io.BytesIO):
-    "A file in memory that gives so many pieces and no more. Raises `PtaclError` where more are asked for."
+    "A file in memory that gives so many pieces and no more: then it raises `PtaclError`."
     def __init__(self, data: bytes, left: int):
         super().__init__(data)
         self.left = left
