@@ -151,7 +151,8 @@ def _open_waveforms(path): # -> DICOM dataset
             file, raw.is_implicit_VR, raw.is_little_endian, len(raw.value), "latin-1")
     if not ds.get("WaveformSequence"):
         raise PtaclError(_NO_WAVEFORM)
-    if sum(nested_bytes(x.elements(), Tag("WaveformData")) for x in (ds, *ds.WaveformSequence)) > MAX_NESTED_BYTES:
+    parts = (x.elements() for x in (ds, *ds.WaveformSequence))
+    if sum(nested_bytes(elements, Tag("WaveformData")) for elements in parts) > MAX_NESTED_BYTES:
         raise PtaclError(LONG_HEADERS)
     return ds
 
