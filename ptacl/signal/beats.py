@@ -83,14 +83,13 @@ def _moving(x: Tensor, fs: float, length: int) -> Tensor:  # (n, 12, N) -> (n, 1
     return 1 - F.interpolate(F.max_pool1d(still, 5, 1, 2), size=length)
 
 # %% ../../nbs/21_beats.ipynb #5b0c9d22
-_OFF = 0.15       # of the second largest window: a lead with less has come off there,
+_OFF = 0.15       # of the largest window: a lead with less has come off there,
 _STANDS_OUT = 3.5 # unless something stands out of the window by more than noise does (2 to 3)
 
 def _silent(high: Tensor, middle: Tensor, moving: Tensor) -> Tensor:  # (n, 12, W) twice, (n, 12, L)
     "Windows (n, 12, W) without a heartbeat, of leads that have one in others."
-    second = high.topk(min(2, high.shape[-1]), -1).values[..., -1:]  # the largest may be a burst of noise
     still = F.adaptive_avg_pool1d(moving, high.shape[-1]) < 0.5
-    silent = still | ((high < _OFF * second) & (high < _STANDS_OUT * middle))
+    silent = still | ((high < _OFF * high.amax(-1, keepdim=True)) & (high < _STANDS_OUT * middle))
     return silent & ~silent.all(-1, keepdim=True)
 
 def _beat_height(x: Tensor, moving: Tensor, step: float) -> tuple:  # (n, 12, L) twice
@@ -98,10 +97,11 @@ def _beat_height(x: Tensor, moving: Tensor, step: float) -> tuple:  # (n, 12, L)
     high = _windows(x, step)
     middle = _middles(x, high.shape[-1])
     silent = _silent(high, middle, moving)
-    height, usual = (w.masked_fill(silent, torch.nan).nanmedian(-1).values for w in (high, middle))
+    heard = [w.masked_fill(silent, torch.nan) for w in (high, middle)]
+    height, usual = (w.nanquantile(0.5, -1, interpolation="higher") for w in heard)
     votes = ((height / usual.clamp(min=1e-9) - 2) / 6).clamp(0, 1) * _VOTES.to(x.device)
-    heard = (height > 0.02 * height.median(1, keepdim=True).values) & (height > 1e-6)
-    return height, votes * heard, high
+    large = (height > 0.02 * height.median(1, keepdim=True).values) & (height > 1e-6)
+    return height, votes * large, high
 
 # %% ../../nbs/21_beats.ipynb #5b0c9d2b
 _AT_MOST = 1.1  # beats: more of one lead is noise, and no more of a beat
