@@ -190,10 +190,10 @@ def _shown(units: Tensor, votes: Tensor, least: float, step: float) -> Tensor:  
 # from the right QRS is an S wave, whose lowest point is 20 ms later: those decide where there are no others
 _LEFT = torch.tensor([1.] * 6 + [1e-3] * 3 + [0.5, 1, 1])
 
-_REACH, _NEAR = 0.07, 0.05  # s from the middle of QRS, in which R is looked for; SD of how much a place counts
+_REACH, _NEAR = 0.07, 0.05  # s around the middle of QRS in which R is; SD of how much a place counts
 
 def _placed(places: Tensor, waves: Tensor, votes: Tensor) -> Tensor:  # (n, K), (n, 12, 2·L), (n, 12)
-    "Where leads that look from the left swing most near QRS's middle: (n, K) samples of the waves, not whole."
+    "Where leads that look from the left swing most near QRS's middle: (n, K) samples, not whole."
     size = torch.einsum("nl,nlt->nt", votes * _LEFT.to(votes.device), waves.square())
     reach = round(_REACH * 2 * _RATE)
     away = torch.arange(-reach, reach + 1, device=size.device)
