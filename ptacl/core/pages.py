@@ -106,6 +106,10 @@ def _folded(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return nb
 
 # %% ../../nbs/09_pages.ipynb #0ba285ed
+# the template breaks lines within words
+_STYLE = "<style>.jp-OutputArea-output pre { word-break: normal; overflow-wrap: anywhere }</style></head>"
+
+
 def write_html(notebook: Path) -> Path:
     "The executed notebook as one page without code that loads nothing from anywhere."
     nb = _without_machine(nbformat.read(notebook, 4))
@@ -116,5 +120,5 @@ def write_html(notebook: Path) -> Path:
     page, _ = exporter.from_notebook_node(_folded(_described(nb)), {"metadata": {"name": notebook.stem}})
     file = notebook.with_suffix(".html")
     with written_whole(file) as new:
-        new.write_text(page, encoding="utf-8")
+        new.write_text(page.replace("</head>", _STYLE, 1), encoding="utf-8")
     return file
