@@ -133,7 +133,8 @@ _PROGRESS_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <title>Who has passed what</title><style>
 body {{font: 16px sans-serif; margin: 2em}} td, th {{padding: .2em .4em; text-align: center}}
 th small {{writing-mode: vertical-rl; transform: rotate(180deg); font-weight: normal}}
-th {{vertical-align: bottom}} th:first-child {{text-align: left}} .passed {{background: #cfe8cf}} .stuck {{background: #f5d0c5}}
+th {{vertical-align: bottom}} th:first-child {{text-align: left}}
+.passed {{background: #cfe8cf}} .stuck {{background: #f5d0c5}}
 .changed {{background: #f5e6b8}} tr.line {{border-top: 1px solid #999}} table {{border-collapse: collapse}}
 </style><h1>Who has passed what</h1><table><tr><th>learner</th>{head}</tr>{rows}</table>
 <pre>{text}</pre></html>"""
