@@ -174,7 +174,8 @@ def pair_scores_lacking(
     z = {name: F.normalize(x, dim=1) for name, x in zip(model.names, infer(model.embeddings, model, task.test))}
     found = {}
     for name, lacks in _lack_the_echo(len(task.test)).items():
-        found[name] = {"R2": mean_r2_draws(by_both.where(~lacks.numpy()[:, None], by_ecg), task, n_boot)}
+        without = lacks[:, None].expand(by_both.shape).numpy()
+        found[name] = {"R2": mean_r2_draws(by_both.mask(without, by_ecg), task, n_boot)}
         if "cmr" in z:
             queries = torch.where(lacks[:, None], z["ecg"], z["ecg"] + z["echo"])
             found[name]["P@5 → CMR"] = p5_draws(queries, z["cmr"], task, n_boot)
