@@ -96,7 +96,8 @@ def _best_line(kind: str, x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val
         warnings.simplefilter("ignore", ConvergenceWarning)
         for line in _lines(kind):
             line.fit(x, y)
-            val_score = score(y_val, _predict(line, x_val), np.ones((1, len(y_val))))[0] if len(y_val) else np.nan
+            weights = np.ones((1, len(y_val)))
+            val_score = score(y_val, _predict(line, x_val), weights)[0] if len(y_val) else np.nan
             lines.append((line, val_score))
     scores = [val_score for _, val_score in lines]
     if not np.isfinite(scores).all():

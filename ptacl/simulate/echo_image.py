@@ -352,7 +352,10 @@ def sector(
     return places.flatten(1), weights.float().flatten(1), inside
 
 # %% ../../nbs/19_echo_image.ipynb #8a6dd4f3
-def scan_converted(polar: Tensor, height: int, width: int) -> Tensor: # (m, _DEPTHS, _LINES) -> (m, H, W) uint8
+def scan_converted(
+    polar: Tensor,  # (m, _DEPTHS, _LINES)
+    height: int, width: int,
+) -> Tensor:        # (m, H, W) uint8
     "Beams laid out as a sector."
     places, weights, _ = (x.to(polar.device) for x in sector(height, width))
     flat = polar.flatten(1)

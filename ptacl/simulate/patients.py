@@ -187,7 +187,8 @@ def _without_signals(
         ecg=None, r_peaks=None, cine=None, phenotypes=phenotypes, covariates=_covariates(p, start),
         lv=lv, rv=rv,
         causes=_table(p | slice_parameters(streams, p), start, columns),
-        faults=fault_table(f, requested, phenotypes.index) if requested else None, phase=beats.phase, spacing=spacing)
+        faults=fault_table(f, requested, phenotypes.index) if requested else None,
+        phase=beats.phase, spacing=spacing)
 
 # %% ../../nbs/19_patients.ipynb #d0cf93ef
 def _put_slices(
@@ -279,7 +280,8 @@ def simulate(
 ) -> VirtualPatients:
     "Patient i of a seed is the same whatever `n`, `start` and the device. Raises `PtaclError`."
     _check_sizes(n, frames, size, start)
-    requested = requested_faults(frames, rhythm, lead_off, hum, missing, spacing, affected, bursts=bursts, swap=swap,
+    requested = requested_faults(
+        frames, rhythm, lead_off, hum, missing, spacing, affected, bursts=bursts, swap=swap,
         gating_shift=gating_shift, gating_jitter=gating_jitter, breathing=breathing)
     check_device(device)
     place, streams = torch.device(device), Streams(seed, torch.arange(start, start + n))
