@@ -1,12 +1,14 @@
 "Beats: any rhythm, any crop, and real recordings."
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import wfdb
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from makers import muse
+from makers import muse, record
 from pydicom.data import get_testdata_file
 
 from ptacl.signal.beats import beat_weights, detect_r_peaks, find_beats, _pad_r_peaks, r_peaks_of, segment_beats
@@ -306,11 +308,36 @@ def eleven_of_twelve(ecg):
 def test_any_eleven_leads_say_the_same(real): eleven_of_twelve(real)
 
 
-@pytest.mark.parametrize("name", ["A0001", "A0002", "A0003", "A0004", "A0005"])
-def test_any_eleven_leads_say_the_same_of_wfdb_records(shared_real, name):
-    file = shared_real / "ecg_wfdb" / f"{name}.hea"
-    if not file.exists(): pytest.skip("no real WFDB records in ../shared/real")
-    eleven_of_twelve(read_ecg(file))
+@pytest.mark.parametrize("name", ["example-XML1.xml", "example-DICOM1.dcm", "example-DICOM2.dcm"])
+def test_any_eleven_leads_say_the_same_of_other_makers(name):
+    package = pytest.importorskip("ecgprocess", reason="ecgprocess, which ships real ECGs, is not installed: not for Python 3.14")
+    eleven_of_twelve(read_ecg(Path(package.__file__).parent / "example_data" / "example_datasets" / name))
+
+
+def test_any_eleven_leads_say_the_same_of_all_wfdb_records(shared_real):
+    files = sorted((shared_real / "ecg_wfdb").glob("*.hea"))
+    if not files: pytest.skip("no real WFDB records in ../shared/real")
+    assert len(files) >= 5
+    for file in files: eleven_of_twelve(read_ecg(file))
+
+
+@pytest.mark.parametrize("off", [2.2, 4.2, 7.0])
+@pytest.mark.parametrize("noise", [0, 0.003])
+def test_t_waves_before_an_electrode_comes_off_are_no_beats(off, noise):
+    patients = simulate(10, 101, cine=False)                       # sim-00010: T is a third of R in the limb leads
+    ecg, rng = patients.ecg[9].numpy().copy(), np.random.default_rng(0)
+    truth = patients.r_peaks[9][patients.r_peaks[9].isfinite()].numpy()
+    lost = [0, 1, 3, 4, 5]                                         # all that need the right arm
+    ecg[lost, round(off * 500):] = rng.normal(0, noise, (5, 5000 - round(off * 500)))
+    assert missed_and_false(detect_r_peaks(ecg, 500), truth) == (0, 0)
+
+
+def test_all_beats_of_a_right_bundle_branch_block_are_marked_at_r():
+    patients = simulate(5, 102, cine=False, rhythm="rbbb")         # in sim-00005 S is as large as R in the limb leads
+    for ecg, r in zip(patients.ecg.numpy(), patients.r_peaks):
+        truth = r[(r > 0.15) & (r < 9.85)].numpy()
+        late = np.array([(found := detect_r_peaks(ecg, 500))[np.abs(found - t).argmin()] - t for t in truth])
+        assert np.abs(late).max() < 0.03 and np.ptp(late) < 0.015
 
 
 def test_clean_sinus_rhythm_is_where_lead_ii_says():
@@ -350,6 +377,27 @@ def test_no_beat_begins_or_ends_at_a_doubtful_peak():
     sure = sure_r_peaks(r, torch.tensor([[1, 1, 0.2, 1, 1]]))
     assert beat_weights(sure, torch.zeros(1), WIDTH, 50, 13)[1].tolist() == [2]
     assert beat_weights(r, torch.zeros(1), WIDTH, 50, 13)[1].tolist() == [4]
+
+
+def test_marks_beside_a_record_are_compared_with_what_was_found(tmp_path):
+    patients = simulate(1, 5, cine=False)
+    truth = patients.r_peaks[0][patients.r_peaks[0].isfinite()].numpy()
+    header = record(tmp_path, LEADS, patients.ecg[0].numpy())
+    for marked, agree in ((truth, 1), (truth[::2], 2 / 3)):
+        codes = ["N"] * len(marked) + ["~"]                        # the last one is noise and no beat
+        wfdb.wrann("rec", "atr", np.append(np.rint(marked * 500), 4999).astype(int), codes, fs=500, write_dir=str(tmp_path))
+        read = read_ecg(header)
+        np.testing.assert_allclose(read.r_peaks, marked, atol=1.1e-3)
+        assert read.meta["r_peaks_from"] == "annotations (.atr)"
+        facts = prepare_ecg(header)[3]
+        assert facts["marks"]["agree"] == pytest.approx(agree, abs=0.06)
+        assert facts["beats"]["beat_quality"].startswith("good" if agree == 1 else "doubtful: the file marks")
+
+
+def test_marks_of_a_dicom_are_compared_with_what_was_found(real):
+    assert real.meta["r_peaks_from"] == "fiducial points"
+    facts = prepare_ecg(get_testdata_file("waveform_ecg.dcm", download=False))[3]
+    assert facts["marks"] == {"marks": 10, "found": 10, "agree": 1.0} and facts["beats"]["beat_quality"] == "good"
 
 
 @pytest.mark.parametrize("moved, verdict", [(0, "good"), (0.45, "doubtful: the file marks 9 beats, 9 were found, F1 0.00")])

@@ -455,9 +455,9 @@ def measure_training(folder, queue):
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 def test_memory_of_training_does_not_grow_with_the_cohort(tmp_path):
-    from ptacl.bench.data import store
+    from ptacl.bench.data import repeated_cohort
     peaks = []
-    for n in (64, 1024): store(tmp_path / str(n), n)
+    for n in (64, 1024): repeated_cohort(tmp_path / str(n), n)
     for n in (64, 1024):
         queue = multiprocessing.get_context("fork").Queue()
         process = multiprocessing.get_context("fork").Process(target=measure_training, args=(tmp_path / str(n), queue))

@@ -22,7 +22,7 @@ from tqdm import tqdm
 import ptacl.studies.experiments
 import ptacl.train.accelerator
 import ptacl.train.loop
-from ptacl.bench.data import store
+from ptacl.bench.data import repeated_cohort
 from ptacl.data.cohort import Cohort, Stream
 from ptacl.nets.encoders import ECGEncoder
 from ptacl.core.errors import PtaclError
@@ -88,7 +88,7 @@ def whole(request, tmp_path_factory):
     folder, kind = tmp_path_factory.mktemp("whole"), request.param
     if kind not in KINDS:
         disk = tmp_path_factory.mktemp("disk") / "cohort"
-        store(disk, 16, of=8); kind = f"joint, from {disk}"
+        repeated_cohort(disk, 16, of=8); kind = f"joint, from {disk}"
     began = time.monotonic(); finished(train, kind, folder)
     return kind, folder, time.monotonic() - began
 

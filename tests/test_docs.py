@@ -192,6 +192,12 @@ def test_every_figure_has_a_caption():
     assert not bare, "a text cell below the figure says what is to be seen, and in which units"
 
 
+def test_reports_are_read_without_a_program_for_formulas():
+    "A report of an experiment loads nothing, so that what stands between dollars would be shown as it is typed."
+    texts = {f.stem: "".join(c.source for c in nbformat.read(f, 4).cells if c.cell_type == "markdown") for f in (NBS / "experiments").glob("*.ipynb")}
+    assert texts and [name for name, text in texts.items() if "$" in text] == []
+
+
 def drawn(cell) -> bool:
     return any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
 

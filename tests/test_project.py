@@ -250,7 +250,7 @@ def test_everything_else_imports_what_is_declared():
     folders = ("tests", "docs", "data_samples")
     scripts = [ast.parse(f.read_text(encoding="utf-8")) for folder in folders for f in ROOT.glob(f"{folder}/*.py")]
     examples = [ast.Module(code(source), []) for f in notebooks for _, source in cells(f)]
-    ours = ("build", "conftest", "course_checks", "makers", "reference", "search", "steps")
+    ours = ("build", "conftest", "course_checks", "makers", "pages", "reference", "search", "steps")
     none_of(undeclared(scripts + examples, requirements + development, ours))
 
 

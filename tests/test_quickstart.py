@@ -174,6 +174,7 @@ def test_html_opens_without_internet(run):
     for said in ("not for clinical use", "Table 1", "Table 2", "Fig. 2", "within_one", "demographics", "32 training and 24 held-out"):
         assert said in words
     assert "import torch" not in words                                                  # pictures and words, no code
+    assert "$" not in words                                                             # formulas would need a program from elsewhere
 
 
 def test_executed_notebook_is_whole(run):

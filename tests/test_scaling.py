@@ -23,7 +23,7 @@ import ptacl.rivals.dualphase
 import ptacl.nets.losses
 import ptacl.rivals.methods
 import ptacl.rivals.simclr
-from ptacl.bench.data import store
+from ptacl.bench.data import repeated_cohort
 from ptacl.rivals.cmae import CMAE, Autoencoder, autoencoder_step, beat_preset, cmae_step
 from ptacl.data.cohort import Cohort, Stream
 from ptacl.rivals.dualphase import DualPhase, TwoPhases, phenotype_step, _three_way_loss, _volumes
@@ -450,7 +450,7 @@ def test_the_joint_experiment_in_two_processes_and_in_chunks(tmp_path, importabl
 
 
 def test_two_processes_stream_a_cohort(tmp_path, importable):
-    store(tmp_path / "cohort", 16, of=8)
+    repeated_cohort(tmp_path / "cohort", 16, of=8)
     stream = Stream(Cohort.open(tmp_path / "cohort"))
     history = fit_in_processes(2, start(), joint_loss, stream, tiny, 2, 3e-3, tmp_path / "two", silence=120)
     alone = fit(start(), joint_loss, stream, tiny, 2, 3e-3)

@@ -222,6 +222,17 @@ def test_progress_reads_folders_and_files_of_any_name(course, tmp_path):
     assert page.count('class="passed"') == 3 and str(tmp_path) not in page + text and "//" not in page.replace("<!doctype", "")
 
 
+def test_the_progress_page_fits_a_projector(course, chromium, tmp_path):
+    "All exercises of the course in sight at 1280 pixels, whatever their names."
+    handed_in(tmp_path, "Ada Countess of Lovelace/01_two_views.ipynb", "✓✓✗", course)
+    file = write_progress(progress(tmp_path), tmp_path / "progress.html")
+    with browser(chromium) as (page, hosts):
+        page.set_viewport_size({"width": 1280, "height": 800})
+        page.goto(file.as_uri())
+        assert page.locator("tr.line td").count() == sum(len(exercises(read(f))) for f in SESSIONS)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
 def through_cli(folder, *words):
     "A command as a teacher types it: its status and what it said."
     done = subprocess.run([sys.executable, "-m", "ptacl.app.cli", *map(str, words)], cwd=folder, capture_output=True, text=True, timeout=1200)

@@ -20,7 +20,8 @@ class PtaclError(ValueError):
 
     def __str__(self):
         place = f"{self.where}: " if self.where else ""
-        cure = f". {self.remedy}" if self.remedy else ""
+        stop = "" if self.reason.endswith(("?", ".")) else "."
+        cure = f"{stop} {self.remedy}" if self.remedy else ""
         return f"{place}{self.reason}{cure}"
 
 # %% ../../nbs/00_errors.ipynb #5d0c1e78

@@ -131,8 +131,10 @@ def progress_text(table: pd.DataFrame) -> str:
 # %% ../../nbs/93_progress.ipynb #85a5da36
 _PROGRESS_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <title>Who has passed what</title><style>
-body {{font: 16px sans-serif; margin: 2em}} td, th {{padding: .2em .6em; text-align: center}}
-th:first-child {{text-align: left}} .passed {{background: #cfe8cf}} .stuck {{background: #f5d0c5}}
+body {{font: 16px sans-serif; margin: 2em}} td, th {{padding: .2em .4em; text-align: center}}
+th small {{writing-mode: vertical-rl; transform: rotate(180deg); font-weight: normal}}
+th {{vertical-align: bottom}} th:first-child {{text-align: left}}
+.passed {{background: #cfe8cf}} .stuck {{background: #f5d0c5}}
 .changed {{background: #f5e6b8}} tr.line {{border-top: 1px solid #999}} table {{border-collapse: collapse}}
 </style><h1>Who has passed what</h1><table><tr><th>learner</th>{head}</tr>{rows}</table>
 <pre>{text}</pre></html>"""

@@ -126,8 +126,7 @@ def _as_dataset(elements: dict, meta: dict) -> FileDataset: # of `_plain_element
 # %% ../../nbs/33_cine_frames.ipynb #bd024c5a
 class _Image:
     "A DICOM image of which each element is read once."
-    def __init__(self, ds=None, elements: dict | None = None, meta: dict | None = None): # pydicom dataset,
-        # or what `_plain_elements` has found
+    def __init__(self, ds=None, elements=None, meta=None): # pydicom dataset, or what `_plain_elements` found
         if ds is not None:
             self.dataset = ds
             elements = {int(element.tag): element for element in ds.elements()}
@@ -143,9 +142,8 @@ class _Image:
     @property
     def syntax(self) -> str | None:
         "The transfer syntax."
-        if self._meta:
-            return _syntax_of(self._meta)
-        return getattr(self.dataset, "file_meta", {}).get("TransferSyntaxUID")
+        of_pydicom = getattr(self.dataset, "file_meta", {}) if not self._meta else {}
+        return _syntax_of(self._meta) if self._meta else of_pydicom.get("TransferSyntaxUID")
 
     def get(self, keyword: str):
         "The value of an element, None where there is none."
@@ -349,6 +347,15 @@ _NO_LONG_AXIS = ("holds the long axis (field 20208)",
                  "The kit works on the short axis: give the zip of field 20209.")
 _MADE_BY_SCANNER = re.compile(r"Inline_?VF", re.IGNORECASE)
 
+# %% ../../nbs/33_cine_frames.ipynb #ca7b7300
+def _opened(data: bytes, left: int) -> tuple: # a whole file, pieces that may be read -> _Image, pieces left
+    "By its elements alone where that will do. Raises `PtaclError` where the headers are too long."
+    plain = _plain_elements(data, left)
+    if plain:
+        return _Image(None, *plain[:2]), plain[2]
+    ds, left = open_dicom(data, [*_IMAGE_TAGS.values()], left)
+    return _Image(ds), left
+
 # %% ../../nbs/33_cine_frames.ipynb #ca7b7378
 class _Heap:
     "The images of a zip, folder or file that can belong to a short-axis stack."
@@ -369,13 +376,7 @@ class _Heap:
 
     def open(self, data: bytes): # -> _Image, None where it is none
         "Raises `PtaclError` where the headers so far are too long."
-        plain = _plain_elements(data, self.left)
-        if plain:
-            elements, meta, self.left = plain
-            image = _Image(elements=elements, meta=meta)
-        else:
-            ds, self.left = open_dicom(data, [*_IMAGE_TAGS.values()], self.left)
-            image = _Image(ds)
+        image, self.left = _opened(data, self.left)
         if image.element("PixelData") is None:
             return None
         self.nested += image.nested_bytes()

@@ -103,7 +103,7 @@ _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00") # how an item of a sequence 
 LONG_HEADERS = "its headers are longer than those of one recording: fetch it again, or give one series alone"
 
 class _Counted(io.BytesIO):
-    "A file in memory that gives so many pieces and no more. Raises `PtaclError` where more are asked for."
+    "A file in memory that gives so many pieces and no more: then it raises `PtaclError`."
     def __init__(self, data: bytes, left: int):
         super().__init__(data)
         self.left = left
@@ -151,7 +151,8 @@ def _open_waveforms(path): # -> DICOM dataset
             file, raw.is_implicit_VR, raw.is_little_endian, len(raw.value), "latin-1")
     if not ds.get("WaveformSequence"):
         raise PtaclError(_NO_WAVEFORM)
-    if sum(nested_bytes(x.elements(), Tag("WaveformData")) for x in (ds, *ds.WaveformSequence)) > MAX_NESTED_BYTES:
+    parts = (x.elements() for x in (ds, *ds.WaveformSequence))
+    if sum(nested_bytes(elements, Tag("WaveformData")) for elements in parts) > MAX_NESTED_BYTES:
         raise PtaclError(LONG_HEADERS)
     return ds
 

@@ -48,8 +48,8 @@ def seen_by(
     for i, j in depths(model.preset, (first, second)):
         both = {first: tokens[first][i], second: tokens[second][j]}
         maps.append(cosine_maps(*model.moments_of((first, second), both, view)))
-    z = [model.project(name, tokens[name][-1].mean(1)) for name in (first, second)]
-    return torch.stack(maps, 1), *z
+    z_first, z_second = (model.project(name, tokens[name][-1].mean(1)) for name in (first, second))
+    return torch.stack(maps, 1), z_first, z_second
 
 # %% ../../nbs/66_whatif.ipynb #8e701073
 def layer_maps(
@@ -103,9 +103,9 @@ def other_film(
     "What a model sees of patients whose films stand still or begin elsewhere. Raises `PtaclError`."
     if film not in FILMS:
         raise PtaclError(f"unknown film {film!r}: choose from {', '.join(filter(None, FILMS))}")
-    pair = pair or model.names[:2]
-    encoder = model.encoder(pair[1])
-    view = model.view(stand_still(batch, encoder.key) if film == "still" else batch, pair)
+    first, second = pair or model.names[:2]
+    encoder = model.encoder(second)
+    view = model.view(stand_still(batch, encoder.key) if film == "still" else batch, (first, second))
     if film != "elsewhere":
         return view
     shown = view[encoder.key]
@@ -162,7 +162,8 @@ def occlusion(
     ecg, shown = view["ecg"], view[film.key]
     if len(ecg) != 1:
         raise PtaclError(f"occlusion looks at one patient, got {len(ecg)}")
-    over_ecg = lambda x: model.ecg.over_time(model.ecg(x))
+    leads_of = model.encoder(first)
+    over_ecg = lambda x: leads_of.over_time(leads_of(x))
     over_film = lambda x: film.over_time(film(x))
     maps = partial(_maps_of_variants, model, (first, second), view=view)
     e, c = over_ecg(ecg), over_film(shown)

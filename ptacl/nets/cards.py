@@ -10,6 +10,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from torch import nn
+from typing import Any, cast
 from .. import __version__
 from ..core.presets import FS, LEADS, SAMPLES
 from ..core.privacy import mask_ids
@@ -45,7 +46,7 @@ def _front_matter(name: str, card: Card) -> str:
     "The header that hubs read: YAML, each value as JSON, which is YAML, too."
     metrics = [{"type": s.score, "name": f"{s.what}, {s.score}", "value": round(float(s.value), 4)}
                for s in card.scores if math.isfinite(s.value)]
-    values = {
+    values: dict[str, Any] = {
         "license": card.licence or "other",
         "library_name": "ptacl",
         "pipeline_tag": "feature-extraction",
@@ -90,7 +91,7 @@ The kit denoises before it embeds, and this file does not: an ECG that is not de
 
 def card_text(model: nn.Module, card: Card, name: str = "model", exported: bool = False) -> str:
     "The card as Markdown, with the header that hubs read. No number in it can be a participant's."
-    config = model.config
+    config = cast(dict, model.config)
     weights = sum(p.numel() for p in model.parameters())
     sections = {
         "Model": [f"{config['kind']}, preset `{config['preset']['name']}`, {weights:,} parameters, "

@@ -231,6 +231,10 @@ class TokenEncoder(_Vectors):
             return self.cos, self.sin
         return F.embedding(keep, self.cos)[:, None], F.embedding(keep, self.sin)[:, None]
 
+    def over_time(self, tokens: Tensor) -> Tensor:  # (B, N, D) -> (B, moments, D)
+        "One vector for each moment: how, each encoder knows of its own tokens."
+        raise NotImplementedError
+
     def freeze(self, layers: int) -> Self:
         """Fix positions, patches and the first `layers` blocks, or the first of a stem's stages,
         as the joint phase does; 0 frees everything."""

@@ -66,9 +66,14 @@ def _bands(x: Tensor, fs: float) -> tuple:  # (n, 12, N)
 _VOTES = torch.tensor([0.5] * 6 + [1.] * 6)
 _WINDOW = 2.0  # s, in which there is a beat as a rule
 
-def _windows(x: Tensor, step: float) -> Tensor:  # (n, k, L) -> (n, k, windows)
+def _windows(x: Tensor, step: float) -> Tensor:  # (n, k, L) -> (n, k, W)
     "The largest value in each window."
     return F.adaptive_max_pool1d(x, max(1, round(x.shape[-1] * step / _WINDOW)))
+
+def _middles(x: Tensor, windows: int) -> Tensor:  # (n, k, L) -> (n, k, W)
+    "The middle value in each window."
+    length = x.shape[-1] // windows
+    return x[..., :windows * length].unflatten(-1, (windows, length))[..., ::2].median(-1).values
 
 def _moving(x: Tensor, fs: float, length: int) -> Tensor:  # (n, 12, N) -> (n, 12, length) 0 or 1
     "Where a lead is not the same value again and again for 0.1 s, with as much again on both sides."
@@ -78,20 +83,35 @@ def _moving(x: Tensor, fs: float, length: int) -> Tensor:  # (n, 12, N) -> (n, 1
     return 1 - F.interpolate(F.max_pool1d(still, 5, 1, 2), size=length)
 
 # %% ../../nbs/21_beats.ipynb #5b0c9d22
-def _beat_height(x: Tensor, step: float) -> tuple:  # (n, 12, L) -> its unit and votes, both (n, 12)
-    "How high the beats of each lead are, and how much it counts."
-    height = _windows(x, step).median(-1).values
-    usual = x[..., ::2].median(-1).values
+_OFF = 0.15       # of the largest window: a lead with less has come off there,
+_STANDS_OUT = 3.5 # unless something stands out of the window by more than noise does (2 to 3)
+
+def _silent(high: Tensor, middle: Tensor, moving: Tensor) -> Tensor:  # (n, 12, W) twice, (n, 12, L)
+    "Windows (n, 12, W) without a heartbeat, of leads that have one in others."
+    still = F.adaptive_avg_pool1d(moving, high.shape[-1]) < 0.5
+    silent = still | ((high < _OFF * high.amax(-1, keepdim=True)) & (high < _STANDS_OUT * middle))
+    return silent & ~silent.all(-1, keepdim=True)
+
+def _beat_height(x: Tensor, moving: Tensor, step: float) -> tuple:  # (n, 12, L) twice
+    "How high the beats of each lead are, how much it counts, both (n, 12); the largest values (n, 12, W)."
+    high = _windows(x, step)
+    middle = _middles(x, high.shape[-1])
+    silent = _silent(high, middle, moving)
+    heard = [w.masked_fill(silent, torch.nan) for w in (high, middle)]
+    height, usual = (w.nanquantile(0.5, -1, interpolation="higher") for w in heard)
     votes = ((height / usual.clamp(min=1e-9) - 2) / 6).clamp(0, 1) * _VOTES.to(x.device)
-    heard = (height > 0.02 * height.median(1, keepdim=True).values) & (height > 1e-6)
-    return height, votes * heard
+    large = (height > 0.02 * height.median(1, keepdim=True).values) & (height > 1e-6)
+    return height, votes * large, high
+
+# %% ../../nbs/21_beats.ipynb #5b0c9d2b
+_AT_MOST = 1.1  # beats: more of one lead is noise, and no more of a beat
 
 def _together(x: Tensor, moving: Tensor, step: float) -> tuple:  # (n, 12, L) twice
     "All leads as one (n, L); each lead in units of its beats, its votes over time, both (n, 12, L)."
-    height, votes = _beat_height(x, step)
-    alive = F.interpolate((_windows(x, step) > 0.15 * height[..., None]).to(x.dtype), size=x.shape[-1])
+    height, votes, high = _beat_height(x, moving, step)
+    alive = F.interpolate((high > 0.15 * height[..., None]).to(x.dtype), size=x.shape[-1])
     now = votes[..., None] * alive * moving
-    units = (x / height.clamp(min=1e-9)[..., None]).clamp(max=1.5)
+    units = (x / height.clamp(min=1e-9)[..., None]).clamp(max=_AT_MOST)
     least = votes.sum(1, keepdim=True) / 3  # a few leads alone do not decide
     one = (units * now).sum(1) / torch.maximum(now.sum(1), least).clamp(min=1e-6)
     one = _smoothed(one, 0.03 / step)
@@ -131,7 +151,7 @@ def _sharp_beats(sharp: Tensor, step: float) -> Tensor:  # (n, L) -> (n, K) plac
     return at.masked_fill(shadow, _NOWHERE).sort(1).values
 
 # %% ../../nbs/21_beats.ipynb #5b0c9d27
-_BEFORE, _AFTER = 0.3, 0.6  # s around a beat, in which P and T lie
+_BEFORE, _AFTER = 0.3, 0.7  # s around a beat, in which P and T lie
 
 def _usual(slope: Tensor, beats: Tensor, step: float) -> Tensor:  # (n, L), (n, K) places -> (n, M)
     "What lies around every beat as a rule: the median over the beats, widened by 40 ms."
@@ -157,6 +177,7 @@ def _slow_beats(slope: Tensor, shown: Tensor, beats: Tensor, step: float) -> Ten
     like = torch.maximum(_at(usual, zero + since), _at(usual, zero - until))
     ok = (_at(slope, at) > 1.8 * like) & (_at(shown, at) > 0.6)
     ok &= (since * step > 0.25) & (until * step > 0.2)
+    ok &= (at > 0) & (at < slope.shape[1] - 1)  # what is cut there may have its top outside
     return at.masked_fill(~ok, _NOWHERE)
 
 # %% ../../nbs/21_beats.ipynb #5b0c9d28
@@ -169,12 +190,17 @@ def _shown(units: Tensor, votes: Tensor, least: float, step: float) -> Tensor:  
 # from the right QRS is an S wave, whose lowest point is 20 ms later: those decide where there are no others
 _LEFT = torch.tensor([1.] * 6 + [1e-3] * 3 + [0.5, 1, 1])
 
+_REACH, _NEAR = 0.07, 0.05  # s around the middle of QRS in which R is; SD of how much a place counts
+
 def _placed(places: Tensor, waves: Tensor, votes: Tensor) -> Tensor:  # (n, K), (n, 12, 2·L), (n, 12)
-    "Where leads that look from the left swing most within 70 ms: (n, K) samples of the waves, not whole."
+    "Where leads that look from the left swing most near QRS's middle: (n, K) samples, not whole."
     size = torch.einsum("nl,nlt->nt", votes * _LEFT.to(votes.device), waves.square())
-    reach = round(0.07 * 2 * _RATE)
-    start = 2 * places - reach
-    top = start + _at(size, start[..., None] + torch.arange(2 * reach + 1, device=size.device)).argmax(2)
+    reach = round(_REACH * 2 * _RATE)
+    away = torch.arange(-reach, reach + 1, device=size.device)
+    # of two that are as large, R and the S behind it, the same one in each beat
+    weight = torch.exp(-0.5 * (away / (_NEAR * 2 * _RATE)) ** 2)
+    around = _at(size, 2 * places[..., None] + away)
+    top = 2 * places - reach + (around * weight).argmax(2)
     top = top.clamp(1, size.shape[1] - 2)
     left, middle, right = (_at(size, top + k) for k in (-1, 0, 1))
     bend = (left - 2 * middle + right).clamp(max=-1e-12)

@@ -136,7 +136,7 @@ _PARTS = ("ecg", "cmr", "echo", "faults.csv", "echo.csv", "phenotypes.csv")
 def _write_batches(
     batches: Iterable,   # of VirtualPatients
     folder: Path,
-    writers: tuple,      # of COHORT_FORMATS
+    writers: tuple,      # of _COHORT_FORMATS
     spacing: float | None, # mm; None: that of the patients
     total: int | None,   # patients in all, for the progress bar
     instance: int,       # of the visit
@@ -177,6 +177,7 @@ def _put_in_place(written: Path, path: Path):
         if (written/part).exists():
             (written/part).replace(path/part)
 
+# %% ../../nbs/37_writers.ipynb #39df4977
 def refuse_target(path: Path, overwrite: bool):
     "Raises `PtaclError` rather than overwrite anything unasked."
     name = mask_ids(path.name)

@@ -113,6 +113,7 @@ def _write_calls(trainings: dict[str, dict], file: Path, folder: Path) -> None:
     except (OSError, RuntimeError) as e:
         raise PtaclError(f"{folder.name}: what the processes need cannot be written: make room") from e
 
+# %% ../../nbs/59_launch.ipynb #19529257
 @contextmanager
 def _calls(trainings: dict[str, dict], folder: Path) -> Iterator[Path]:
     "A file with the arguments of each training, that lasts as long as the block."
@@ -158,14 +159,12 @@ def fit_in_processes(
     return fit(**run, **options | {"resume": True, "tracker": None})  # reads the model from the last state
 
 # %% ../../nbs/59_launch.ipynb #341a0255
-_BAR = re.compile(r"\d+%\|")           # a move of a progress bar
-_EPOCH = re.compile(r"  epoch \d+/\d+  ")
-
 def _still_to_train(arguments: dict) -> bool:
     "Whether a training has epochs left; one that may go on from its state may have none."
     state = read_state(Path(arguments["folder"])) if arguments.get("resume") else None
     return len((state or {}).get("history", [])) < arguments["epochs"]
 
+# %% ../../nbs/59_launch.ipynb #dceefaae
 def _check_folders(trainings: dict[str, dict]) -> None:
     "Raises `PtaclError` where trainings would write over each other."
     folders = [Path(arguments["folder"]).resolve() for arguments in trainings.values()]
@@ -173,7 +172,10 @@ def _check_folders(trainings: dict[str, dict]) -> None:
         raise PtaclError("trainings side by side need folders of their own", "Give each of them its own")
 
 # %% ../../nbs/59_launch.ipynb #f335e9b7
-def _say(name: str, line: str, lines: list, bar: tqdm) -> None:
+_BAR = re.compile(r"\d+%\|")  # a move of a progress bar
+_EPOCH = re.compile(r"  epoch \d+/\d+  ")
+
+def _show(line: str, lines: list, bar: tqdm) -> None:
     "Keep a line of a training, show it if it is no bar's, and count its epochs."
     if _BAR.search(line) or not line:
         return
@@ -182,6 +184,7 @@ def _say(name: str, line: str, lines: list, bar: tqdm) -> None:
         tqdm.write(line)
     bar.update(bool(_EPOCH.search(line)))
 
+# %% ../../nbs/59_launch.ipynb #c00406a7
 def _train_all(trainings: dict[str, dict], at_once: int, silence: float) -> None:
     "Each in a process of its own. Raises `PtaclError` where one fails, and stops the others."
     lines: dict[str, list] = {name: [] for name in trainings}
@@ -190,10 +193,10 @@ def _train_all(trainings: dict[str, dict], at_once: int, silence: float) -> None
     with _calls(trainings, folder) as call, tqdm(total=epochs, desc="trainings", unit="epoch") as bar:
         module = [sys.executable, "-u", "-m", "ptacl.train.launch", str(call)]
         commands = {name: [*module, name] for name in trainings}
-        for name, said in stream_together(commands, at_once, silence, _environment(at_once)):
-            if isinstance(said, str):
-                _say(name, said, lines[name], bar)
-            elif said:
+        for name, news in stream_together(commands, at_once, silence, _environment(at_once)):
+            if isinstance(news, str):
+                _show(news, lines[name], bar)
+            elif news:
                 why = _why_it_failed("\n".join(lines[name]), 1, Path(trainings[name]["folder"]))
                 raise PtaclError(f"{name}: {why}")
 
