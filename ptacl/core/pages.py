@@ -104,3 +104,21 @@ def _folded(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
                         f"<pre>{html.escape(text)}</pre></details>")
                 cell.outputs[i] = nbformat.v4.new_output("display_data", data={"text/html": page})
     return nb
+
+# %% ../../nbs/09_pages.ipynb #0ba285ed
+# the template breaks lines within words
+_STYLE = "<style>.jp-OutputArea-output pre { word-break: normal; overflow-wrap: anywhere }</style></head>"
+
+
+def write_html(notebook: Path) -> Path:
+    "The executed notebook as one page without code that loads nothing from anywhere."
+    nb = _without_machine(nbformat.read(notebook, 4))
+    nbformat.write(nb, notebook)
+    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,
+                            embed_images=True, mathjax_url="", require_js_url="", jquery_url="",
+                            mermaid_js_url="")
+    page, _ = exporter.from_notebook_node(_folded(_described(nb)), {"metadata": {"name": notebook.stem}})
+    file = notebook.with_suffix(".html")
+    with written_whole(file) as new:
+        new.write_text(page.replace("</head>", _STYLE, 1), encoding="utf-8")
+    return file
