@@ -163,10 +163,6 @@ class Compared:
         view = other_film(batch, self.first, film, self.pair)
         return {name: seen_by(model, view, self.pair) for name, model in self.models.items()}
 
-    def maps_of(self, mv, r_peaks, cine, film: str = "", echo=None) -> dict[str, torch.Tensor]:
-        "Maps of any patients, name -> (B, depths, T, T'), at every depth."
-        return {name: seen[0] for name, seen in self.seen(mv, r_peaks, cine, film, echo).items()}
-
 # %% ../../nbs/70_comparison.ipynb #2888c03b
 @patch
 def use(self: Compared, pair: Pair):
@@ -190,6 +186,12 @@ def maps_under(self: Compared, film: str) -> dict[str, torch.Tensor]: # name -> 
         self._kept[self.pair, film] = {
             name: tuple(map(torch.cat, zip(*(part[name] for part in done)))) for name in self.models}
     return {name: seen[0] for name, seen in self._kept[self.pair, film].items()}
+
+
+@patch
+def maps_of(self: Compared, mv, r_peaks, cine, film: str = "", echo=None) -> dict[str, torch.Tensor]:
+    "Maps of any patients, name -> (B, depths, T, T'), at every depth."
+    return {name: seen[0] for name, seen in self.seen(mv, r_peaks, cine, film, echo).items()}
 
 # %% ../../nbs/70_comparison.ipynb #585a1bc0
 def _drawn_echo(cohort: Cohort, row: int, encoder) -> torch.Tensor: # (F, H, W) uint8

@@ -82,6 +82,7 @@ def r2_draws(train_x, test_x, task: Task, n_boot: int = 1000) -> np.ndarray:  # 
     "That of the linear probe."
     return mean_r2_draws(ols_predict(train_x, task.train_y, test_x), task, n_boot)
 
+# %% ../../nbs/88_scores.ipynb #3c1451a3
 def p5_draws(
     queries,              # (n, P) embeddings of the test patients
     gallery,              # (n, P) of the same, of another modality
@@ -174,6 +175,7 @@ def _comparison_cell(row) -> str:  # of `comparison_table`, as a named tuple
                                difference=True, clear=row.clear)
     return text + "<br>" + difference
 
+# %% ../../nbs/88_scores.ipynb #51ef445c
 def show_comparison(
     table: pd.DataFrame,   # from `comparison_table`
     names: Iterable[str],  # columns that name a row

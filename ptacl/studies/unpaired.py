@@ -134,7 +134,8 @@ def _pseudo_pair_step(
     has = {name: _has(view, name, len(view["index"])) for name in model.names}
     both = has[a] & has[b]
     paired = {name: z[name][both[has[name]]] for name in model.names}
-    parts = [_pseudo_pair_loss(z[name][~both[has[name]]], paired[name], paired[other], model.preset.tau_global)
+    tau = model.preset.tau_global
+    parts = [_pseudo_pair_loss(z[name][~both[has[name]]], paired[name], paired[other], tau)
              for name, other in ((a, b), (b, a)) if (has[name] & ~both).any()]
     if not parts:
         return out

@@ -263,7 +263,9 @@ def _draw_from(seed: int, epoch: int, run: _Run) -> None:
 # %% ../../nbs/58_loop.ipynb #ff7c7ea5
 def _held_out_in_words(held_out: dict) -> str:
     "What held-out patients say after an epoch."
-    words = [f"held-out loss {held_out['loss']:.3f} (chance {held_out['chance']:.3f})"] if "loss" in held_out else []
+    words = []
+    if "loss" in held_out:
+        words.append(f"held-out loss {held_out['loss']:.3f} (chance {held_out['chance']:.3f})")
     if "rank_share" in held_out:
         words.append(f"own film at {held_out['rank_share']:.0%} of the gallery")
     if "probe_r2" in held_out:
