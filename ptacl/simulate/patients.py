@@ -280,9 +280,8 @@ def simulate(
 ) -> VirtualPatients:
     "Patient i of a seed is the same whatever `n`, `start` and the device. Raises `PtaclError`."
     _check_sizes(n, frames, size, start)
-    requested = requested_faults(
-        frames, rhythm, lead_off, hum, missing, spacing, affected, bursts=bursts, swap=swap,
-        gating_shift=gating_shift, gating_jitter=gating_jitter, breathing=breathing)
+    requested = requested_faults(frames, rhythm, lead_off, hum, missing, spacing, affected, bursts=bursts,
+        swap=swap, gating_shift=gating_shift, gating_jitter=gating_jitter, breathing=breathing)
     check_device(device)
     place, streams = torch.device(device), Streams(seed, torch.arange(start, start + n))
     p, f = population(streams), draw_faults(streams, requested, affected)
