@@ -156,7 +156,7 @@ class Compared:
         records = self.cohort.batch(rows, None)
         return records["ecg"], records["r_peaks"], records["cine"]
 
-    def seen(self, mv, r_peaks, cine, film: str = "", echo=None) -> dict[str, tuple]: # name -> as of `seen_by`
+    def seen(self, mv, r_peaks, cine, film: str = "", echo=None) -> dict: # name -> as of `seen_by`
         "What every model says of any patients, whose films may be changed."
         batch = as_batch(mv, r_peaks, cine, self.preset.normalize)
         batch |= {} if echo is None else {"echo": echo}

@@ -75,7 +75,8 @@ def _make_controls(self: AlignmentExplorer):
     tabs = {"Compare": self._compare_tab(), "What if": self._disturb_tab(), "Inside": self._inside_tab(),
             "All patients": self._plane_tab(), "Export": self._export_tab()}
     self.tabs = W.Tab(list(tabs.values()), titles=list(tabs))
-    self.controls = [self.pair, self.group, *self.shown.values(), self.difference, self.softmax, self.temperature,
+    self.controls = [self.pair, self.group, *self.shown.values(), self.difference,
+                     self.softmax, self.temperature,
                      self.target, self.circular, self.shift, self.noise, *self.drop.values(), self.rhythm,
                      self.film, self.depth, self.carries]
     self.defaults = [control.value for control in self.controls]
@@ -421,7 +422,8 @@ def _picture(self: AlignmentExplorer, kind: str) -> bytes: # png or svg
     t = self.page.cell[1]
     shown = min(view["frames"] - 1, t * view["frames"] // view["columns"])
     film = np.frombuffer(view["film"], np.uint8).reshape(view["frames"], view["size"], -1)
-    fig = maps_picture(values, scale, view["title"], film[shown], f"frame {t}", view["state"], axis_words(self.both.pair))
+    axes = axis_words(self.both.pair)
+    fig = maps_picture(values, scale, view["title"], film[shown], f"frame {t}", view["state"], axes)
     told = f"Alignment maps of {view['title']}. {view['state']}".strip()
     return figure_bytes(fig, kind, told)
 

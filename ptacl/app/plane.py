@@ -55,7 +55,9 @@ def _pairs(a: np.ndarray, b: np.ndarray) -> go.Scatter: # (n, 2) each
                       connectgaps=False, showlegend=False)
 
 
-def _cloud(at: np.ndarray, modality: str, symbol: str, colour: pd.Series, label: str, ids: list) -> go.Scatter:
+def _cloud(
+    at: np.ndarray, modality: str, symbol: str, colour: pd.Series, label: str, ids: list
+) -> go.Scatter:
     "One mark for each patient. Grey: not known."
     known = colour.notna().to_numpy()
     shown = f"%{{text}}, {modality}<br>{label} %{{marker.color:.3g}}<extra></extra>"
@@ -107,7 +109,7 @@ def found_sentence(
     opened: int,  # the patient who asks, counted in `both.ids`
     most: int = 5,
 ) -> str:
-    "Whose recordings of the second modality are nearest to a patient's of the first, and where the own one stands."
+    "Whose recordings of the second modality are nearest to a patient's first, and where the own one stands."
     a, b = (torch.nn.functional.normalize(z.float(), dim=1) for z in both.embeddings[name])
     order = (b @ a[opened]).argsort(descending=True, stable=True).tolist()
     first, second = (TITLES[x] for x in both.pair)

@@ -162,7 +162,7 @@ def _title(both: Compared, i: int, record: Record, over) -> str:
     return title
 
 
-def _occlusion_part(model: JointModel, batch: dict, name: str, pair: Pair) -> dict | None: # leads, places: bytes of float32
+def _occlusion_part(model: JointModel, batch: dict, name: str, pair: Pair) -> dict | None: # bytes of float32
     "What carries each cell, for the page; None where there is no heartbeat."
     leads, places = occlusion(model, batch, pair)
     if not leads.isfinite().all():
@@ -177,8 +177,8 @@ _NO_BEAT = ("No heartbeat to cut: fewer than two R-peaks lie in the {seconds:g} 
             "This patient has no map; open another one.")
 _STILL = ("The film stands still at end-diastole, and nothing in it says which moment it is. A ridge that "
           "stays on the diagonal is read from the number of the frame, not from the heart.")
-_ECHO = ("The film is an echo, apical four chambers, of one beat of its own ECG; volume and end-systole below "
-         "are those of the MRI.")
+_ECHO = ("The film is an echo, apical four chambers, of one beat of its own ECG; "
+         "volume and end-systole below are those of the MRI.")
 _ELSEWHERE = (
     "The film begins {by} of {T} moments later, and its frames are put back into their order before they are "
     "compared. A model that sees the heart keeps its ridge on the diagonal; one that counts frames moves it "

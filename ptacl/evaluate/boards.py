@@ -92,8 +92,9 @@ def _seeds_note(measured: pd.DataFrame) -> str:
     once = trained[trained.seeds == 1].method.unique()
     if not (trained.seeds > 1).any():
         return _ONE_SEED
-    lucky = f" Of {', '.join(once)} there is one training, whose own luck is not in them." if len(once) else ""
-    return _SEVERAL_SEEDS + lucky
+    if not len(once):
+        return _SEVERAL_SEEDS
+    return f"{_SEVERAL_SEEDS} Of {', '.join(once)} there is one training, whose own luck is not in them."
 
 def _difference_notes(measured: pd.DataFrame) -> list:
     "How to read differences."

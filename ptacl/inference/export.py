@@ -95,7 +95,7 @@ _FORMATS = {".onnx": (_write_onnx, _run_onnx), ".pt2": (_write_program, _run_pro
 _TOLERANCE = 1e-4 # largest difference of an exported module from the original
 
 
-def _write_and_compare(module: ECGFeatures | FilmFeatures, path: Path) -> float: # largest difference from the original
+def _write_and_compare(module: ECGFeatures | FilmFeatures, path: Path) -> float: # largest difference
     "Write the module, and run what was written on other ECGs and other batch sizes."
     write, load = _FORMATS[path.suffix]
     torch.manual_seed(0)

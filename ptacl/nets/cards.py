@@ -84,7 +84,8 @@ from load_ecg_encoder import load     # needs numpy, onnxruntime, safetensors
 embeddings = load()(ecg)
 ```
 
-Films of a joint model, one beat from 0 (black) to 1, have encoders of their own, `load("cmr")` and `load("echo")`;
+Films of a joint model, one beat from 0 (black) to 1, have encoders of their own,
+`load("cmr")` and `load("echo")`;
 `SHAPES` in the loader says how many frames and pixels.
 
 The kit denoises before it embeds, and this file does not: an ECG that is not denoised gives other numbers."""
@@ -114,7 +115,9 @@ def card_of_training(
     held_out: dict,      # what held-out patients said at the end, as `fit` keeps it; {}: nobody was asked
 ) -> Card:
     "What a training knows of the model that it leaves."
-    shown = {"loss": "held-out loss", "chance": "loss of chance", "rank_share": "own film, share of the gallery",
+    shown = {"loss": "held-out loss", "chance": "loss of chance",
+             "rank_share": "own film, share of the gallery",
              "probe_r2": "linear probe of the ECG, R²"}
-    scores = [Score("held-out patients", label, held_out[key]) for key, label in shown.items() if key in held_out]
+    scores = [Score("held-out patients", label, held_out[key])
+              for key, label in shown.items() if key in held_out]
     return Card(f"{patients:,} patients, {epochs} epochs", (seed,), scores)

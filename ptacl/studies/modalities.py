@@ -167,11 +167,13 @@ def pair_scores_lacking(
     "Phenotypes by all that a test patient has, and the film that it finds, where some lack the echo."
     if not {"ecg", "echo"} <= set(model.names):
         return {}
-    features = [dict(zip(model.names, infer(model.features, model, part))) for part in (task.train, task.test)]
+    features = [dict(zip(model.names, infer(model.features, model, part)))
+                for part in (task.train, task.test)]
     both = [torch.cat([x["ecg"], x["echo"]], 1) for x in features]
     by_both = ols_predict(both[0], task.train_y, both[1])
     by_ecg = ols_predict(features[0]["ecg"], task.train_y, features[1]["ecg"])
-    z = {name: F.normalize(x, dim=1) for name, x in zip(model.names, infer(model.embeddings, model, task.test))}
+    embeddings = infer(model.embeddings, model, task.test)
+    z = {name: F.normalize(x, dim=1) for name, x in zip(model.names, embeddings)}
     found = {}
     for name, lacks in _lack_the_echo(len(task.test)).items():
         without = lacks[:, None].expand(by_both.shape).numpy()

@@ -160,7 +160,8 @@ def _cohort_task(
             "at least 16 and 20 are needed")
     y, test_y = cohort.phenotypes.iloc[rows], cohort.phenotypes.iloc[test_rows]
     constant = _constant_phenotypes(y, name)
-    train = Stream(cohort, rows) if stream else _loaded(cohort, rows, y.assign(**dict.fromkeys(constant, np.nan)), side)
+    known = y.assign(**dict.fromkeys(constant, np.nan))
+    train = Stream(cohort, rows) if stream else _loaded(cohort, rows, known, side)
     test = Pairs(**cohort.load(test_rows)).shrunk(side)
     y, test_y = (table.drop(columns=constant) for table in (y, test_y))
     who = hashlib.blake2b(" ".join(y.index).encode(), digest_size=6).hexdigest()
@@ -176,7 +177,7 @@ def make_task(
     n_test: int | None = None,   # None: N_TEST virtual ones, or the whole split
     seed: int = 0,
     side: int = SIZE,            # pixels of a film's side that are kept: as the preset's encoder takes them
-    stream: bool = False,        # read training patients from the cohort as they are wanted, whatever their number
+    stream: bool = False,        # read training patients from the cohort as they are wanted
     **options,                   # train, test of `virtual_task`
 ) -> Task:
     "Patients that the parameters of a notebook ask for."

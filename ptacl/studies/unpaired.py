@@ -302,7 +302,8 @@ def saving_sentences(saved: pd.DataFrame, all_pairs: int) -> list[str]:  # of `p
             sentences.append(f"{what} saves none that can be shown ({interval}).")
         elif row.needed >= all_pairs:
             sentences.append(
-                f"{what} reaches that of all {all_pairs:,} pairs, and saves {row.saved:,} or more ({interval}).")
+                f"{what} reaches that of all {all_pairs:,} pairs, "
+                f"and saves {row.saved:,} or more ({interval}).")
         else:
             sentences.append(
                 f"{what} reaches what pairs only would with about {row.needed:,}: it saves {interval}.")
