@@ -80,15 +80,15 @@ def find(module, name: str):
     return getattr(module, "fget", None) or getattr(module, "__func__", None) or module
 
 
-def entry(module, name: str, section) -> str:
-    "One name of the reference, as Markdown."
+def entry(module, name: str, section, found: dict) -> str:
+    "One name of the reference, as Markdown; a method under its class, where that is of the same chapter."
     thing = find(module, name)
     shown = re.sub(r"\b\d{5,}\b", lambda n: f"{int(n[0]):_}", str(DocmentText(thing, docstring=False)))  # counts as the kit writes them
     if isinstance(thing, type): shown = "class " + shown.removeprefix("def ")
     doc = re.sub(r"\n +", "\n", (thing.__doc__ or "").strip())
     if doc.startswith(f"{name}("): doc = ""  # what `dataclass` writes where nobody else did
     where = f"*[{section[1]}](#{section[0]})*" if section else ""
-    level = "###" if "." in name else "##"
+    level = "###" if "." in name and name.split(".")[0] in found else "##"
     return f"({module.__name__}.{name})=\n{level} {name}\n\n```python\n{shown}\n```\n\n{doc}\n\n{where}\n"
 
 
@@ -108,7 +108,7 @@ def module_page(file: Path) -> str:
     title, what = re.match(r"# (.+)\n+> (.+)", first).groups()
     head = f"# ptacl.{module}\n\n{what}\n\nThe chapter that defines it: [{title}](../{file.name})."
     loaded = import_module(f"ptacl.{module}")
-    return "\n\n".join([head, constants(found), *(entry(loaded, n, found[n][0]) for n in names)])
+    return "\n\n".join([head, constants(found), *(entry(loaded, n, found[n][0], found) for n in names)])
 
 
 def face() -> str:

@@ -571,7 +571,7 @@ MEET = """
 import ptacl.train.accelerator as t
 from ptacl.core.errors import PtaclError
 t._TIME_LIMIT = 2
-try: t._meet()
+try: t._rendezvous()
 except PtaclError as e: print(e)
 """
 

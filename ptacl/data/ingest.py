@@ -12,6 +12,8 @@ import numpy as np
 import os
 import pandas as pd
 import shutil
+import signal
+import threading
 import torch
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -77,6 +79,18 @@ def _read_part(file: Path, arrays: bool = True) -> tuple | None: # row, ecg, cin
 # %% ../../nbs/43_ingest.ipynb #b777faaa
 _IDLE = 60 # s after which an idle worker goes
 
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    "Processes that are started meanwhile leave Ctrl-C to this one, which ends them."
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
 def shared_out(
     calls: list,  # of joblib.delayed
     workers: int, # processes, this one among them; -1: one for each core
@@ -90,9 +104,10 @@ def shared_out(
     try:
         while waiting:
             function, args, options = waiting.popleft()
-            while waiting and len(under_way) < 2 * others:
-                other, its_args, its_options = waiting.popleft()
-                under_way.add(pool.submit(other, *its_args, **its_options))
+            with _deaf_to_ctrl_c():
+                while waiting and len(under_way) < 2 * others:
+                    other, its_args, its_options = waiting.popleft()
+                    under_way.add(pool.submit(other, *its_args, **its_options))
             yield function(*args, **options)
             done = {future for future in under_way if future.done()}
             under_way -= done

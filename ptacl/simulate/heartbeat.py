@@ -135,6 +135,15 @@ def leads12(
     return torch.cat([one, two, two - one, -(one + two) / 2, one - two / 2, two - one / 2, chest], 1)
 
 # %% ../../nbs/10_heartbeat.ipynb #6f68f508
+def leads_of(
+    vector: Tensor, # (n, C, 3) of the heart
+) -> Tensor:        # (n, 8, C) I, II, V1..V6
+    """What Dower's matrix makes of a vector. Three terms one after the other: on some processors a product
+    of matrices rounds by the number of patients."""
+    leads = DOWER.to(vector.device)
+    terms = [part[:, None] * leads[:, k, None] for k, part in enumerate(vector.unbind(-1))]
+    return terms[0] + terms[1] + terms[2]
+
 def draw_ecg(
     r: Tensor,     # (n, R) s, R-peaks, at least one on each side of the record
     table: tuple,  # what `waves` returns
@@ -146,7 +155,7 @@ def draw_ecg(
     after = torch.searchsorted(r, times.expand(len(r), -1).contiguous(), right=True)
     after = after.clamp(back, r.shape[1] - 1)
     centre, sd, vector = table
-    heights = (vector @ DOWER.T.to(r.device)).transpose(1, 2)  # (n, 8, C)
+    heights = leads_of(vector)  # (n, 8, C)
     out = 0
     for beat in [after - k for k in range(back, -1, -1)]:
         d = (times - r.gather(1, beat))[:, None] - centre[..., None]  # (n, C, N)

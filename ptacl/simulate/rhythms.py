@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 from ..core.presets import FS
-from .heartbeat import DOWER, DURATION, MAX_BEATS, beat_table, frontal, waves
+from .heartbeat import DURATION, MAX_BEATS, beat_table, frontal, leads_of, waves
 
 # %% ../../nbs/11_rhythms.ipynb #5c220ddd
 RHYTHMS = dict(
@@ -68,7 +68,7 @@ def fibrillatory_waves(
     towards_v1 = size.new_tensor([-0.6, 0.2, -0.7])[:, None]  # Frank axes, chosen
     downwards = size.new_tensor([0.1, 0.4, 0.0])[:, None]
     vector = sawtooth(u[:, 3:4])[:, None] * towards_v1 + sawtooth(u[:, 4:5])[:, None] * downwards
-    return DOWER.to(u.device) @ vector
+    return leads_of(vector.transpose(1, 2))
 
 # %% ../../nbs/11_rhythms.ipynb #7e086f14
 def premature(
