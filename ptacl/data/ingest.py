@@ -12,17 +12,12 @@ import numpy as np
 import os
 import pandas as pd
 import shutil
-import signal
-import threading
 import torch
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from filelock import SoftFileLock, Timeout
 from hashlib import blake2b
-from joblib.externals.loky import get_reusable_executor
 from pathlib import Path
 from tqdm import tqdm
 from .. import __version__
@@ -77,46 +72,12 @@ def _read_part(file: Path, arrays: bool = True) -> tuple | None: # row, ecg, cin
         return None
 
 # %% ../../nbs/43_ingest.ipynb #b777faaa
-_IDLE = 60 # s after which an idle worker goes
-
-@contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    "Processes that are started meanwhile leave Ctrl-C to this one, which ends them."
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
 def shared_out(
-    calls: list,  # of joblib.delayed
-    workers: int, # processes, this one among them; -1: one for each core
-) -> Iterator:    # of results, as they are done
-    """Calls on the cores of this machine. This process takes its share: it begins at once,
-    and a process less is started, which costs seconds and a quarter of a gigabyte."""
-    others = min(joblib.effective_n_jobs(workers), len(calls)) - 1
-    pool = get_reusable_executor(others, timeout=_IDLE) if others > 0 else None
-    waiting = deque(calls)
-    under_way = set()
-    try:
-        while waiting:
-            function, args, options = waiting.popleft()
-            with _deaf_to_ctrl_c():
-                while waiting and len(under_way) < 2 * others:
-                    other, its_args, its_options = waiting.popleft()
-                    under_way.add(pool.submit(other, *its_args, **its_options))
-            yield function(*args, **options)
-            done = {future for future in under_way if future.done()}
-            under_way -= done
-            yield from (future.result() for future in done)
-        yield from (future.result() for future in as_completed(under_way))
-    except BaseException: # Ctrl-C, too: nobody writes behind our back
-        if pool:
-            pool.shutdown(kill_workers=True)
-        raise
+    calls: Iterable, # of joblib.delayed
+    workers: int,    # processes; -1: one for each core
+) -> Iterable:       # of results, as they are done
+    "Calls on the cores of this machine."
+    return joblib.Parallel(workers, return_as="generator_unordered")(calls)
 
 # %% ../../nbs/43_ingest.ipynb #b777fab0
 @contextmanager
@@ -447,7 +408,7 @@ def ingest(
     out,                 # the cohort; made, gone on with, or added to
     table=None,          # phenotype table; None: phenotypes.csv or .parquet in the folder
     frames: int = 50,    # of a cine
-    workers: int = -1,   # processes, this one among them; -1: one for each core
+    workers: int = -1,   # processes; -1: one for each core
     cluster=None,        # address of a Dask scheduler, or a distributed.Client, instead of processes
     key=None,            # file with the key of the pseudonyms; None: ~/.config/ptacl/pseudonyms.key
     shares: dict = SHARES, # of the splits
