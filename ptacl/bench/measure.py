@@ -117,6 +117,7 @@ def _peak_of_gpu(f: Callable) -> int: # bytes
     return torch.cuda.max_memory_allocated() - before
 
 def _peak_of_cpu(f: Callable) -> int: # bytes
+    _trim()  # else f may be given memory that was freed before, and no growth is seen
     before = psutil.Process().memory_info().rss
     with _Peak() as memory:
         until = time.perf_counter() + 0.05
@@ -128,7 +129,6 @@ def _peak_of_cpu(f: Callable) -> int: # bytes
 # %% ../../nbs/95_measure.ipynb #da7664fc
 def _peak_mb(f: Callable, device: str = "cpu") -> float:
     "Memory that f needs at most, beyond what is taken already."
-    _trim()
     peak = _peak_of_gpu(f) if device == "cuda" else _peak_of_cpu(f)
     return peak / 2**20
 
