@@ -187,7 +187,7 @@ def test_quarantined_are_tried_again_by_a_newer_kit(raw, take, monkeypatch):
     real = prepare.prepare
     monkeypatch.setattr(ingest_module, "prepare", lambda visit, frames: tried.append(visit.source.id) or real(visit, frames))
     take(raw); assert tried == []
-    monkeypatch.setattr(ingest_module, "__version__", "99.0")
+    monkeypatch.setattr(ingest_module, "KIT_VERSION", "99.0")
     take(raw); assert tried == [IDS[0]]
 
 

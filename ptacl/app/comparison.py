@@ -15,10 +15,10 @@ from itertools import combinations
 from pathlib import Path
 from platformdirs import user_cache_dir
 from tqdm import tqdm
-from .. import __version__
 from ..core.errors import PtaclError
 from ..core.presets import SIZE
 from ..core.privacy import is_virtual
+from ..core.files import KIT_VERSION
 from ..data.cohort import Cohort
 from ..evaluate.alignment import patient_scores
 from ..evaluate.whatif import as_batch, other_film, seen_by
@@ -41,7 +41,7 @@ def shipped_cohort(
     n: int = 60,                      # patients
 ) -> Path:
     "Virtual patients to look at, made at the first call."
-    path = Path(folder or user_cache_dir("ptacl")) / f"virtual-{__version__}-{n}"
+    path = Path(folder or user_cache_dir("ptacl")) / f"virtual-{KIT_VERSION}-{n}"
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

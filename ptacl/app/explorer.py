@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from IPython.display import display
 from fastcore.basics import patch
 from html import escape
-from .. import __version__
 from .asked import Asked, GROUPS, OTHER_RHYTHMS, from_query, pair_title, safe_name
 from .asked import state_words, to_query
 from .comparison import Compared, shipped_cohort, shipped_models
@@ -28,6 +27,7 @@ from .views import LinkedView, PERSONAL, axis_words, figure_bytes, map_table, ma
 from .views import maps_picture, view_of
 from ..core.errors import PtaclError
 from ..core.presets import LEADS
+from ..core.files import KIT_VERSION
 from ..evaluate.figures import standalone
 from ..evaluate.whatif import FILMS, depths
 
@@ -444,7 +444,7 @@ def _file_of(self: AlignmentExplorer, kind: str) -> tuple[str, str, bytes]: # na
         return f"{self.label}.{kind.lower()}", media, self._picture(kind.lower())
     if kind == "HTML":
         warning = PERSONAL.removeprefix("HTML holds ")
-        note = f"ptacl {__version__}; for research, not for clinical use. This file holds {warning}"
+        note = f"ptacl {KIT_VERSION}; for research, not for clinical use. This file holds {warning}"
         return f"{self.label}.html", "text/html", standalone(self.page.view, note).encode()
     if kind == "CSV":
         name, whose = self.label, self.label.split("_")[0]

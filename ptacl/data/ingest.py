@@ -20,9 +20,8 @@ from filelock import SoftFileLock, Timeout
 from hashlib import blake2b
 from pathlib import Path
 from tqdm import tqdm
-from .. import __version__
 from ..core.errors import PtaclError
-from ..core.files import written_whole
+from ..core.files import KIT_VERSION, written_whole
 from ..core.privacy import is_virtual, mask_ids
 from .cohort import Cohort
 from .prepare import Visit, prepare, stamp
@@ -265,7 +264,7 @@ def _to_be_read(cohort: Cohort, visits: list) -> list: # of Visit
     tried = {row.patient: (row.stamp, row.kit) for row in cohort.quarantine.itertuples()}
     changed = [visit for visit in visits if stamps.get(visit.name) != visit.stamp]
     def worth_a_try(visit):
-        return visit.name in mixed or tried.get(visit.name) != (visit.stamp, __version__)
+        return visit.name in mixed or tried.get(visit.name) != (visit.stamp, KIT_VERSION)
     return [visit for visit in changed if worth_a_try(visit)]
 
 def _leaving(

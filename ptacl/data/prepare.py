@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from .. import __version__
 from ..core.errors import PtaclError
 from ..core.logs import keep_traceback
 from ..core.presets import FS, LEADS, SAMPLES, SIZE
 from ..core.privacy import mask_ids
+from ..core.files import KIT_VERSION
 from .dicom import read_cine
 from .ecg_files import read_ecg
 from .recordings import ECG
@@ -257,7 +257,7 @@ def reason_of(
         "reason": mask_ids(reason).rstrip("."),
         "remedy": mask_ids(remedy) or again,
         "stamp": visit.stamp,
-        "kit": __version__,
+        "kit": KIT_VERSION,
     }
 
 # %% ../../nbs/42_prepare.ipynb #1465333e
@@ -274,7 +274,7 @@ def prepare(visit: Visit, frames: int) -> tuple: # row of the table or of the qu
         beats = ecg_facts.pop("beats")
         what = "cine"
         film, spacing, cine_facts = prepare_cine(cine, labels, frames)
-        provenance = {"ecg": ecg_facts, "cine": cine_facts, "spacing": spacing, "kit": __version__,
+        provenance = {"ecg": ecg_facts, "cine": cine_facts, "spacing": spacing, "kit": KIT_VERSION,
                       "checksum": _checksum(visit.source), "stamp": visit.stamp, "folder": visit.folder}
     except Exception as e:
         return reason_of(e, what, visit), None, None

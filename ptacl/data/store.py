@@ -19,9 +19,9 @@ from hashlib import blake2b
 from pathlib import Path
 from zarr.codecs import Crc32cCodec
 from zarr.storage import FsspecStore, LocalStore
-from .. import __version__
 from ..core.errors import PtaclError
 from ..core.presets import FS, LEADS, PHENOTYPES, SAMPLES, SCOPES, SIZE, SPACING
+from ..core.files import KIT_VERSION
 from .tables import COVARIATES
 from ..signal.ecg import divisor, stats_of_leads
 
@@ -253,7 +253,7 @@ def create_store(
     attributes = {
         "title": "ptacl cohort",
         "format": _FORMAT,
-        "kit": __version__,
+        "kit": KIT_VERSION,
         "patients": 0,
         "generation": 0,
         "changing": [],
@@ -341,7 +341,7 @@ def commit(self: Store,
     quarantine = self.quarantine if quarantine is None else quarantine
     _small_array(group, "quarantine", quarantine[list(QUARANTINE)].to_numpy(str), str, columns=QUARANTINE)
     changing = sorted(set(self.changing) & set(table["id"]) - self._fresh)
-    own = {"patients": len(table["id"]), "generation": generation, "kit": __version__, "changing": changing}
+    own = {"patients": len(table["id"]), "generation": generation, "kit": KIT_VERSION, "changing": changing}
     self._say(self.attributes | own | attributes)
     self.__init__(self.path, write=True)
     self.tidy()

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from torch import Tensor, nn
-from .. import __version__
 from ..core.errors import PtaclError
+from ..core.files import KIT_VERSION
 from .embedding import ECGFeatures
 from .outputs import check_output, output_file
 from .prediction import fingerprint
@@ -65,7 +65,7 @@ def _write_onnx(module: ECGFeatures | FilmFeatures, ecg: Tensor, path: Path):
     program.model.metadata_props.update({
         "preset": module.encoder.preset.name,
         "model": fingerprint(module),
-        "kit": __version__,
+        "kit": KIT_VERSION,
         module.key: module.takes,
     })
     program.save(path)

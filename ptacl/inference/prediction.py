@@ -17,9 +17,9 @@ from hashlib import blake2b
 from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from .. import __version__
 from ..core.errors import PtaclError
 from ..core.presets import PHENOTYPES
+from ..core.files import KIT_VERSION
 from ..data.cohort import Cohort, Stream
 from ..evaluate.regression import ols_predict
 from .embedding import ECGFeatures, Written, transform
@@ -65,7 +65,7 @@ def _fit_probe(
     weight = at[1:] - offset
     predicted = np.asarray(x_val, float) @ weight + offset
     residuals = np.sort(np.abs(y_val.to_numpy(float) - predicted), axis=0)
-    origin = {"train": len(x), "val": len(x_val), "kit": __version__}
+    origin = {"train": len(x), "val": len(x_val), "kit": KIT_VERSION}
     return Probe(list(y), weight, offset, residuals, origin | about)
 
 # %% ../../nbs/77_prediction.ipynb #5b1730c5

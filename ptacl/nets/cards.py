@@ -11,9 +11,9 @@ import math
 from dataclasses import dataclass, field
 from torch import nn
 from typing import Any, cast
-from .. import __version__
 from ..core.presets import FS, LEADS, SAMPLES
 from ..core.privacy import mask_ids
+from ..core.files import KIT_VERSION
 
 # %% ../../nbs/53_cards.ipynb #3eac5695
 @dataclass
@@ -96,7 +96,7 @@ def card_text(model: nn.Module, card: Card, name: str = "model", exported: bool 
     weights = sum(p.numel() for p in model.parameters())
     sections = {
         "Model": [f"{config['kind']}, preset `{config['preset']['name']}`, {weights:,} parameters, "
-                  f"ptacl {__version__}."],
+                  f"ptacl {KIT_VERSION}."],
         "Data": [card.data + "." if card.data else "Not stated."],
         "Seeds": [", ".join(map(str, card.seeds)) or "Not stated."],
         "Scores": _score_lines(card.scores),

@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tqdm import tqdm
-from .. import __version__
 from ..core.errors import PtaclError
 from ..core.presets import FS, PHENOTYPES, SAMPLES, SIZE, SPACING
+from ..core.files import KIT_VERSION
 from ..data.cohort import Cohort
 from ..data.prepare import beats_of, verdict_on
 from ..data.splits import SHARES
@@ -82,7 +82,7 @@ def _row(patients: VirtualPatients, k: int, prepared: _Prepared, beats: tuple) -
         "ecg": {"format": "virtual"},
         "cine": {"format": "virtual"},
         "spacing": (10.0, mm, mm),
-        "kit": __version__,
+        "kit": KIT_VERSION,
         "truth": _truth_of(patients, k),
     }
     return {
@@ -99,7 +99,7 @@ def _row(patients: VirtualPatients, k: int, prepared: _Prepared, beats: tuple) -
 def _quarantined(patients: VirtualPatients, k: int, error: PtaclError) -> dict: # a row of the quarantine
     "Why patient k is not in the cohort."
     reason = error.reason.removeprefix("ECG 0: ").rstrip(".")  # there is but one
-    values = patients.phenotypes.index[k], "ECG", reason, error.remedy.rstrip("."), "", __version__
+    values = patients.phenotypes.index[k], "ECG", reason, error.remedy.rstrip("."), "", KIT_VERSION
     return dict(zip(QUARANTINE, values))
 
 # %% ../../nbs/44_virtual_cohorts.ipynb #4482d08b

@@ -122,9 +122,9 @@ def trained_arm(
     if not bool((there[there > 1] == len(names)).all()):  # otherwise nobody who is left lacks anything
         data = data.with_extra(**{name: x[there > 1] for name, x in own.items()})
     build = partial(start_modalities, preset, names, {name: encoders[name] for name in names})
-    where = f"{'_'.join(names)}-{round(100 * share)}"
-    budget = preset.epochs_joint, preset.lr_joint
-    return run_phase(where, build, joint_step, data, preset, *budget, seed, folder)
+    where = f"{'_'.join(names)}-{100 * share:g}"
+    epochs = round(preset.epochs_joint * len(task.train) / len(data))  # as many steps as with everybody
+    return run_phase(where, build, joint_step, data, preset, epochs, preset.lr_joint, seed, folder)
 
 # %% ../../nbs/90_modalities.ipynb #b6542bd2
 def _between(pair: Pair, joined: str) -> str:
@@ -187,11 +187,12 @@ def pair_scores_lacking(
 def _verdict(row) -> str:
     "A paired difference in words."
     if not row.clear:
-        return "does not clearly change"
-    return "raises" if row.difference > 0 else "lowers"
+        return "is not clearly another"
+    return "is higher" if row.difference > 0 else "is lower"
 
 def trimodal_answer(
-    table: pd.DataFrame,  # of `comparison_table`: modalities, lacking, score …, of all three minus ECG + CMR
+    table: pd.DataFrame,  # of `comparison_table`: modalities, lacking, score …, of all three minus the reference
+    reference: str = "ECG + CMR",  # one of ARMS
 ) -> list[str]:
     "What a third modality is worth, in one sentence for each share of patients who lack one."
     answers = []
@@ -200,8 +201,8 @@ def trimodal_answer(
         parts = []
         for row in group.itertuples():
             what = "the R² of the ECG's probe" if row.score == "R2" else row.score
-            parts.append(f"{_verdict(row)} {what} ({row.value:.3f}; {row.difference:+.3f}, "
+            parts.append(f"{what} {_verdict(row)} ({row.value:.3f}; {row.difference:+.3f}, "
                          f"{row.difference_lo:+.3f} to {row.difference_hi:+.3f})")
-        answers.append(f"Where {share} of the patients lack one modality, an echo beside ECG and CMR "
-                       f"{', '.join(parts)}.")
+        answers.append(f"Where {share} of the patients lack one modality, ECG, CMR and echo together, against {reference}: "
+                       f"{'; '.join(parts)}.")
     return answers

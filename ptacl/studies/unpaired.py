@@ -189,7 +189,7 @@ def smp(
 ) -> dict:             # name -> encoder
     "Encoders that were pre-trained on the recordings there are, in the same number of steps."
     both, ecgs, films = groups_of(len(task.train), share, seed)
-    label = f"{'all' if unpaired else 'pairs'}-{round(100 * share)}"
+    label = f"{'all' if unpaired else 'pairs'}-{100 * share:g}"
     encoders = {}
     for name, alone in (("ecg", ecgs), ("cmr", films)):
         rows = torch.cat([both, alone]) if unpaired else both
@@ -232,7 +232,7 @@ def trained_way(
         kind = InModal if way == "in-modal contrast" else JointModel
     def build() -> JointModel:
         return begun_from(kind(preset, ("ecg", "cmr")), encoders)
-    where = f"{way.replace(' ', '_')}-{round(100 * share)}"
+    where = f"{way.replace(' ', '_')}-{100 * share:g}"
     budget = preset.epochs_joint, preset.lr_joint
     return run_phase(where, build, step, data, replace(preset, batch_size=data.batch), *budget, seed, folder)
 
