@@ -199,7 +199,7 @@ workshop = Preset(
     size=48, cmr_patch=(2, 16, 16), cmr_layers=0, cmr_mask=0.75,
     width=128, heads=4, mlp_ratio=2, pos_std=0.2, decoder_width=64, frozen_layers=0, proj_dim=64,
     projection="mlp", cmr_pool="cycle",
-    sigma=0.0, circular=True, tau_global=0.1, tau_local=0.1, centred=True, any_start=True, augment=0.1,
+    sigma=0.0, circular=True, tau_global=0.1, tau_local=0.1, centred=True, any_start=True, augment=0.3,
     batch_size=64, lr_mae=2e-3, lr_joint=2e-3, lr_tune=2e-3, epochs_mae=3, epochs_joint=8)
 laptop = replace(workshop, name="laptop", epochs_joint=9)  # of twice the patients
 
