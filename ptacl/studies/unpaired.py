@@ -21,9 +21,10 @@ from ..data.pairs import Pairs
 from ..evaluate.intervals import difference_columns
 from ..nets.joint import Batch, JointModel, begun_from, encoded, loss_of_pairs
 from ..nets.losses import cosine
+from ..nets.mae import MAE
 from ..rivals.methods import run_phase
 from ..rivals.simclr import InModal, nt_xent
-from .modalities import pretrained
+from .modalities import autoencoder
 from .tasks import Task
 from ..train.steps import augmented_view, joint_step
 
@@ -186,17 +187,17 @@ def smp(
     unpaired: bool,    # their recordings, too
     seed: int,
     folder,
-) -> dict:             # name -> encoder
-    "Encoders that were pre-trained on the recordings there are, in the same number of steps."
+) -> dict[str, MAE]:  # by modality
+    "Masked autoencoders of the recordings there are, in the same number of steps."
     both, ecgs, films = groups_of(len(task.train), share, seed)
     label = f"{'all' if unpaired else 'pairs'}-{100 * share:g}"
-    encoders = {}
+    autoencoders = {}
     for name, alone in (("ecg", ecgs), ("cmr", films)):
         rows = torch.cat([both, alone]) if unpaired else both
         data = _Rounds(task.train, [rows], [preset.batch_size], _steps(task, preset))
         own = replace(preset, batch_size=data.batch)
-        encoders[name] = pretrained(name, data, own, seed, folder, f"mae_{name}-{label}")
-    return encoders
+        autoencoders[name] = autoencoder(name, data, own, seed, folder, f"mae_{name}-{label}")
+    return autoencoders
 
 # %% ../../nbs/90_unpaired.ipynb #8208c300
 def _mixed(task: Task, preset: Preset, share: float, seed: int) -> _Rounds:
@@ -214,7 +215,7 @@ def trained_way(
     way: str,         # one of WAYS
     task: Task,
     preset: Preset,
-    encoders: dict,   # of `smp`
+    autoencoders: dict[str, MAE],  # of `smp`
     share: float,     # of the patients, who are paired
     seed: int,
     folder,
@@ -231,7 +232,7 @@ def trained_way(
         step = _pseudo_pair_step if way == "pseudo-pairs" else _in_modal_step
         kind = InModal if way == "in-modal contrast" else JointModel
     def build() -> JointModel:
-        return begun_from(kind(preset, ("ecg", "cmr")), encoders)
+        return begun_from(kind(preset, ("ecg", "cmr")), {name: mae.encoder for name, mae in autoencoders.items()})
     where = f"{way.replace(' ', '_')}-{100 * share:g}"
     budget = preset.epochs_joint, preset.lr_joint
     return run_phase(where, build, step, data, replace(preset, batch_size=data.batch), *budget, seed, folder)
