@@ -235,4 +235,5 @@ def test_mne_from_a_file_and_braindecode_sets(raw_of, signals, saved, tmp_path):
     sets = SimpleNamespace(datasets=[SimpleNamespace(raw=raw, description={"subject": ID}), SimpleNamespace(raw=raw)])
     done = embed(sets, ECGFeatures(PTACL(tiny).eval()), tmp_path / "e.csv", workers=1)
     assert list(pd.read_csv(done.path).recording) == ["ecg-00001-1", "ecg-00001-2"]
+    np.testing.assert_allclose(ECGEmbedder(saved).fit_transform(sets), np.repeat(expected, 2, 0), atol=1e-3)
     assert _small_model().is_dir()

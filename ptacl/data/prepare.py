@@ -23,6 +23,7 @@ from .ecg_files import read_ecg
 from .recordings import ECG
 from .sources import Source
 from .store import to_counts
+from .wfdb_records import record_files
 from ..signal.beats import FoundBeats, find_beats
 from ..signal.sure_beats import judge_beats, rhythm_of
 from ..signal.cmr import middle_slice, preprocess as preprocess_cine
@@ -145,8 +146,7 @@ def _parts_of(path: Path) -> list: # of paths
     if path.is_dir():
         return sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith("."))
     if path.suffix.lower() == ".hea":
-        signals = [path.with_suffix(suffix) for suffix in (".dat", ".mat", ".atr")]
-        return [path, *(f for f in signals if f.exists())]
+        return record_files(path)
     told = path.with_suffix(".json") # what an array does not say of itself
     return [path, told] if told.is_file() else [path]
 

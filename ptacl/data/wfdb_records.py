@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 import wfdb
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from ..core.errors import PtaclError
@@ -275,3 +276,25 @@ def is_wfdb(path: Path, start: bytes) -> bool: # how the file begins
     suffix = path.suffix.lower()
     other = suffix == ".mat" and start.startswith((b"MATLAB", b"\x89HDF")) and not _wfdb_header(path).exists()
     return (suffix in _WFDB_SUFFIXES and not other) or (not path.exists() and Path(f"{path}.hea").exists())
+
+# %% ../../nbs/30_wfdb_records.ipynb #b4ec0132
+def _named_by(header: Path) -> list: # of paths
+    "Signal files or headers of segments that a header names and that are there."
+    try:
+        first, *lines = _header_lines(header)
+        ending = ".hea" if _record_line(first)[0] else ""
+    except PtaclError:
+        return []
+    found = []
+    for words in lines:
+        with suppress(PtaclError):
+            found.append(_beside(header.parent, words[0] + ending))
+    return found
+
+def record_files(header: Path) -> list: # of paths
+    "The files of a record that are there: its header, those of its segments, signals, marks."
+    named = _named_by(header)
+    segments = [file for file in named if file.suffix == ".hea"]
+    further = [file for segment in segments for file in _named_by(segment)]
+    beside = [header.with_suffix(suffix) for suffix in (".dat", ".mat", ".atr")]
+    return list(dict.fromkeys(file for file in [header, *named, *further, *beside] if file.is_file()))

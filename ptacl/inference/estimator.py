@@ -42,15 +42,18 @@ def _module(
 
 # %% ../../nbs/79_estimator.ipynb #f8367f2e
 def _is_listing(X) -> bool: # X: what was given to fit or transform
-    "Whether X is a list of recordings, rather than of numbers."
+    "Whether X is a list or a data set of recordings, rather than of numbers."
+    if hasattr(X, "datasets"):  # a data set of braindecode, which is no list
+        return True
     one_axis = isinstance(X, list | tuple | pd.Series) or (isinstance(X, np.ndarray) and X.ndim == 1)
     return one_axis and len(X) > 0 and all(isinstance(x, str | os.PathLike) or is_open(x) for x in X)
 
 def _found(X) -> list: # of Path and OpenECG, one for each of X
-    "The recordings of a list. Raises `PtaclError` where one of them is several."
-    found = places(list(X))
-    if len(found) != len(X):
-        raise PtaclError(f"{len(X)} things hold {len(found)} recordings", "Give one recording in each row.")
+    "The recordings of a list or a data set. Raises `PtaclError` where one of them is several."
+    things = list(getattr(X, "datasets", X))
+    found = places(things)
+    if len(found) != len(things):
+        raise PtaclError(f"{len(things)} things hold {len(found)} recordings", "Give one recording in each row.")
     folders = [place for place in found if isinstance(place, Path) and place.is_dir()]
     if folders:
         reason = f"{len(folders)} of the rows are folders"
