@@ -20,7 +20,8 @@ _HOMES = {
     "nets.mae": ("MAE",),
     "nets.losses": (
         "alignment_matrix", "global_contrastive_loss", "local_contrastive_loss", "cosine_local_loss", "ptacl_loss"),
-    "nets.joint": ("PTACL", "from_pretrained"),
+    "nets.joint": ("PTACL",),
+    "nets.weights": ("from_pretrained",),
     "inference.cards": ("save_pretrained",),
     "inference.estimator": ("ECGEmbedder",),
     "train.loop": ("fit",),

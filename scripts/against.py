@@ -103,7 +103,8 @@ cli = take("ptacl.app.cli.__file__", "ptacl.cli.__file__")
 module = "ptacl.app.cli" if Path(cli).parent.name == "app" else "ptacl.cli"
 get_preset = take("ptacl.core.presets.get_preset", "ptacl.presets.get_preset")
 start = take("ptacl.bench.training.start_model", "ptacl.bench.start")
-save_weights = take("ptacl.nets.joint.save_weights", "ptacl.nets.joint.save_pretrained", "ptacl.model.save_pretrained")
+save_weights = take("ptacl.nets.weights.save_weights", "ptacl.nets.joint.save_weights", "ptacl.nets.joint.save_pretrained",
+                    "ptacl.model.save_pretrained")
 save_weights(start("joint", get_preset("workshop")).eval(), out / "model")
 files = [data / "wfdb"] if RECORDS == 0 else sorted((data / "wfdb").rglob("*.hea"))[:RECORDS]
 command = [sys.executable, "-c", f"from {module} import app; app()", "embed", *map(str, files), "--model", str(out / "model"),

@@ -44,7 +44,8 @@ from ptacl.data.pairs import Pairs, film_bytes
 from ptacl.evaluate.alignment import alignment_scores, cosine_maps
 from ptacl.evaluate.scoreboard import table1, table2
 from ptacl.nets.encoders import CMREncoder, ECGEncoder
-from ptacl.nets.joint import PTACL, from_pretrained, save_weights, start_joint
+from ptacl.nets.joint import PTACL, start_joint
+from ptacl.nets.weights import from_pretrained, save_weights
 from ptacl.evaluate.retrieval import contrast
 from ptacl.nets.mae import MAE
 from ptacl.signal.beats import find_beats

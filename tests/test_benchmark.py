@@ -24,8 +24,9 @@ from ptacl.inference import benchmark
 from ptacl.inference.benchmark import _auroc, probe_labels, probe_text, _r_squared, _split_recordings, _untrained
 from ptacl.inference.cards import Card, Score, card_of_result, card_text, save_pretrained
 from ptacl.inference.embedding import ECGFeatures
-from ptacl.nets.joint import PTACL, from_pretrained
-from ptacl.nets.joint import save_weights
+from ptacl.nets.joint import PTACL
+from ptacl.nets.weights import from_pretrained
+from ptacl.nets.weights import save_weights
 from ptacl.simulate.ecg_tasks import write_ecg_task, write_like_ptbxl
 
 tiny = replace(workshop, width=16, heads=2, proj_dim=8)

@@ -29,7 +29,8 @@ from ptacl.core.errors import PtaclError
 from ptacl.studies.experiments import run_experiment
 from ptacl.train.finetune import load_tuned
 from ptacl.rivals.methods import load_method
-from ptacl.nets.joint import PTACL, from_pretrained, joint_loss, save_weights, start_joint
+from ptacl.nets.joint import PTACL, joint_loss, start_joint
+from ptacl.nets.weights import from_pretrained, save_weights
 from ptacl.core.presets import paper_regression
 from ptacl.nets.mae import MAE
 from ptacl.train.loop import fit

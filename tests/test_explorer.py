@@ -39,7 +39,8 @@ from ptacl.app.records import judged, recorded
 from ptacl.app.serving import serve
 from ptacl.app.views import map_values, view_of
 from ptacl.evaluate.figures import asset, standalone
-from ptacl.nets.joint import JointModel, PTACL, save_weights
+from ptacl.nets.joint import JointModel, PTACL
+from ptacl.nets.weights import save_weights
 from ptacl.core.presets import paper_regression, workshop
 from ptacl.simulate.echo_films import simulate_echo_films
 from ptacl.simulate.patients import simulate

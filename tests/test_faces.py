@@ -25,7 +25,8 @@ from ptacl.core.presets import LEADS, workshop
 from ptacl.data.ecg_external import OpenECG, Samples
 from ptacl.inference.embedding import ECGFeatures, embed
 from ptacl.inference.estimator import ECGEmbedder, _small_model
-from ptacl.nets.joint import PTACL, save_weights
+from ptacl.nets.joint import PTACL
+from ptacl.nets.weights import save_weights
 from ptacl.simulate.patients import simulate
 
 tiny = replace(workshop, width=16, heads=2, proj_dim=8)

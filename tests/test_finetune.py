@@ -14,7 +14,8 @@ from ptacl.nets.encoders import CMREncoder, ECGEncoder
 from ptacl.core.errors import PtaclError
 from ptacl.train.finetune import AttentionPool, Tuned, attention_map, finetune, load_tuned, masked_error, predict
 from ptacl.train.finetune import supervised, _training_view, tune_step, with_targets
-from ptacl.nets.joint import PTACL, from_pretrained
+from ptacl.nets.joint import PTACL
+from ptacl.nets.weights import from_pretrained
 from ptacl.core.presets import paper_regression
 from ptacl.evaluate.scoreboard import table1, table2
 from ptacl.data.pairs import Pairs

@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import ptacl.nets.joint
+import ptacl.nets.weights
 from ptacl.nets.encoders import Block, CMREncoder, ECGEncoder
 from ptacl.core.errors import PtaclError
 from ptacl.nets.mae import MAE, patchify, random_mask, unpatchify
-from ptacl.nets.joint import PTACL, centre_view, from_pretrained, joint_loss, save_weights, start_joint
+from ptacl.nets.joint import PTACL, centre_view, joint_loss, start_joint
+from ptacl.nets.weights import from_pretrained, save_weights
 from ptacl.core.presets import PRESETS, paper_regression, paper_retrieval, workshop
 from ptacl.train.optimiser import make_optimizer
 from ptacl.nets.joint import turned_view
@@ -328,7 +329,7 @@ def cut_off(saved, monkeypatch):
     "Save over `saved`, interrupted while the weights are written."
     def stop(model, file): open(file, "wb").write(b"half"); raise Interrupted
     with monkeypatch.context() as m:
-        m.setattr(ptacl.nets.joint, "save_model", stop)
+        m.setattr(ptacl.nets.weights, "save_model", stop)
         with pytest.raises(Interrupted): save_weights(MAE(CMREncoder(tiny)), saved)
 
 

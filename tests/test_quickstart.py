@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from ptacl.app.cli import app
 from ptacl.core.errors import PtaclError
 from ptacl.studies.experiments import check_parameters, find_experiment, parameters_of
-from ptacl.nets.joint import PTACL, from_pretrained
+from ptacl.nets.joint import PTACL
+from ptacl.nets.weights import from_pretrained
 from ptacl.core.presets import PHENOTYPES
 
 pytestmark = pytest.mark.xdist_group("quickstart")  # the run is shared by the tests below, so they belong on one worker

@@ -35,7 +35,8 @@ from ptacl.nets.losses import global_contrastive_loss, local_contrastive_loss
 from ptacl.studies.experiments import run_experiment
 from ptacl.rivals.methods import METHODS, train_method
 from ptacl.rivals.mmcl import MMCL
-from ptacl.nets.joint import from_pretrained, joint_loss
+from ptacl.nets.joint import joint_loss
+from ptacl.nets.weights import from_pretrained
 from ptacl.nets.trimodal import start_modalities
 from ptacl.core.presets import PHENOTYPES
 from ptacl.rivals.simclr import SimCLR, nt_xent

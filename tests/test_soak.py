@@ -142,7 +142,8 @@ class Soak:
         from ptacl.inference.embedding import ECGFeatures, embed
         from ptacl.inference.prediction import load_probe, predict_phenotypes, probe_cohort, save_probe
         from ptacl.inference.screening import in_order
-        from ptacl.nets.joint import PTACL, from_pretrained
+        from ptacl.nets.joint import PTACL
+        from ptacl.nets.weights import from_pretrained
         module, out = ECGFeatures(from_pretrained(self.folder / "run" / "model")), self.folder / "out"
         out.mkdir(exist_ok=True); paths = [*self.whole, self.spoil(k)]
         probe = load_probe(save_probe(probe_cohort(module, self.cohort), out / "p.safetensors"), module)

@@ -16,7 +16,8 @@ import ptacl.train.optimiser
 from ptacl.signal.augment import CMRAugment
 from ptacl.core.errors import PtaclError
 from ptacl.nets.mae import MAE
-from ptacl.nets.joint import PTACL, from_pretrained
+from ptacl.nets.joint import PTACL
+from ptacl.nets.weights import from_pretrained
 from ptacl.data.pairs import Pairs
 from ptacl.train.checkpoint import load_state
 from ptacl.train.loop import fit, infer

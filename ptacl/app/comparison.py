@@ -22,7 +22,8 @@ from ..core.files import KIT_VERSION
 from ..data.cohort import Cohort
 from ..evaluate.alignment import patient_scores
 from ..evaluate.whatif import as_batch, other_film, seen_by
-from ..nets.joint import JointModel, MODALITIES, Pair, from_pretrained, stored_kind
+from ..nets.joint import JointModel, MODALITIES, Pair
+from ..nets.weights import from_pretrained, stored_kind
 from ..simulate.cohorts import write_virtual
 from ..simulate.echo_films import simulate_echo_films
 from ..simulate.patients import simulate

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from .. import __version__
 from .errors import PtaclError
 
 # %% ../../nbs/03_files.ipynb #10c46e7b
@@ -44,14 +43,14 @@ def _git_state() -> str:
     return commit + ("+changes" if changed else "")
 
 # %% ../../nbs/03_files.ipynb #b40cb1b8
-KIT_VERSION = __version__  # for all that is written down; only this room looks up at the package's face
-
 def _version_of(package: str) -> str:
     "Where the kit runs from its folder, not every package that it names must be there."
     try:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+KIT_VERSION = _version_of("ptacl")  # stands in all that is written down
 
 def versions() -> dict:
     "Versions, git state and number of cores."

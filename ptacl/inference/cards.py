@@ -17,7 +17,7 @@ from .embedding import ECGFeatures
 from .export import FilmFeatures, export_encoder
 from .prediction import fingerprint
 from ..nets.cards import Card, Score, card_text
-from ..nets.joint import model_folder, save_weights
+from ..nets.weights import model_folder, save_weights
 
 # %% ../../nbs/79_cards.ipynb #bc1f944f
 def _scores_in(table: dict, what: str, names: Iterable) -> list[Score]: # table: name -> score -> number

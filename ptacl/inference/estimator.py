@@ -21,7 +21,7 @@ from ..core.presets import FS, LEADS
 from ..data.ecg_external import OpenECG, Samples, is_open, places
 from .embedding import ECGFeatures, encode, on_device
 from .prediction import fingerprint
-from ..nets.joint import from_pretrained
+from ..nets.weights import from_pretrained
 
 # %% ../../nbs/79_estimator.ipynb #ff569497
 def _small_model() -> Path: # a folder

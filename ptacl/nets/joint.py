@@ -4,31 +4,23 @@
 
 # %% auto #0
 __all__ = ['Batch', 'View', 'turn_name', 'centre_view', 'turned_view', 'JointModel', 'PTACL', 'joint_loss', 'begun_from',
-           'start_joint', 'save_weights', 'load_model', 'from_pretrained']
+           'start_joint']
 
 # %% ../../nbs/53_ptacl.ipynb #daaff021
-import json
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from itertools import combinations
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from ..signal.augment import centre_crop, centre_film
 from ..signal.beats import segment_beats
 from ..signal.echo import ECHO_FRAMES
 from .encoders import CMREncoder, EchoEncoder, ECGEncoder, TokenEncoder
-from ..core.devices import check_device
 from ..core.errors import PtaclError
 from ..core.distributed import BatchNorm, distributed, total
 from .losses import cosine_local_loss, global_contrastive_loss, local_contrastive_loss, ptacl_loss
-from .mae import MAE
 from ..core.presets import Preset
 
 # %% ../../nbs/53_ptacl.ipynb #497240d2
@@ -473,152 +465,3 @@ def start_joint(
     """A joint model from copies of pre-trained encoders; without any, nothing is frozen.
     Raises `PtaclError` on those of other sizes or inputs."""
     return begun_from(PTACL(preset), {"ecg": ecg, "cmr": cmr}, freeze)
-
-# %% ../../nbs/53_ptacl.ipynb #2d08f97e
-_MODEL_FILES = {  # of a model; the last ones are those of one that is handed on
-    "config.json", "model.safetensors", "README.md", "load_ecg_encoder.py",
-    *(f"{name}_encoder.onnx" for name in MODALITIES)}
-
-def _check_place(folder: Path):
-    "Refuse to write a model over something else. Raises `PtaclError`."
-    if not folder.exists():
-        return
-    if folder.is_dir() and {file.name for file in folder.iterdir()} <= _MODEL_FILES:
-        return
-    raise PtaclError(
-        f"{folder.name} holds something else than a model and is left as it is: give another folder")
-
-def _exchange(new: Path, folder: Path, old: Path) -> Path:
-    "Put the folder `new` in the place of `folder`, which goes to `old`, or comes back where that fails."
-    if folder.exists():
-        folder.rename(old)
-    try:
-        return new.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-
-@contextmanager
-def model_folder(folder: str | Path) -> Iterator[Path]:  # a new one, or that of a model
-    """A new folder to be filled, which then takes the place of `folder`, whole or not at all.
-    Raises `PtaclError` where there is something else."""
-    folder = Path(folder)
-    _check_place(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as tmp:
-        new = Path(tmp) / "new"
-        new.mkdir()
-        yield new
-        _exchange(new, folder, Path(tmp) / "old")
-
-# %% ../../nbs/53_ptacl.ipynb #1a254fd4
-def save_weights(
-    model: nn.Module,    # with a `config`
-    folder: str | Path,  # a new one, or that of a model
-    card: str = "",      # text that goes beside them
-) -> Path:
-    """Write weights and config into `folder`, replacing a model that is there.
-    Raises `PtaclError` where there is something else."""
-    folder = Path(folder)
-    with model_folder(folder) as new:
-        try:
-            save_model(model, str(new / "model.safetensors"))
-            (new / "config.json").write_text(json.dumps(model.config, indent=1), encoding="utf-8")
-            if card:
-                (new / "README.md").write_text(card, encoding="utf-8")
-        except (OSError, SafetensorError) as e:
-            raise PtaclError(
-                f"cannot write the model to {folder.name} ({e}): "
-                "make room on the disk; what was there is intact") from e
-    return folder
-
-# %% ../../nbs/53_ptacl.ipynb #0d13b1c1
-def _why_no_model(folder: Path, error: Exception) -> str:  # what to do, as the end of a message
-    "What is wrong with a folder that gives no model."
-    config, weights = folder / "config.json", folder / "model.safetensors"
-    if (folder / "model" / "config.json").is_file():
-        return f"it is the folder of a run. Give {folder.name}/model"
-    if not config.is_file() or not weights.is_file():
-        return "expected config.json and model.safetensors as written by save_pretrained"
-    if isinstance(error, SafetensorError):
-        return "model.safetensors is damaged or cut short. Copy it again"
-    if isinstance(error, RuntimeError):
-        return ("its weights are not those of the preset in its config.json. "
-                "Put the config.json back that was written with them")
-    if isinstance(error, PtaclError):
-        return f"its config.json is none ({error}). Copy it again"
-    detail = error if isinstance(error, KeyError | TypeError) else type(error).__name__
-    return (f"its config.json is damaged or of another version of the kit ({detail}). "
-            "Copy it again, or update ptacl")
-
-# %% ../../nbs/53_ptacl.ipynb #b23d85b9
-Builder = Callable[..., nn.Module]  # (preset, **what else the config holds) -> model
-
-BUILDERS: dict[str, Builder] = {
-    "PTACL": PTACL,
-    "Joint": JointModel,
-    "MAE-ECG": lambda preset: MAE(ECGEncoder(preset)),
-    "MAE-CMR": lambda preset: MAE(CMREncoder(preset)),
-    "MAE-Echo": lambda preset: MAE(EchoEncoder(preset)),
-}
-
-def stored_kind(folder: str | Path) -> str:  # "" where that is not known
-    "The kind of a stored model, also of one that nothing here can build."
-    try:
-        return str(json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["kind"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-
-# %% ../../nbs/53_ptacl.ipynb #eb90fd02
-def _check_age(folder: Path):
-    "Refuse a model of the workshop's preset as it was before encoders had stems. Raises `PtaclError`."
-    try:
-        preset = json.loads((folder / "config.json").read_text(encoding="utf-8"))["preset"]
-        outdated = preset["name"] == "workshop" and "stem" not in preset
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    if outdated:
-        raise PtaclError(
-            f"{folder.name} was trained with the workshop preset of an earlier version, "
-            "whose encoders were of another kind and learned next to nothing",
-            "Train it again, or take a model that came with this version")
-
-# %% ../../nbs/53_ptacl.ipynb #bc74eddd
-def _load_weights(model: nn.Module, folder: Path):
-    """Weights from a folder.
-    Read whole: safetensors 0.8 leaves two objects behind for each tensor that it reads from a file."""
-    model.load_state_dict(load((folder / "model.safetensors").read_bytes()))
-
-def _built(folder: Path, builders: Mapping[str, Builder]) -> nn.Module:
-    "The model that the folder's config describes, with the folder's weights."
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model = builders[config.pop("kind")](Preset(**config.pop("preset")), **config)
-    _load_weights(model, folder)
-    return model
-
-def load_model(
-    folder: str | Path,                # of `save_pretrained`
-    builders: Mapping[str, Builder],   # kind -> builder, of the kinds that may be there
-    device: torch.device | str = "cpu",
-    title: str = "model of this kit",  # of these kinds together, in a message
-    name: str = "",                    # of the model there; "": the folder's
-) -> nn.Module:
-    """A stored model of one of these kinds, in evaluation mode.
-    Raises `PtaclError` where the folder does not hold one."""
-    folder = Path(folder)
-    check_device(device)
-    _check_age(folder)
-    try:
-        model = _built(folder, builders)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as e:
-        raise PtaclError(f"{name or folder.name} holds no {title}: {_why_no_model(folder, e)}") from e
-    return model.to(device).eval()
-
-def from_pretrained(
-    folder: str | Path,                  # of `save_pretrained`
-    device: torch.device | str = "cpu",
-) -> JointModel | MAE:
-    """The model that `save_pretrained` wrote, in evaluation mode.
-    Raises `PtaclError` where the folder does not hold one."""
-    return cast(JointModel | MAE, load_model(folder, BUILDERS, device))

@@ -23,7 +23,8 @@ from ..core.errors import PtaclError
 from ..train.finetune import TUNED, Tuned, tune_step
 from ..nets.mae import MAE
 from .mmcl import MMCL, mmcl_step, start_mmcl
-from ..nets.joint import BUILDERS, PTACL, Builder, load_model, save_weights, start_joint, stored_kind
+from ..nets.joint import PTACL, start_joint
+from ..nets.weights import BUILDERS, Builder, load_model, save_weights, stored_kind
 from ..core.presets import PHENOTYPES, Preset
 from ..train.launch import fit_in_processes, fit_side_by_side
 from .simclr import InModal, SimCLR, simclr_step

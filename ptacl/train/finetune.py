@@ -20,7 +20,7 @@ from ..nets.encoders import CMREncoder, ECGEncoder
 from ..core.devices import full_precision
 from ..core.errors import PtaclError
 from ..core.distributed import BatchNorm, total
-from ..nets.joint import Builder, load_model
+from ..nets.weights import Builder, load_model
 from ..core.presets import Preset
 from ..evaluate.retrieval import as_numbers
 from ..data.pairs import Pairs

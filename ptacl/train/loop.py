@@ -27,7 +27,7 @@ from ..core.errors import PtaclError
 from ..core.presets import Preset
 from ..data.pairs import Pairs
 from ..nets.cards import card_of_training, card_text
-from ..nets.joint import save_weights
+from ..nets.weights import save_weights
 from ..nets.mae import MAE, nothing_hidden
 from .accelerator import agree, remove_leftovers, start_accelerator, with_the_others
 from .bad_steps import BadSteps
