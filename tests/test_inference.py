@@ -37,7 +37,8 @@ from ptacl.data.ingest import ingest
 from ptacl.data.pseudonyms import pseudonym, read_key
 from ptacl.simulate.cohorts import write_virtual
 from ptacl.nets.mae import MAE
-from ptacl.nets.joint import PTACL, View, joint_loss
+from ptacl.nets.joint import PTACL, joint_loss
+from ptacl.nets.views import View
 from ptacl.nets.weights import save_weights
 from ptacl.core.presets import LEADS, PHENOTYPES, paper_regression, workshop
 from ptacl.data.pairs import Pairs

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import paper_regression, workshop
 from ptacl.data.pairs import Pairs
-from ptacl.nets.joint import PTACL, JointModel, View, joint_loss
+from ptacl.nets.joint import PTACL, JointModel, joint_loss
+from ptacl.nets.views import View
 from ptacl.nets.losses import alignment_matrix
 from ptacl.nets.trimodal import start_modalities
 from ptacl.signal.beats import segment_beats

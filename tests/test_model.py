@@ -13,11 +13,12 @@ import ptacl.nets.weights
 from ptacl.nets.encoders import Block, CMREncoder, ECGEncoder
 from ptacl.core.errors import PtaclError
 from ptacl.nets.mae import MAE, patchify, random_mask, unpatchify
-from ptacl.nets.joint import PTACL, centre_view, joint_loss, start_joint
+from ptacl.nets.joint import PTACL, joint_loss, start_joint
+from ptacl.nets.views import centre_view
 from ptacl.nets.weights import from_pretrained, save_weights
 from ptacl.core.presets import PRESETS, paper_regression, paper_retrieval, workshop
 from ptacl.train.optimiser import make_optimizer
-from ptacl.nets.joint import turned_view
+from ptacl.nets.views import turned_view
 
 tiny = replace(workshop, width=16, heads=2, ecg_layers=2, cmr_layers=2, frozen_layers=1, decoder_width=16, proj_dim=8)
 # of the paper's kind: positions that are learned, patches by a linear map

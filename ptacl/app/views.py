@@ -26,7 +26,8 @@ from ..evaluate.figures import lead_of_mean_beat, plotly_colours, whole_beats
 from ..evaluate.whatif import as_batch, begins_at, film, model_end_systole, occlusion, other_film
 from ..evaluate.whatif import phase_of_smallest_cavity, volume_shape
 from ..nets.encoders import CMREncoder
-from ..nets.joint import JointModel, Pair, centre_view
+from ..nets.joint import JointModel, Pair
+from ..nets.views import centre_view
 from ..nets.losses import alignment_matrix
 
 # %% ../../nbs/71_views.ipynb #aea51286

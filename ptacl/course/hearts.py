@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from ..core.errors import PtaclError
 from ..core.presets import FS, Preset, workshop
-from ..nets.joint import View, centre_view
+from ..nets.views import View, centre_view
 from ..signal.cmr import minmax
 from ..signal.ecg import preprocess_ecg
 from ..simulate.patients import simulate

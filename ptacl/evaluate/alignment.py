@@ -20,7 +20,7 @@ from torch import Tensor
 from ..core.errors import PtaclError
 from .intervals import bootstrap_weights, percentile_interval
 from ..core.presets import Preset
-from ..nets.joint import Batch, View, centre_view, turned_view
+from ..nets.views import Batch, View, centre_view, turned_view
 from ..nets.losses import cosine
 
 # %% ../../nbs/65_alignment.ipynb #a7b9e0ec

@@ -14,7 +14,8 @@ from ..core.errors import PtaclError
 from ..core.presets import LEADS, Preset
 from .alignment import cosine_maps, stand_still
 from ..nets.encoders import tokens_by_depth
-from ..nets.joint import Batch, JointModel, PTACL, Pair, View, turn_name, turned
+from ..nets.joint import JointModel, PTACL, Pair
+from ..nets.views import Batch, View, turn_name, turned
 from ..signal.cmr import resample_frames
 from ..signal.ecg import normalize
 

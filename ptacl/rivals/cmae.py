@@ -16,7 +16,7 @@ from ..signal.augment import centre_film
 from ..nets.encoders import Block, CMREncoder, ECGEncoder, start_positions
 from ..core.devices import full_precision
 from ..core.distributed import BatchNorm, distributed
-from ..nets.joint import View
+from ..nets.views import View
 from ..nets.losses import global_contrastive_loss, masked_mean
 from ..nets.mae import patchify, unpatchify
 from ..core.presets import FS, Preset

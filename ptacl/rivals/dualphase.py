@@ -19,7 +19,7 @@ from ..core.devices import full_precision
 from ..core.errors import PtaclError
 from ..train.finetune import masked_error
 from ..core.distributed import BatchNorm3d
-from ..nets.joint import View
+from ..nets.views import View
 from ..nets.losses import global_contrastive_loss
 from .mmcl import frame_least_like_diastole
 from ..core.presets import PHENOTYPES, Preset

@@ -12,7 +12,8 @@ from ..signal.augment import CMRAugment, random_crop
 from ..nets.encoders import CMREncoder, ECGEncoder
 from ..core.devices import full_precision
 from ..nets.losses import global_contrastive_loss
-from ..nets.joint import PTACL, View, start_joint
+from ..nets.joint import PTACL, start_joint
+from ..nets.views import View
 from ..core.presets import Preset
 
 # %% ../../nbs/83_eccl.ipynb #0f67d272

@@ -14,7 +14,8 @@ from ..nets.encoders import CMREncoder, ECGEncoder
 from ..core.devices import full_precision
 from ..core.errors import PtaclError
 from ..nets.losses import global_contrastive_loss
-from ..nets.joint import PTACL, View
+from ..nets.joint import PTACL
+from ..nets.views import View
 from ..core.presets import Preset
 from .simclr import projection_head
 

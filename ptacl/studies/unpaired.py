@@ -19,7 +19,8 @@ from ..core.errors import PtaclError
 from ..core.presets import Preset
 from ..data.pairs import Pairs
 from ..evaluate.intervals import difference_columns
-from ..nets.joint import Batch, JointModel, begun_from, encoded, loss_of_pairs
+from ..nets.joint import JointModel, begun_from, encoded, loss_of_pairs
+from ..nets.views import Batch
 from ..nets.losses import cosine
 from ..nets.mae import MAE
 from ..rivals.methods import run_phase

@@ -7,7 +7,8 @@ __all__ = ['mae_ecg_step', 'mae_cmr_step', 'joint_step']
 
 # %% ../../nbs/54_steps.ipynb #f15bcedd
 from ..core.devices import full_precision
-from ..nets.joint import Batch, JointModel, View, joint_loss, turned_view
+from ..nets.joint import JointModel, joint_loss
+from ..nets.views import Batch, View, turned_view
 from ..nets.mae import MAE
 from ..signal.augment import augment_ecg, cmr_augment, corrupt_ecg, random_crop
 
