@@ -11,15 +11,13 @@ import io
 import numpy as np
 import pandas as pd
 import re
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
-from pydicom.charset import convert_encodings, default_encoding
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.filereader import data_element_generator
 from pydicom.pixels import apply_rescale, pixel_array
 from pydicom.tag import Tag
 from ..core.errors import PtaclError
-from .ecg_dicom import LONG_HEADERS, counted, nested_bytes, open_dicom
+from .cine_elements import CineImage, open_image
+from .ecg_dicom import LONG_HEADERS
 from .nifti import check_size
 from .recordings import MAX_FILES, MAX_HEADER_READS, MAX_NESTED_BYTES, MAX_PIXEL_BYTES, is_dicom
 from .recordings import is_manifest, members
@@ -38,139 +36,6 @@ def _manifest_series(text: str) -> dict: # file name -> series
     file = heads.index("filename")
     whole = [row for row in rows if len(row) == len(heads)]
     return {PurePosixPath(row[file].strip()).name: row[series].strip() for row in whole}
-
-# %% ../../nbs/33_cine_frames.ipynb #2fe39589
-_IMAGE_TAGS = {keyword: Tag(keyword) for keyword in """
-SeriesDescription SeriesInstanceUID SOPInstanceUID InstanceNumber TriggerTime FrameTime FrameTimeVector
-TemporalPositionIdentifier NominalPercentageOfCardiacPhase AcquisitionTime ContentTime CardiacNumberOfImages
-ImageType ComplexImageComponent EchoTime InversionTime FlipAngle DiffusionBValue
-ImagePositionPatient ImageOrientationPatient SliceLocation PixelSpacing SliceThickness SpacingBetweenSlices
-NumberOfFrames SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence DimensionIndexSequence
-SamplesPerPixel PhotometricInterpretation Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation
-PixelData RescaleSlope RescaleIntercept ModalityLUTSequence
-""".split()}
-
-# %% ../../nbs/33_cine_frames.ipynb #f5be52ef
-_PLAIN = { # VR -> how a value looks that needs no more care; several stand between backslashes
-    "DS": re.compile(rb" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? *"),
-    "IS": re.compile(rb" *[+-]?\d+ *"),
-} | dict.fromkeys(("CS", "LO", "SH", "TM", "UI"), re.compile(rb"[!-~][ -~]*"))
-
-@lru_cache(2**12) # most elements of a film are the same in all frames
-def _parsed(vr: str, value: bytes): # -> as `_plain_value`
-    "The value of an element of a kind in `_PLAIN`."
-    parts = value.rstrip(b" \0").split(b"\\")
-    if not all(map(_PLAIN[vr].fullmatch, parts)):
-        return None
-    values = tuple(float(part) if vr in ("DS", "IS") else part.decode("ascii").rstrip() for part in parts)
-    return values if len(values) > 1 else values[0]
-
-def _plain_value(
-    raw, # element as it lies in the file
-):       # float, int, str or a tuple of them; None where it needs pydicom
-    "The value of an element of which nothing is in doubt."
-    if raw.value is None: # an element without content
-        return None
-    if raw.VR == "US" and len(raw.value) == 2:
-        return int.from_bytes(raw.value, "little" if raw.is_little_endian else "big")
-    return _parsed(raw.VR, raw.value) if raw.VR in _PLAIN else None
-
-# %% ../../nbs/33_cine_frames.ipynb #bd024c50
-_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1") # transfer syntaxes: not compressed, little end first
-_NUMBERS = {keyword: int(tag) for keyword, tag in _IMAGE_TAGS.items()} # a tag takes longer to compare
-_SYNTAX, _CHARSET = 0x00020010, 0x00080005 # tags: TransferSyntaxUID, SpecificCharacterSet
-
-def _elements_in(file, implicit: bool, **options) -> dict: # options of pydicom's generator -> tag -> element
-    "The elements that follow in a file, as they lie there."
-    return {int(e.tag): e for e in data_element_generator(file, implicit, True, **options)}
-
-def _syntax_of(meta: dict) -> str: # elements of group 2
-    "The transfer syntax; empty where it is not there."
-    return meta[_SYNTAX].value.rstrip(b" \0").decode("latin-1") if _SYNTAX in meta else ""
-
-def _plain_elements(
-    data: bytes, # a whole file
-    left: int,   # pieces that may be read
-) -> tuple | None: # tag -> element of the image, the same of group 2, pieces left
-    """What pydicom's `dcmread` finds in a file of the most usual kind, in a third of its time.
-    None where a look by pydicom itself is needed. Raises `PtaclError` on too many elements."""
-    if data[128:132] != b"DICM":
-        return None
-    file = counted(data, left)
-    file.seek(132)
-    try:
-        meta = _elements_in(file, False, stop_when=lambda tag, *_: tag >> 16 != 2)
-        syntax, first = _syntax_of(meta), data[file.tell():file.tell() + 6]
-        implicit = syntax == _NATIVE[0]
-        named = first[4:].isalpha() and first[4:].isupper() # the kind of the first element stands there
-        if syntax not in _NATIVE or named == implicit or first[:2] == b"\0\0":
-            return None
-        elements = _elements_in(file, implicit, specific_tags=_NUMBERS.values())
-    except PtaclError:
-        raise
-    except Exception: # whatever it is, pydicom says it
-        return None
-    return elements, meta, file.left
-
-# %% ../../nbs/33_cine_frames.ipynb #bd024c51
-def _as_dataset(elements: dict, meta: dict) -> FileDataset: # of `_plain_elements`
-    "The same as a dataset of pydicom."
-    with_tags = [{e.tag: e for e in some.values()} for some in (elements, meta)]
-    ds = Dataset(with_tags[0])
-    implicit = _syntax_of(meta) == _NATIVE[0]
-    charset = convert_encodings(ds.SpecificCharacterSet) if _CHARSET in elements else default_encoding
-    image = FileDataset("", ds, file_meta=FileMetaDataset(with_tags[1]), is_implicit_VR=implicit)
-    image.set_original_encoding(implicit, True, charset)
-    return image
-
-# %% ../../nbs/33_cine_frames.ipynb #bd024c5a
-class _Image:
-    "A DICOM image of which each element is read once."
-    def __init__(self, ds=None, elements=None, meta=None): # pydicom dataset, or what `_plain_elements` found
-        if ds is not None:
-            self.dataset = ds
-            elements = {int(element.tag): element for element in ds.elements()}
-        self._elements = elements
-        self._meta = meta
-        self._known = {}
-
-    @cached_property
-    def dataset(self) -> FileDataset:
-        "As pydicom would have opened it; for most films nobody asks."
-        return _as_dataset(self._elements, self._meta)
-
-    @property
-    def syntax(self) -> str | None:
-        "The transfer syntax."
-        of_pydicom = getattr(self.dataset, "file_meta", {}) if not self._meta else {}
-        return _syntax_of(self._meta) if self._meta else of_pydicom.get("TransferSyntaxUID")
-
-    def get(self, keyword: str):
-        "The value of an element, None where there is none."
-        if keyword not in self._known:
-            self._known[keyword] = self._read(keyword)
-        return self._known[keyword]
-
-    def _read(self, keyword: str):
-        "The value as in the file where it is plain, else as pydicom has it."
-        element = self._elements.get(_NUMBERS.get(keyword) or int(Tag(keyword)))
-        if element is None:
-            return None
-        plain = _plain_value(element) if element.is_raw else None
-        return self.dataset.get(keyword) if plain is None else plain
-
-    def element(self, keyword: str):
-        "As it lies in the file, or as pydicom has it; None where there is none."
-        return self._elements.get(_NUMBERS[keyword])
-
-    def nested_bytes(self) -> int:
-        "The bytes of elements that are still to be parsed, without those of the pixels."
-        return nested_bytes(self._elements.values(), _NUMBERS["PixelData"])
-
-    def __getattr__(self, keyword: str):
-        "The value of an element. Raises `AttributeError` where there is none."
-        value = self.get(keyword)
-        return getattr(self.dataset, keyword) if value is None else value
 
 # %% ../../nbs/33_cine_frames.ipynb #6a374e53
 def _group_of(ds, k: int, group: str, keyword: str): # -> item of a functional group, or None
@@ -347,20 +212,11 @@ _NO_LONG_AXIS = ("holds the long axis (field 20208)",
                  "The kit works on the short axis: give the zip of field 20209.")
 _MADE_BY_SCANNER = re.compile(r"Inline_?VF", re.IGNORECASE)
 
-# %% ../../nbs/33_cine_frames.ipynb #ca7b7300
-def _opened(data: bytes, left: int) -> tuple: # a whole file, pieces that may be read -> _Image, pieces left
-    "By its elements alone where that will do. Raises `PtaclError` where the headers are too long."
-    plain = _plain_elements(data, left)
-    if plain:
-        return _Image(None, *plain[:2]), plain[2]
-    ds, left = open_dicom(data, [*_IMAGE_TAGS.values()], left)
-    return _Image(ds), left
-
 # %% ../../nbs/33_cine_frames.ipynb #ca7b7378
 class _Heap:
     "The images of a zip, folder or file that can belong to a short-axis stack."
     def __init__(self):
-        self.images = []       # of _Image
+        self.images = []       # of CineImage
         self.rows = []         # one dictionary for each of their frames
         self.series_of = {}    # file name -> series, by a manifest
         self.left_out = set()  # patterns of the series that were not taken
@@ -374,9 +230,9 @@ class _Heap:
             raise PtaclError(f"its manifest is larger than {MAX_NESTED_BYTES >> 20} MB: fetch it again")
         self.series_of |= _manifest_series(data.decode("utf-8", "replace"))
 
-    def open(self, data: bytes): # -> _Image, None where it is none
+    def open(self, data: bytes): # -> CineImage, None where it is none
         "Raises `PtaclError` where the headers so far are too long."
-        image, self.left = _opened(data, self.left)
+        image, self.left = open_image(data, self.left)
         if image.element("PixelData") is None:
             return None
         self.nested += image.nested_bytes()
@@ -437,13 +293,13 @@ def anatomic_images(path: Path) -> tuple: # table with a row for each frame, dat
 _RESCALING = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence")
 
 def _native_pixels(
-    image,  # _Image
+    image,  # CineImage
     k: int, # frame
 ) -> np.ndarray | None: # (H, W) stored values; None where pydicom has to look
     "The pixels of an image of which nothing is packed, padded or in doubt: they lie in the file as they are."
     bits, signed, stored = map(image.get, ("BitsAllocated", "PixelRepresentation", "BitsStored"))
     raw = image.element("PixelData")
-    if image.syntax not in _NATIVE or bits not in (8, 16) or signed not in (0, 1) or raw is None:
+    if not image.is_native or bits not in (8, 16) or signed not in (0, 1) or raw is None:
         return None
     H, W = image.Rows, image.Columns
     frames = int(image.get("NumberOfFrames") or 1)
@@ -470,7 +326,7 @@ def read_pixels(
     k: int, # frame
 ) -> np.ndarray: # (H, W) float32
     "One frame. Raises `PtaclError` on colour, and on a compression that cannot be unpacked."
-    image = ds if isinstance(ds, _Image) else _Image(ds)
+    image = ds if isinstance(ds, CineImage) else CineImage(ds)
     samples = image.get("SamplesPerPixel")
     if (1 if samples is None else samples) != 1 or image.get("PhotometricInterpretation") != "MONOCHROME2":
         raise PtaclError("no grey images")
