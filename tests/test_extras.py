@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ptacl.app import cli, endings
+from ptacl.core import workers
 from ptacl.course import slides
-from ptacl.data import ingest
 
 
 def without(monkeypatch, package: str, *modules: str):
@@ -49,7 +49,7 @@ def test_course_and_cluster_are_named(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(slides, "distribution", gone)
     assert "pip install 'ptacl[course]'" in said_by("workshop", "build", str(tmp_path / "out"))
     without(monkeypatch, "distributed")
-    with pytest.raises(cli.typer.Exit), endings.one_sentence(): list(ingest._on_cluster([], "tcp://127.0.0.1:1"))
+    with pytest.raises(cli.typer.Exit), endings.one_sentence(): list(workers.on_cluster([], "tcp://127.0.0.1:1"))
     assert "pip install 'ptacl[cluster]'" in capsys.readouterr().err
 
 

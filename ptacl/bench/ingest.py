@@ -24,7 +24,8 @@ from ..core.files import versions
 from ..core.presets import FS, SIZE
 from ..data.dicom import read_cine
 from ..data.ecg_files import read_ecg
-from ..data.ingest import ingest, shared_out
+from ..core.workers import shared_out
+from ..data.ingest import ingest
 from ..data.prepare import prepare_cine, prepare_ecg
 from ..data.sources import find_patients
 from ..signal.beats import detect_r_peaks

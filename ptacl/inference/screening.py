@@ -20,7 +20,8 @@ from ..core.errors import PtaclError
 from ..core.presets import FS
 from ..core.privacy import is_virtual, mask_ids
 from ..data.ecg_external import OpenECG, places
-from ..data.ingest import cluster_client, one_thread, visit_name
+from ..core.workers import cluster_client, one_thread
+from ..data.ingest import visit_name
 from ..data.prepare import Visit, prepare_ecg, prepare_ecgs, reason_of
 from ..data.pseudonyms import KEY, pseudonym, read_key
 from ..data.sources import BULK, Source
