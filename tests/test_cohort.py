@@ -3,7 +3,6 @@ import json
 import multiprocessing
 import pickle
 import shutil
-import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
