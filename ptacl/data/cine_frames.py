@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from pydicom.pixels import apply_rescale, pixel_array
 from pydicom.tag import Tag
 from ..core.errors import PtaclError
-from .cine_elements import CineImage, open_image
+from .cine_elements import NATIVE, CineImage, open_image
 from .ecg_dicom import LONG_HEADERS
 from .nifti import check_size
 from .recordings import MAX_FILES, MAX_HEADER_READS, MAX_NESTED_BYTES, MAX_PIXEL_BYTES, is_dicom
@@ -299,7 +299,7 @@ def _native_pixels(
     "The pixels of an image of which nothing is packed, padded or in doubt: they lie in the file as they are."
     bits, signed, stored = map(image.get, ("BitsAllocated", "PixelRepresentation", "BitsStored"))
     raw = image.element("PixelData")
-    if not image.is_native or bits not in (8, 16) or signed not in (0, 1) or raw is None:
+    if image.syntax not in NATIVE or bits not in (8, 16) or signed not in (0, 1) or raw is None:
         return None
     H, W = image.Rows, image.Columns
     frames = int(image.get("NumberOfFrames") or 1)

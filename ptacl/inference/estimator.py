@@ -53,7 +53,8 @@ def _found(X) -> list: # of Path and OpenECG, one for each of X
     things = list(getattr(X, "datasets", X))
     found = places(things)
     if len(found) != len(things):
-        raise PtaclError(f"{len(things)} things hold {len(found)} recordings", "Give one recording in each row.")
+        reason = f"{len(things)} things hold {len(found)} recordings"
+        raise PtaclError(reason, "Give one recording in each row.")
     folders = [place for place in found if isinstance(place, Path) and place.is_dir()]
     if folders:
         reason = f"{len(folders)} of the rows are folders"

@@ -100,7 +100,8 @@ def autoencoders_of(
 ) -> dict[str, MAE]:
     "Masked autoencoders of these modalities, whose encoders the joint models begin from."
     has = lacking(len(task.train), tuple(MODALITIES), share, seed)
-    return {name: autoencoder(name, task.train.of(has[f"has_{name}"]), preset, seed, folder) for name in names}
+    known = {name: task.train.of(has[f"has_{name}"]) for name in names}
+    return {name: autoencoder(name, data, preset, seed, folder) for name, data in known.items()}
 
 # %% ../../nbs/90_modalities.ipynb #d0752397
 def trained_arm(
@@ -190,7 +191,7 @@ def _verdict(row) -> str:
     return "is higher" if row.difference > 0 else "is lower"
 
 def trimodal_answer(
-    table: pd.DataFrame,  # of `comparison_table`: modalities, lacking, score …, of all three minus the reference
+    table: pd.DataFrame,  # of `comparison_table`: modalities, lacking, score …, less the reference
     reference: str = "ECG + CMR",  # one of ARMS
 ) -> list[str]:
     "What a third modality is worth, in one sentence for each share of patients who lack one."
@@ -202,6 +203,6 @@ def trimodal_answer(
             what = "the R² of the ECG's probe" if row.score == "R2" else row.score
             parts.append(f"{what} {_verdict(row)} ({row.value:.3f}; {row.difference:+.3f}, "
                          f"{row.difference_lo:+.3f} to {row.difference_hi:+.3f})")
-        answers.append(f"Where {share} of the patients lack one modality, ECG, CMR and echo together, against {reference}: "
-                       f"{'; '.join(parts)}.")
+        where = f"Where {share} of the patients lack one modality"
+        answers.append(f"{where}, ECG, CMR and echo together, against {reference}: {'; '.join(parts)}.")
     return answers

@@ -233,7 +233,8 @@ def trained_way(
         step = _pseudo_pair_step if way == "pseudo-pairs" else _in_modal_step
         kind = InModal if way == "in-modal contrast" else JointModel
     def build() -> JointModel:
-        return begun_from(kind(preset, ("ecg", "cmr")), {name: mae.encoder for name, mae in autoencoders.items()})
+        encoders = {name: mae.encoder for name, mae in autoencoders.items()}
+        return begun_from(kind(preset, ("ecg", "cmr")), encoders)
     where = f"{way.replace(' ', '_')}-{100 * share:g}"
     budget = preset.epochs_joint, preset.lr_joint
     return run_phase(where, build, step, data, replace(preset, batch_size=data.batch), *budget, seed, folder)
