@@ -232,3 +232,23 @@ def scores(self: Compared, circular: bool = False) -> pd.DataFrame: # index: pat
     for name, maps in self.maps.items():
         tables[name] = patient_scores(maps[:, -1], circular).set_axis(self.ids)
     return pd.concat(tables, axis=1)
+
+# %% ../../nbs/70_comparison.ipynb #70d9b990
+@patch
+def scores_table(self: Compared, circular: bool = False) -> pd.DataFrame:
+    "A row for each patient: name, scores under each model, and what is set that they know of."
+    table = self.scores(circular).rename_axis("patient")
+    table = table.set_axis([" ".join(column) for column in table], axis=1).reset_index()
+    return table.assign(state="circular time" if circular else "")
+
+
+@patch
+def worst_first(self: Compared, circular: bool = False) -> dict: # columns, groups, rows, sort
+    "All patients with their scores as the page's table has them, the last model's worst first."
+    kept = [(model, score) for model in self.models for score in ("within_one", "phase_error")]
+    columns = ["patient", *(score.replace("_", " ") for _, score in kept)]
+    rows = []
+    for i, values in enumerate(self.scores(circular)[kept].to_numpy()):
+        rows.append([i, self.ids[i], *(None if pd.isna(x) else float(x) for x in values)])
+    rows.sort(key=lambda row: (row[-2] is None, row[-2]))
+    return {"columns": columns, "groups": list(self.models), "rows": rows, "sort": len(columns) - 2}

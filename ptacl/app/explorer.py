@@ -403,15 +403,7 @@ def take(self: AlignmentExplorer, uploaded: tuple): # of FileUpload: name and co
 @patch
 def _fill_table(self: AlignmentExplorer):
     "All patients with their scores, the last model's worst first."
-    scores = self.both.scores(self.circular.value)
-    kept = [(model, score) for model in self.both.models for score in ("within_one", "phase_error")]
-    columns = ["patient", *(score.replace("_", " ") for _, score in kept)]
-    rows = []
-    for i, values in enumerate(scores[kept].to_numpy()):
-        rows.append([i, self.both.ids[i], *(float(x) if np.isfinite(x) else None for x in values)])
-    rows.sort(key=lambda row: (row[-2] is None, row[-2]))
-    self.page.table = {
-        "columns": columns, "groups": list(self.both.models), "rows": rows, "sort": len(columns) - 2}
+    self.page.table = self.both.worst_first(self.circular.value)
 
 # %% ../../nbs/72_explorer.ipynb #a03abecf
 @patch
@@ -429,14 +421,6 @@ def _picture(self: AlignmentExplorer, kind: str) -> bytes: # png or svg
 
 
 @patch
-def _scores_table(self: AlignmentExplorer): # -> DataFrame: patient, a column for each model and score, state
-    "The scores of all patients under all models, which know of nothing that is set but the neighbours."
-    table = self.both.scores(self.circular.value).rename_axis("patient")
-    table = table.set_axis([" ".join(column) for column in table], axis=1).reset_index()
-    return table.assign(state="circular time" if self.circular.value else "")
-
-
-@patch
 def _file_of(self: AlignmentExplorer, kind: str) -> tuple[str, str, bytes]: # name, media type, content
     "What is on the screen as a PNG, SVG, CSV or HTML file; or the scores of all."
     if kind in ("PNG", "SVG"):
@@ -450,7 +434,7 @@ def _file_of(self: AlignmentExplorer, kind: str) -> tuple[str, str, bytes]: # na
         name, whose = self.label, self.label.split("_")[0]
         table = map_table(map_values(self.maps, self.asked())[0], whose, self.page.view["state"])
     else:
-        table = self._scores_table()
+        table = self.both.scores_table(self.circular.value)
         name = safe_name(["scores", "circular time"] if self.circular.value else ["scores"])
     return f"{name}.csv", "text/csv", table.to_csv(index=False).encode()
 
