@@ -133,6 +133,7 @@ def replace(self: Cohort, i: int, ecg: np.ndarray, cine: np.ndarray, row: dict) 
     row = row | lead_stats(ecg) | {"split": self._table["split"][i]}
     name = self.ids[i]
     new = table_rows([row], self.attributes["covariates"])
+    self.check_writable()
     self.begin([name])
     self._records["ecg"][i] = ecg
     self._records["cine"][i] = cine
@@ -419,7 +420,8 @@ def set_splits(self: Cohort,
     seed: int = 0,
     keep: bool = True, # those who have a split keep it
 ) -> None:
-    "Give everybody a split and write it into the store."
+    "Give everybody a split and write it into the store. Raises `PtaclError` where that was opened to be read."
+    self.check_writable()
     if not keep:
         self._table = self._table | {"split": np.full(len(self), "", object)}
     self.extend([], shares, seed)

@@ -277,6 +277,12 @@ class Store:
     def __len__(self):
         return self.attributes["patients"]
 
+    def check_writable(self) -> None:
+        "Raises `PtaclError` where it was opened to be read."
+        if self._group.read_only:
+            remedy = "Open it with Cohort.open(path, write=True)"
+            raise PtaclError("it was opened to be read", remedy, name_of(self.path))
+
     def _read_table(self) -> dict: # array name -> (n, …)
         "The table of the present generation."
         covariates = self.attributes["covariates"]
@@ -333,7 +339,9 @@ def commit(self: Store,
     quarantine: pd.DataFrame | None = None, # of those who could not be read; None keeps the one there is
     **attributes,     # changes to the attributes
 ) -> None:
-    "Make a new table, and the records that belong to it, the present one."
+    """Make a new table, and the records that belong to it, the present one.
+    Raises `PtaclError` where it was opened to be read."""
+    self.check_writable()
     generation = self.attributes["generation"] + 1
     group = self._group.create_group(f"table/{generation}", overwrite=True)
     for name, (_, dtype, about) in _table_spec(self.attributes["covariates"]).items():
@@ -387,6 +395,7 @@ def quarantine(self: Store) -> pd.DataFrame:
 @patch
 def _write(self: Store, name: str, start: int, data: np.ndarray, count: int) -> None:
     "Records behind the last. Raises `PtaclError` on another shape or type."
+    self.check_writable()
     array = self._records[name]
     expected = (count, *array.shape[1:])
     if data.shape != expected or data.dtype != array.dtype:
