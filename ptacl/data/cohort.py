@@ -420,7 +420,7 @@ def set_splits(self: Cohort,
     seed: int = 0,
     keep: bool = True, # those who have a split keep it
 ) -> None:
-    "Give everybody a split and write it into the store. Raises `PtaclError` where that was opened to be read."
+    "Give everybody a split, and write it. Raises `PtaclError` where the cohort was opened to be read."
     self.check_writable()
     if not keep:
         self._table = self._table | {"split": np.full(len(self), "", object)}
