@@ -161,7 +161,7 @@ def test_pairs_that_are_saved_lie_on_the_curve():
 
 
 @pytest.mark.parametrize("name, changes", [("trimodal", {"shares": [0.5], "arms": ["ECG + echo", "ECG + CMR + echo"]}),
-                                           ("unpaired", {"shares": [0.25, 1.0]})])
+                                           ("unpaired", {"shares": [0.25, 1.0], "n_train": 28, "n_val": 4})])
 def test_a_study_says_what_it_found_and_whether_it_learned(tmp_path, name, changes):
     small = {"n_train": 24, "n_test": 20, "epochs": 1, "n_boot": 10, "seeds": [0], "output_dir": str(tmp_path)}
     folder, found = run_experiment(name, small | changes)
