@@ -75,6 +75,16 @@ def beat_table(
     "The waves of a beat, stacked."
     return tuple(torch.stack(x, 1) for x in zip(*rows))
 
+# %% ../../nbs/10_heartbeat.ipynb #10a7f00d
+def typical_parameters(
+    n: int = 1,     # patients
+    **others: float, # to be changed
+) -> dict[str, Tensor]: # name -> (n,)
+    "The ECG parameters of an unremarkable man, some of them changed: for examples."
+    man = dict(hr_ecg=62, pq=166, qrs=92, qt=405, p_duration=106, voltage=1.0, posterior=1.15, t_wave=1.1,
+        p_wave=1.2, st=0.05, rv_force=1.0, axis=45, t_axis=45)
+    return {name: torch.full((n,), float(x)) for name, x in (man | others).items()}
+
 # %% ../../nbs/10_heartbeat.ipynb #4cce7060
 def _p_wave(p: dict) -> list: # rows of `beat_table`
     "Right and left atrium."
@@ -116,15 +126,6 @@ def waves(
 ) -> tuple[Tensor, Tensor, Tensor]: # time after R (n, C) s, sd (n, C) s, vector (n, C, 3) mV
     "The waves of one beat: Gaussian components of the vectorcardiogram."
     return beat_table(_p_wave(p) + _qrs(p) + _repolarisation(p))
-
-def typical_parameters(
-    n: int = 1,     # patients
-    **others: float, # to be changed
-) -> dict[str, Tensor]: # name -> (n,)
-    "The ECG parameters of an unremarkable man, some of them changed: for examples."
-    man = dict(hr_ecg=62, pq=166, qrs=92, qt=405, p_duration=106, voltage=1.0, posterior=1.15, t_wave=1.1,
-        p_wave=1.2, st=0.05, rv_force=1.0, axis=45, t_axis=45)
-    return {name: torch.full((n,), float(x)) for name, x in (man | others).items()}
 
 # %% ../../nbs/10_heartbeat.ipynb #4f91e3ba
 def leads12(
