@@ -275,6 +275,16 @@ def test_nothing_is_owed_to_the_number_of_a_frame(both):
     assert within_one(as_it_is) > 0.8 and within_one(elsewhere) > 0.8 and within_one(still) < 0.5
 
 
+def test_a_film_that_stands_still_has_no_end_systole(both):
+    "Neither a time nor a mark of it, and no score or dot where all frames are alike."
+    moving, still = (view_of(both, 0, Asked(film=film))[0] for film in ("", "still"))
+    def drawn(view): return [trace["name"] for trace in view["cycle"]["data"]], len(view["cycle"]["layout"].get("shapes", []))
+    assert moving["systole"][0].startswith("film: ") and drawn(moving) == (["lead II, mean beat", "LV volume", "global", "σ = 0", "σ = 0.1"], 1)
+    assert still["systole"] == [] and drawn(still) == (["lead II, mean beat", "LV volume"], 0)
+    for figure in still["maps"]:
+        assert "all frames alike" in figure["layout"]["title"]["text"] and not figure["data"][1]["x"]
+
+
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
     "Six virtual patients whose cohort knows its seed, and a joint model of three modalities on disk."
@@ -475,6 +485,7 @@ def test_explorer_in_voila(chromium, cohort, tmp_path, data_samples):
         page.get_by_role("button", name="film stands still").click()
         seen(page, "V1 lost · film stands still")
         assert "not from the heart" in page.inner_text(".px-notes")
+        assert page.inner_text(".px-systole") == "A film that stands still has no end-systole."
         reset(page)
         def upload(files):
             with page.expect_file_chooser() as chooser: page.get_by_role("button", name="own ECG").click()
@@ -483,6 +494,7 @@ def test_explorer_in_voila(chromium, cohort, tmp_path, data_samples):
         page.wait_for_function("document.querySelector('.px-alert').textContent.includes('no format of an ECG')")
         upload(str(next((data_samples / "ecg").rglob("*.xml"))))
         page.wait_for_function("document.querySelector('.px-title').textContent.includes('ECG of')")
+        check_keyboard(page, str(next((data_samples / "ecg").rglob("*.xml"))))
         check_inside(page)
         check_exports(page, chromium, tmp_path)
         check_plane(page)
@@ -519,6 +531,32 @@ def check_names(page):
     assert page.evaluate("document.querySelectorAll('.px-table tbody [tabindex=\"0\"]').length") == 2
     page.locator(".px-table tbody [tabindex='0']").last.focus(); page.keyboard.press("ArrowUp"); page.keyboard.press("ArrowDown")
     assert page.evaluate("document.activeElement.className") == "px-open"
+
+
+def check_keyboard(page, file):
+    "By keyboard alone: past the controls and back to them, a switch, an own ECG, another patient, and everything put back."
+    def who(): return page.evaluate("(e => e.getAttribute('aria-label') || e.textContent)(document.activeElement)")
+    def tab_to(words):
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            if who().strip().startswith(words): return
+        raise AssertionError(f"{words} is not reached by Tab")
+    page.evaluate("document.activeElement.blur(); getSelection().removeAllRanges()")
+    tab_to("Compare"); page.keyboard.press("ArrowRight"); page.keyboard.press("Enter")      # to the tab What if
+    tab_to("film stands still"); page.keyboard.press("Space"); seen(page, "film stands still")
+    tab_to("R-peaks, ms"); page.keyboard.press("ArrowRight"); seen(page, "R +10 ms")
+    tab_to("own ECG")
+    with page.expect_file_chooser() as chooser: page.keyboard.press("Enter")
+    chooser.value.set_files(file)
+    seen(page, "own ECG")
+    tab_to("Reset"); page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('.px-set').hidden")
+    assert who().startswith("Alignment maps")                                               # where the keys of the maps work
+    page.keyboard.press("ArrowDown"); page.keyboard.press("ArrowDown")
+    page.wait_for_function("document.querySelector('.px').dataset.k == 2")
+    before = page.get_attribute(".px", "data-patient")
+    page.keyboard.press("n")
+    page.wait_for_function(f"document.querySelector('.px').dataset.patient != '{before}'")
 
 
 def check_sizes(page):

@@ -21,8 +21,8 @@ from .doubts import STRANGERS, record_doubts
 from .records import Record, mean_beat, record_of
 from ..core.presets import FS, Preset
 from ..evaluate.alignment import colour_scale, map_numbers, patient_scores
-from ..evaluate.figures import LEAD_SPACING, asset, cycle_figure, ecg_figure, for_page, map_figure
-from ..evaluate.figures import lead_of_mean_beat, plotly_colours, whole_beats
+from ..evaluate.figures import LEAD_SPACING, asset, best_frames, cycle_figure, ecg_figure, for_page
+from ..evaluate.figures import lead_of_mean_beat, map_figure, plotly_colours, whole_beats
 from ..evaluate.whatif import as_batch, begins_at, film, model_end_systole, occlusion, other_film
 from ..evaluate.whatif import phase_of_smallest_cavity, volume_shape
 from ..nets.encoders import CMREncoder
@@ -79,8 +79,8 @@ def _shown_film(record: Record, asked: Asked, encoder: CMREncoder) -> np.ndarray
     return np.repeat(shown[:1], len(shown), 0) if asked.film == "still" else shown
 
 
-def _cine_part(record: Record, asked: Asked, encoder: CMREncoder, lead, maps: dict) -> dict:
-    "The film, the cycle under it, and end-systole as the film and as the models see it."
+def _cycle_part(record: Record, lead: np.ndarray, maps: dict) -> dict:
+    "The cycle under the film, and end-systole as the film and as the models see it."
     systole = float(phase_of_smallest_cavity(record.cine)[0])                   # phase
     seen = {}
     for name, m in maps.items():
@@ -89,11 +89,25 @@ def _cine_part(record: Record, asked: Asked, encoder: CMREncoder, lead, maps: di
     lines = [f"film: {_ms(systole, record.film_beat)}"]
     lines += [f"{name}: {_ms(phase, beat)}" for name, phase in seen.items() if phase is not None]
     cycle = cycle_figure(*_ventricle_curve(record), lead, systole, record.film_beat, seen)
+    return {"cycle": cycle.to_dict(), "systole": lines}
+
+
+def _still_cycle_part(record: Record, lead: np.ndarray) -> dict:
+    "The cycle under a film that stands still: one volume, and no end-systole, for nobody to see."
+    curve, unit = _ventricle_curve(record)
+    cycle = cycle_figure(np.full_like(curve, curve[0]), unit, lead, None, record.film_beat, {})
+    cycle.update_layout(yaxis_range=[curve.min(), curve.max()]) # as of the film that moves
+    return {"cycle": cycle.to_dict(), "systole": []}
+
+
+def _cine_part(record: Record, asked: Asked, encoder: CMREncoder, lead, maps: dict) -> dict:
+    "The film and the cycle under it."
     shown, preset = _shown_film(record, asked, encoder), encoder.preset
     size = shown.shape[-1]
+    is_still = asked.film == "still"
+    cycle = _still_cycle_part(record, lead) if is_still else _cycle_part(record, lead, maps)
     return {"film": shown.tobytes(), "frames": preset.frames, "modality": encoder.key,
-            "size": size, "patch": preset.cmr_patch[1] * size // preset.size,
-            "cycle": cycle.to_dict(), "systole": lines}
+            "size": size, "patch": preset.cmr_patch[1] * size // preset.size, **cycle}
 
 # %% ../../nbs/71_views.ipynb #2ffd07c5
 def axis_words(pair: Pair) -> tuple[str, str]:
@@ -114,11 +128,12 @@ def _map_title(
     circular: bool,
 ) -> str:
     "A model's name and the score of its map, where there is one."
-    if m is not None:
-        score = patient_scores(m[None], circular).within_one[0]
-        if np.isfinite(score):
-            return f"<b>{name}</b>: {score:.2f} within one"
-    return f"<b>{name}</b>"
+    if m is None or not m.isfinite().all():
+        return f"<b>{name}</b>"
+    if not best_frames(m)[0]:
+        return f"<b>{name}</b>: all frames alike"
+    score = patient_scores(m[None], circular).within_one[0]
+    return f"<b>{name}</b>: {score:.2f} within one"
 
 
 def _as_lists(m: torch.Tensor) -> list[list]: # (T, T)
@@ -295,8 +310,8 @@ def maps_picture(
     fig, axes = plt.subplots(1, n, figsize=size, layout="constrained", squeeze=False)
     for ax, (name, m) in zip(axes[0], values.items()):
         im = ax.imshow(m.numpy(), **{k: scale[k] for k in ("cmap", "vmin", "vmax")})
-        if m.isfinite().all(): # dots: the best frame of each segment
-            ax.plot(m.argmax(1), np.arange(len(m)), ".", color="white", ms=4, mec="black", mew=0.4)
+        segments, frames = best_frames(m)
+        ax.plot(frames, segments, ".", color="white", ms=4, mec="black", mew=0.4)
         ax.set(title=name, xlabel=axes_words[1], ylabel=axes_words[0])
     fig.colorbar(im, ax=axes[0, :len(values)], label=scale["label"], shrink=0.75)
     if frame is not None:

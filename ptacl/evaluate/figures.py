@@ -56,6 +56,11 @@ def _axis(title: str, **more) -> dict:
     "An axis without grid, its title near."
     return _BARE_AXIS | {"title": {"text": title, "standoff": 4}} | more
 
+def best_frames(m: Tensor) -> tuple[list, list]:  # (T, T'); segments, and their frames
+    "The frame most similar to each segment; none of a segment to which all are alike, or without a map."
+    segments = [k for k, row in enumerate(m) if row.isfinite().all() and row.max() - row.min() > 1e-6]
+    return segments, m.argmax(1)[segments].tolist()
+
 def map_figure(
     m: Tensor,                     # (T, T')
     scale: dict,                   # of `ptacl.evaluate.alignment.colour_scale`
@@ -68,8 +73,8 @@ def map_figure(
     hover = f"segment %{{y}}, frame %{{x}}<br>{scale['label']} %{{z:.3f}}<extra></extra>"
     heat = go.Heatmap(z=m.numpy(), zmin=scale["vmin"], zmax=scale["vmax"], showscale=False,
                       colorscale=plotly_colours(scale["cmap"]), hovertemplate=hover)
-    segments = list(range(T)) if m.isfinite().all() else []
-    dots = go.Scatter(x=m.argmax(1)[segments].tolist(), y=segments, mode="markers", hoverinfo="skip",
+    segments, frames = best_frames(m)
+    dots = go.Scatter(x=frames, y=segments, mode="markers", hoverinfo="skip",
                       marker={"size": 5, "color": "white", "line": {"width": 1, "color": "black"}})
     shapes = []
     if target is not None:
@@ -197,7 +202,7 @@ def cycle_figure(
     volume: np.ndarray,  # (F,) at phase f/F
     unit: str,           # of the volume
     lead: np.ndarray,    # of `lead_of_mean_beat`
-    systole: float,      # phase of end-systole
+    systole: float | None, # phase of end-systole; None: there is none
     beat: float,         # s; NaN where not known
     models: dict,        # name -> phase of end-systole in the ECG, or None
 ) -> go.Figure:
@@ -207,12 +212,13 @@ def cycle_figure(
     marks = _model_marks(models, volume.min(), volume.max())
     dashed = {"type": "line", "x0": systole, "x1": systole, "y0": 0, "y1": 1, "yref": "y domain",
               "line": {"color": _CURVES["LV volume"], "width": 1, "dash": "dash"}}
+    shapes = [] if systole is None else [dashed]
     legend = "  ".join(f'<b style="color:{colour}">—</b> {name}' for name, colour in _CURVES.items())
     above = {"text": legend, "x": 0, "xref": "paper", "xanchor": "left", "xshift": -46, "font": {"size": 10},
              "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
     length = f" ({1000 * beat:.0f} ms)" if np.isfinite(beat) else ""
     return go.Figure([ecg, curve, *marks], go.Layout(
-        **_STILL, shapes=[dashed], annotations=[above], margin={"l": 50, "r": 8, "t": 22, "b": 38},
+        **_STILL, shapes=shapes, annotations=[above], margin={"l": 50, "r": 8, "t": 22, "b": 38},
         xaxis=_axis(f"phase of the beat{length}", range=[0, 1]),
         yaxis=_axis(f"LV volume ({unit})"), yaxis2={"overlaying": "y", "visible": False, "fixedrange": True}))
 

@@ -24,6 +24,8 @@ const signed = x => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(2);
 const FALLS = [118, 42, 131], RISES = [27, 120, 55], LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"];
 const tint = (v, most, strength) => { const [r, g, b] = v > 0 ? FALLS : RISES; return `rgba(${r},${g},${b},${(strength * Math.min(1, Math.abs(v) / (most || 1))).toFixed(3)})`; };
 
+const NO_SYSTOLE = "A film that stands still has no end-systole.";
+
 // Figures come in the colours of paper. In a dark scheme text, lines and paper change; what carries a value keeps its colour.
 const DARK = { "#222": "#e4e6ea", "#111": "#f2f3f5", "#888": "#a3a8b0", "#f6dcdc": "#2c2226", "#eaa9a9": "#553239", "#ffffffb0": "#14171bb0", "#440154": "#c79bff", "#26828e": "#4fb3c0" };
 const PLAIN = /#222\b|#111\b|#888\b|#f6dcdc|#eaa9a9|#ffffffb0|#440154|#26828e/g;
@@ -108,15 +110,17 @@ function linkedView(root, Plotly, on) {
     const wide = $(".px-maps").clientWidth, n = v.maps.length, narrow = root.clientWidth < 640;
     const one = narrow ? Math.min(wide - (n > 1 ? 40 : 0), 330) : Math.min(Math.floor(wide / n) - 6, Math.max(250, innerHeight * 0.5), 400);
     const maps = divs($(".px-maps"), n, () => 0), ecg = divs($(".px-ecg"), v.ecg.length, () => 0);
-    const room = $(".px-ecg").clientWidth, columns = room >= 620 ? 4 : 2, column = Math.floor(room / columns) - 4, side = $(".px-cycle").clientWidth;
-    const tall = f => { const [x, y] = [f.layout.xaxis.range, f.layout.yaxis.range]; return (column - 8) * 0.4 * (y[1] - y[0]) / (x[1] - x[0]) + 38; };
+    const room = $(".px-ecg").clientWidth, side = $(".px-cycle").clientWidth;
+    const tall = (f, width) => { const [x, y] = [f.layout.xaxis.range, f.layout.yaxis.range]; return (width - 8) * 0.4 * (y[1] - y[0]) / (x[1] - x[0]) + 38; };
+    const half = Math.floor(room / 2) - 4, two = 2 * Math.max(...v.ecg.map(f => tall(f, half))); // leads twice as large, where maps and all twelve stay on one screen
+    const columns = room >= 620 && (room > 1100 || one + 60 + two > innerHeight) ? 4 : 2, column = Math.floor(room / columns) - 4;
     const s = shapes();
     await Promise.all([...v.maps.map((f, i) => draw(maps[i], f, s.maps[i], one, one + 12)),
-      ...v.ecg.map((f, i) => draw(ecg[i], f, column < 250 ? s.ecg[i].filter(x => x.line?.width !== 0.5) : s.ecg[i], column, tall(f), s.names[i])), draw($(".px-cycle"), v.cycle, s.cycle, side, 200), drawPlane()]);
+      ...v.ecg.map((f, i) => draw(ecg[i], f, column < 250 ? s.ecg[i].filter(x => x.line?.width !== 0.5) : s.ecg[i], column, tall(f, column), s.names[i])), draw($(".px-cycle"), v.cycle, s.cycle, side, 200), drawPlane()]);
     maps.forEach(listen);
-    v.maps.forEach((f, i) => named(maps[i], `Map of ${v.names[i]}: ` + (v.values[i].some(row => row.includes(null)) ? "none" : "most similar frames of segments 0 to " + (v.T - 1) + ": " + v.values[i].map(row => row.indexOf(Math.max(...row))).join(", "))));
+    v.maps.forEach((f, i) => named(maps[i], `Map of ${v.names[i]}: ` + (v.values[i].some(row => row.includes(null)) ? "none" : "most similar frames of segments 0 to " + (v.T - 1) + ": " + v.values[i].map(row => Math.max(...row) > Math.min(...row) ? row.indexOf(Math.max(...row)) : "all alike").join(", "))));
     ecg.forEach((d, i) => named(d, `ECG, leads ${LEADS.slice(12 / v.ecg.length * i, 12 / v.ecg.length * (i + 1)).join(", ")}, ${v.beats.length} whole beats`));
-    named($(".px-cycle"), "Volume of the left ventricle and lead II over the beat. " + v.systole.join(", "));
+    named($(".px-cycle"), "Volume of the left ventricle and lead II over the beat. " + (v.systole.join(", ") || NO_SYSTOLE));
     $(".px-scale i").style.background = `linear-gradient(to right, ${v.scale.colours.join(",")})`;
     $(".px-lo").textContent = v.scale.vmin.toFixed(2); $(".px-hi").textContent = v.scale.vmax.toFixed(2); $(".px-scale b").textContent = v.scale.label;
     frameOf(...cell, 0); words();
@@ -194,7 +198,7 @@ function linkedView(root, Plotly, on) {
     async plane(figure) { plane = figure?.data ? figure : null; await drawPlane(); },
     async show(view) {
     v = { ...view, pixels: bytes(view.film), carries: view.carries && { ...view.carries, leads: floats(view.carries.leads), places: floats(view.carries.places) } };
-    $(".px-systole").replaceChildren("R-peak to end-systole: ", ...v.systole.flatMap((s, i) => [Object.assign(document.createElement("i"), { textContent: "┆◆■●"[i], className: "px-m" + i }), whole(s) + " "]));
+    $(".px-systole").replaceChildren(v.systole.length ? "R-peak to end-systole: " : NO_SYSTOLE, ...v.systole.flatMap((s, i) => [Object.assign(document.createElement("i"), { textContent: "┆◆■●"[i], className: "px-m" + i }), whole(s) + " "]));
     cell = [Math.min(cell[0], v.T - 1), Math.min(cell[1], v.columns - 1)]; kept = [Math.min(kept[0], v.T - 1), Math.min(kept[1], v.columns - 1)];
     $(".px-title").textContent = v.title; $(".px-alert").textContent = v.alert || ""; root.dataset.patient = v.patient; root.drawn = $(".px-panels").clientWidth;
     list(".px-doubts", v.doubts); list(".px-notes", v.notes);

@@ -47,6 +47,7 @@ function nameControls(top) {
   });
   top.querySelectorAll(".widget-toggle-buttons, .jupyter-widget-toggle-buttons").forEach(g => g.querySelectorAll("button").forEach(b => { const on = String(b.classList.contains("mod-active")); if (b.getAttribute("aria-pressed") !== on) b.setAttribute("aria-pressed", on); }));
   top.querySelectorAll("button.widget-toggle-button, button.jupyter-widget-toggle-button").forEach(b => { const on = String(b.classList.contains("mod-active")); if (b.getAttribute("aria-pressed") !== on) b.setAttribute("aria-pressed", on); });
+  top.querySelectorAll("button.widget-upload, button.jupyter-widget-upload").forEach(b => { const words = b.lastChild; if (words?.nodeType === 3 && / \(\d+\)$/.test(words.data)) words.data = words.data.replace(/ \(\d+\)$/, ""); }); // files are taken at once: none is waiting
 }
 function watchControls(el) { // once the explorer is on the page
   const top = el.closest(".px-explorer");
