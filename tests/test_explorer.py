@@ -566,6 +566,11 @@ def check_sizes(page):
     page.mouse.move(700, 700); page.mouse.wheel(0, 400); page.wait_for_timeout(500)
     boxes = [page.locator(f"{part} > div").nth(i).bounding_box() for part in (".px-maps", ".px-ecg") for i in range(3)]
     assert all(box["y"] >= -1 and box["y"] + box["height"] <= 801 for box in boxes), boxes
+    for width, height in ((1280, 620), (390, 844)):                                         # too low for all: the maps stay
+        page.set_viewport_size({"width": width, "height": height}); page.wait_for_timeout(1500)
+        page.mouse.move(width / 2, height - 40); page.mouse.wheel(0, 900); page.wait_for_timeout(500)
+        assert page.locator(".px-maps").bounding_box()["y"] >= -1, width
+    page.evaluate("document.querySelector('.px-explorer').scrollIntoView()")
     page.set_viewport_size({"width": 390, "height": 844}); page.wait_for_timeout(1500)
     assert page.evaluate("[document.documentElement, document.body].every(x => x.scrollWidth <= 390)")
     page.set_viewport_size({"width": 1400, "height": 950}); page.wait_for_timeout(1000)
