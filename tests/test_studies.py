@@ -13,6 +13,7 @@ import torch
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from jupyter_client.kernelspec import KernelSpecManager
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from typer.testing import CliRunner
@@ -21,7 +22,7 @@ from ptacl.studies import scores, tasks, variants
 from ptacl.app.cli import app
 from ptacl.core.errors import PtaclError
 from ptacl.core.files import write_result
-from ptacl.studies.experiments import _execute, _failure_kept, parameters_of, run_experiment
+from ptacl.studies.experiments import _failure_kept, parameters_of, run_experiment
 from ptacl.simulate.cohorts import write_virtual
 from ptacl.core.presets import PHENOTYPES, workshop
 from ptacl.studies.report import _read_runs, _report_page, _result_rows, write_report
@@ -285,14 +286,24 @@ def test_a_phenotype_that_nobody_has_is_left_out(tmp_path):
     assert task.train.extra["targets"].isnan().all(0).tolist() == [p == "LVM" for p in cohort.phenotypes]
 
 
-def test_a_foreign_kernel_is_never_started(tmp_path, monkeypatch):
-    "Another Python's kernel may be installed under the same name, as on shared machines."
-    folder = tmp_path / "jupyter" / "kernels" / "python3"
-    folder.mkdir(parents=True)
-    (folder / "kernel.json").write_text(json.dumps({"argv": ["/bin/false", "{connection_file}"], "display_name": "x", "language": "python"}))
+@pytest.mark.parametrize("spec", [
+    {"name": "python3", "display_name": "Python 3", "language": "python"},
+    {"name": "conda-env-other-py", "display_name": "Python [conda env:other]", "language": "python"}])
+def test_a_foreign_kernel_is_never_started(tmp_path, monkeypatch, spec):
+    "`ptacl run` where JUPYTER_PATH names kernels of another Python, as on shared machines; each would leave a mark."
+    mark = tmp_path / "started"
+    for name in {"python3", spec["name"]}:
+        folder = tmp_path / "jupyter" / "kernels" / name
+        folder.mkdir(parents=True)
+        argv = [sys.executable, "-c", f"open({str(mark)!r}, 'w')", "{connection_file}"]
+        (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "x", "language": "python"}))
+    body = ("import sys\nfrom ptacl.core.files import write_result\n"
+            "write_result(output_dir, {'experiment': 'x', 'python': sys.executable})")
+    settings = nbformat.v4.new_code_cell("output_dir: str = 'runs'", metadata={"tags": ["parameters"]})
+    cells = [settings, nbformat.v4.new_code_cell(body)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": spec}), tmp_path / "x.ipynb")
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-    spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    cells = [nbformat.v4.new_code_cell("import sys; print(sys.executable)")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), tmp_path / "x.ipynb")
-    _execute(tmp_path / "x.ipynb", tmp_path / "y.ipynb", {})
-    assert nbformat.read(tmp_path / "y.ipynb", 4).cells[0].outputs[0].text.strip() == sys.executable
+    assert KernelSpecManager().find_kernel_specs()["python3"].startswith(str(tmp_path))  # what Jupyter would start
+    done = CliRunner().invoke(app, ["run", str(tmp_path / "x.ipynb"), "-p", "output_dir", str(tmp_path / "out")])
+    assert done.exit_code == 0 and "Traceback" not in done.output, done.output
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["python"] == sys.executable and not mark.exists()
