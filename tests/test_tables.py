@@ -76,8 +76,46 @@ def test_sex_of_any_type(virtual, tmp_path, dtype):
     if dtype == "bool": table["31-0.0"] = table["31-0.0"] == 1
     else: table["31-0.0"] = table["31-0.0"].astype("Int64").astype("string" if dtype in ("string", "category") else dtype).astype(dtype)
     table.to_parquet(tmp_path / "t.parquet", index=False)
-    if dtype == "bool": assert read_table(tmp_path / "t.parquet")[2].sex.isna().all()  # "true" is no code: nothing is guessed
+    if dtype == "bool":
+        with pytest.raises(PtaclError, match="another code"): read_table(tmp_path / "t.parquet")  # "true" is none: nothing is guessed
     else: assert_same(read_table(tmp_path / "t.parquet"), virtual)
+
+
+@pytest.mark.parametrize("codes, why", [
+    ({"F": "F", "M": "m"}, None), ({"F": "Female", "M": "MALE "}, None), ({"F": "2", "M": "1"}, "another code in row"),
+    ({"F": "W", "M": "M"}, "another code in row"), ({"F": "0", "M": "-9"}, "another code in row")])
+def test_other_codes_of_sex_are_no_gap(virtual, tmp_path, codes, why):
+    table = phenotype_table(virtual.phenotypes, virtual.covariates)
+    save_table(table.assign(**{"31-0.0": virtual.covariates.sex.map(codes)}), tmp_path / "t.csv")
+    if why is None: return assert_same(read_table(tmp_path / "t.csv"), virtual)
+    with pytest.raises(PtaclError, match=why): read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("code", ["0", "-1", "-3", "-9.0"])
+@pytest.mark.parametrize("column", ["24100-2.0", "21003-2.0"])
+def test_codes_for_what_is_not_known_are_no_numbers(virtual, tmp_path, code, column):
+    table = phenotype_table(virtual.phenotypes, virtual.covariates).astype(str)
+    table.loc[IDS[2], column] = code
+    save_table(table, tmp_path / "t.csv")
+    with pytest.raises(PtaclError, match="not above 0, in row 4"): read_table(tmp_path / "t.csv")
+
+
+def test_a_column_that_is_there_twice(virtual, tmp_path):
+    text = phenotype_table(virtual.phenotypes, virtual.covariates).to_csv()
+    lines = text.splitlines()
+    (tmp_path / "t.csv").write_text("\n".join([f"{lines[0]},24103-2.0", *(f"{line},1" for line in lines[1:])]))
+    with pytest.raises(PtaclError, match="the column 24103-2.0 more than once"): read_table(tmp_path / "t.csv")
+
+
+def test_what_excel_writes(virtual, tmp_path):
+    text = phenotype_table(virtual.phenotypes, virtual.covariates).to_csv(sep=";", decimal=",")
+    (tmp_path / "t.csv").write_text(f"sep=;\n{text}", encoding="utf-8-sig")
+    assert_same(read_table(tmp_path / "t.csv"), virtual)
+    lines = text.splitlines()
+    (tmp_path / "t.csv").write_text("\n".join(["sep=;", *lines[:2], lines[2] + ";"]))
+    with pytest.raises(PtaclError, match="line 4 has 17 columns"): read_table(tmp_path / "t.csv")
+    (tmp_path / "t.xlsx").write_bytes(b"PK\3\4" + bytes(99))
+    with pytest.raises(PtaclError, match="Excel workbook"): read_table(tmp_path / "t.xlsx")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1"])

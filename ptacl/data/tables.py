@@ -49,11 +49,21 @@ def _at_visit(
     return field, instance if usual == 2 else usual
 
 # %% ../../nbs/34_tables.ipynb #ea97eb7f
-_SEX = {"0": "F", "1": "M", "0.0": "F", "1.0": "M", "female": "F", "male": "M"}
+_SEX = {"0": "F", "1": "M", "0.0": "F", "1.0": "M", "female": "F", "male": "M", "f": "F", "m": "M"}
 
-def _sex_of(column: pd.Series) -> pd.Series: # codes or words -> F, M, or NaN
-    "Sex in one letter."
-    return column.astype("string").str.strip().str.lower().map(_SEX).astype(object)
+def _rows_of(odd: np.ndarray) -> str: # (n,) bool
+    "Where something odd stands, as a spreadsheet counts it."
+    return ", ".join(map(str, np.flatnonzero(odd)[:5] + 2))
+
+def _sex_of(column: pd.Series) -> pd.Series: # codes or words -> F, M, or NaN where the cell is empty
+    "Sex in one letter. Raises `PtaclError` on another code: 1 and 2, say, may mean either."
+    words = column.astype("string").str.strip().str.lower()
+    sex = words.map(_SEX).astype(object)
+    odd = (sex.isna() & words.notna() & (words != "")).fillna(False).to_numpy(bool)
+    if odd.any():
+        raise PtaclError(f"column {column.name} (sex) holds another code in row {_rows_of(odd)}",
+                         "Expected are 0 or Female, 1 or Male, and empty cells.")
+    return sex
 
 def _columns_of(table: pd.DataFrame, name: str, instance: int) -> list: # of their names
     """The columns of one of our values, one for each array index.
@@ -80,11 +90,15 @@ def _column_values(
         values = table[columns].astype(float)
     except (TypeError, ValueError):
         odd = table[columns].apply(pd.to_numeric, errors="coerce").isna() & table[columns].notna()
-        rows = ", ".join(map(str, np.flatnonzero(odd.any(axis=1))[:5] + 2)) # as a spreadsheet counts them
+        rows = _rows_of(odd.any(axis=1))
         reason = f"{where} holds something that is no number" + f" in row {rows}" * bool(rows)
         raise PtaclError(reason) from None
     if np.isinf(values).any(axis=None):
         raise PtaclError(f"{where} holds an infinity")
+    nothing = (values <= 0).any(axis=1).to_numpy() # 0, -1, -3 and -9 are codes for what is not known
+    if nothing.any():
+        raise PtaclError(f"{where} holds a number that is not above 0, in row {_rows_of(nothing)}",
+                         "Leave the cell empty where nothing was measured.")
     return values.mean(axis=1)
 
 # %% ../../nbs/34_tables.ipynb #ffd83cd8
@@ -118,6 +132,8 @@ def _text_of(path: Path): # -> text stream
 
 def _separator_of(head: str) -> str: # the first line
     "What separates the columns. Raises `PtaclError` where no column is an id."
+    if head.startswith("PK"): # a zip, in which Excel keeps its tables
+        raise PtaclError("is an Excel workbook or a zip", "Save the table as CSV.")
     for separator in _SEPARATORS:
         if any(_bare(cell) in _ID_COLUMNS for cell in head.rstrip("\n").split(separator)):
             return separator
@@ -136,9 +152,16 @@ def _cells(line: str, separator: str) -> int: # how many, -1 where a quotation m
         return -1
     return len(next(csv.reader([line], delimiter=separator)))
 
-def _check_lines(lines, separator: str, columns: int) -> None: # lines: text stream behind the first line
-    "Raises `PtaclError` with the number of a line that has other columns than the first."
-    for number, line in enumerate(lines, 2):
+def _check_names(cells: list) -> None: # of the first line
+    "Raises `PtaclError` where one of our columns stands there twice."
+    ours = [_bare(cell) for cell in cells if _is_ours(cell)]
+    twice = sorted({name for name in ours if ours.count(name) > 1})
+    if twice:
+        raise PtaclError(f"has the column {', '.join(twice)} more than once", "Keep one.")
+
+def _check_lines(lines, separator: str, columns: int, first: int = 2) -> None:
+    "Raises `PtaclError` with the number of a line, `first` and on, that has other columns than the head."
+    for number, line in enumerate(lines, first):
         cells = _cells(line.rstrip("\n"), separator)
         if cells == columns or not line.strip():
             continue
@@ -166,16 +189,19 @@ def _read_text(path: Path) -> pd.DataFrame:
     "Our columns of a text table. Raises `PtaclError` on a line that does not fit."
     with _text_of(path) as text:
         head = text.readline()
+        told = int(head.startswith("sep=")) # Excel's line for itself
+        head = text.readline() if told else head
         if not head.strip():
             raise PtaclError("is empty, or begins with an empty line")
         separator = _separator_of(head)
         columns = _cells(head.rstrip("\n"), separator)
         if columns < 0:
             raise PtaclError("line 1 has a quotation mark that is not closed", _CLOSE)
-        _check_lines(text, separator, columns)
+        _check_names(head.rstrip("\n").split(separator))
+        _check_lines(text, separator, columns, 2 + told)
     tabs = separator == "\t" # there quotation marks mean nothing
     with _text_of(path) as text:
-        table = pd.read_csv(text, dtype=str, usecols=_is_ours, sep=separator,
+        table = pd.read_csv(text, dtype=str, usecols=_is_ours, sep=separator, skiprows=told,
                             quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
     table = table.rename(columns=_bare)
     if tabs:
