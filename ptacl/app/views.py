@@ -58,7 +58,7 @@ def _record_part(record: Record, preset: Preset, T: int) -> tuple[dict, np.ndarr
     lead = lead_of_mean_beat(signal[1], start, FS, beats)
     return {"ecg": figures, "beats": beats, "row": LEAD_SPACING}, lead
 
-
+# %% ../../nbs/71_views.ipynb #5b0c91e2
 def _ventricle_curve(record: Record) -> tuple[np.ndarray, str]: # (F,); its unit
     "The volume of the ventricle over the film: in ml where the phenotypes of a patient are known."
     shape = volume_shape(record.cine)[0].numpy()
