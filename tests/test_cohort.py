@@ -22,6 +22,7 @@ from ptacl.data.splits import SHARES, SPLITS, assign_splits
 from ptacl.data.store import MV, SHARD, factors, lead_stats, shard_parts, to_counts
 from ptacl.signal.ecg import normalize
 from ptacl.core.errors import PtaclError
+from ptacl.core.privacy import given_path
 from ptacl.core.presets import LEADS, PHENOTYPES, SCOPES
 
 N, F = 70, 4  # more than a shard
@@ -300,7 +301,11 @@ def attribute(old, new):
 def test_what_is_no_cohort(copy, harm, why):
     harm(copy)
     with pytest.raises(PtaclError, match=why) as e: Cohort.open(copy)
-    assert str(copy.parent) not in str(e.value)
+    assert given_path(copy) in str(e.value)                                              # whole, as it was given
+
+
+def test_a_path_of_somebody_is_whole_but_for_the_number():
+    with pytest.raises(PtaclError, match="a/#######/cohort: no such cohort"): Cohort.open("a/" + "12345" + "67/cohort")
 
 
 # writing

@@ -18,7 +18,7 @@ import pandas as pd
 from fastcore.basics import patch
 from .ids import has_id, mask_bytes, search_file, search_text
 from ..core.errors import PtaclError
-from ..core.privacy import mask_ids
+from ..core.privacy import given_path
 
 # %% ../../nbs/09_audit.ipynb #b300f97f
 _PRUNED = {".git", "__pycache__", "node_modules", ".hypothesis"}
@@ -283,7 +283,7 @@ def audit(
     Raises `PtaclError` where there is no such file, or git cannot read the history."""
     top = Path(path)
     if not top.exists():
-        raise PtaclError("no such file or folder", where=mask_ids(top.name))
+        raise PtaclError("no such file or folder", where=given_path(top))
     exceptions = _read_exceptions(top if top.is_dir() else top.parent)
     history = history and (top/".git").exists()
     unread: list[str] = []

@@ -8,6 +8,7 @@ __all__ = ['app']
 # %% ../../nbs/99_cli.ipynb #bb6f7720
 import inspect
 import typer
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
@@ -44,21 +45,32 @@ _FREE_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 _PARAMETERS = {"context_settings": _FREE_ARGUMENTS, "options_metavar": "[-p NAME VALUE]..."}
 
 
-def _named(args: list[str]) -> dict[str, str]: # ["-p", "n_train", "64", …] -> {"n_train": "64", …}
+def _named(
+    args: list[str],           # ["-p", "n_train", "64", …]
+    options: Iterable[str] = (), # that the command has besides
+) -> dict[str, str]:           # {"n_train": "64", …}
     "Pairs of name and value behind -p. Raises `PtaclError` on anything else."
     given = {}
     rest = list(args)
     while rest:
         flag, name, value = (*rest[:3], "", "")[:3]
         if flag != "-p":
-            hint = f" Did you mean -p {flag[2:]}?" if flag.startswith("--") else ""
-            raise PtaclError(f"cannot read {flag!r}: parameters are given as -p NAME VALUE.{hint}")
+            if near := did_you_mean(flag, options):
+                raise PtaclError(f"no option {flag}", near)
+            hint = f"Did you mean -p {flag[2:]}?" if flag.startswith("--") else ""
+            raise PtaclError(f"cannot read {flag!r}: parameters are given as -p NAME VALUE", hint)
         if len(rest) < 3 or value == "-p":
             whose = name or "the last -p"
             raise PtaclError(f"{whose} has no value: parameters are given as -p NAME VALUE")
         given[name] = value
         rest = rest[3:]
     return given
+
+
+def _parameters_of(context: typer.Context) -> dict[str, str]: # name -> value
+    "What a command was given behind -p. Raises `PtaclError` on anything else that it does not know."
+    options = [option for param in context.command.params for option in param.opts]
+    return _named(context.args, [option for option in options if option.startswith("--")])
 
 # %% ../../nbs/99_cli.ipynb #c5ee8e49
 def _read_value(text: str, kind: type):
@@ -111,7 +123,7 @@ def _simulate_command(
     with one_sentence("nothing was written; the same command begins anew"):
         if n < 1:
             raise PtaclError(f"n must be at least 1, got {n}")
-        options = _options_of(simulate, _named(context.args), also=("frames",))
+        options = _options_of(simulate, _parameters_of(context), also=("frames",))
         size = size or (84 if format == "cohort" else 128)
         if options.get("echo") and format != "echo":
             raise PtaclError("echocardiograms are written as files alone", "Choose --format echo.")
@@ -217,7 +229,7 @@ def _run_command(
         "trained so far; the same command runs it again"):
         from ptacl.studies.experiments import run_experiment
         from ptacl.studies.sweeps import sweep as run_sweep
-        parameters = _named(context.args)
+        parameters = _parameters_of(context)
         if processes != 1:
             parameters["processes"] = str(processes)
         if sweep:

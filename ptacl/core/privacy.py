@@ -15,6 +15,14 @@ def mask_ids(text: Any) -> str:
     blotted out."""
     return re.sub(r"(?<!\d)\d{7}(?!\d)", "#######", str(text))
 
+def given_path(path: Any) -> str: # a path or a URL
+    "As it was given, for a message: whole, ids blotted out, and without what a URL may say in confidence."
+    scheme, found, rest = str(path).partition("://")
+    if not found:
+        return mask_ids(path)
+    host, slash, place = rest.partition("?")[0].partition("/")
+    return mask_ids(f"{scheme}://{host.rpartition('@')[2]}{slash}{place}")
+
 # %% ../../nbs/02_privacy.ipynb #d23d3f32
 def virtual_name(number: int) -> str:
     "The name of a virtual patient, counted from 1: sim-00001."

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ..core.devices import check_device
 from ..core.errors import PtaclError
 from ..core.presets import FS, PHENOTYPES, SAMPLES, SIZE, SPACING
+from ..core.privacy import given_path
 from .recordings import Cine, ECG
 from .splits import SHARES, SPLITS, assign_splits
 from .store import NUMERIC, SHARD, Store, TEXTS, cohort_attributes, create_store, factors
@@ -69,7 +70,7 @@ def open(cls: Cohort,
         # looked up when needed: reading raw files takes all that comes after this chapter
         path = import_module("ptacl.data.raw_folder").read_for_now(path)
     about = cohort_attributes(path)
-    name = name_of(path)
+    name = given_path(path)
     if about.get("changing") and not write:
         many = len(about["changing"])
         reason = f"its last change was interrupted, {many} patients may be mixed up: run ingest again"

@@ -12,7 +12,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 from ..core.errors import PtaclError
-from ..core.privacy import mask_ids
+from ..core.privacy import given_path, mask_ids
 from .ingest import ingest
 from .sources import find_patients, find_table
 from .store import SHARD, name_of
@@ -25,7 +25,7 @@ def _session() -> tempfile.TemporaryDirectory:
 
 def _few_visits(folder, remedy: str) -> int: # how many
     "Raises `PtaclError` where a folder has no recordings, too many, or no table."
-    name = mask_ids(name_of(folder))
+    name = given_path(folder)
     try:
         many = len(find_patients(folder))
         find_table(folder)

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..core.errors import PtaclError
-from ..core.privacy import mask_ids
-from .store import name_of
+from ..core.privacy import given_path
 from .tables import COVARIATES, read_table
 
 # %% ../../nbs/41_sources.ipynb #a106881c
@@ -105,7 +104,7 @@ def find_patients(folder) -> list: # of Source, sorted
     """Every visit that has an ECG or a cine somewhere in a folder.
     Raises `PtaclError` where there is none, or not all can be read."""
     folder = Path(folder)
-    name = mask_ids(name_of(folder))
+    name = given_path(folder)
     if not folder.is_dir():
         raise PtaclError("no such folder", where=name)
     if (folder/"zarr.json").exists():
@@ -156,4 +155,4 @@ def find_table(folder) -> Path:
     if len(found) == 1:
         return found[0]
     why = "two tables" if found else "no phenotypes.csv or phenotypes.parquet"
-    raise PtaclError(why, "Say which one by table=", mask_ids(name_of(folder)))
+    raise PtaclError(why, "Say which one by table=", given_path(folder))

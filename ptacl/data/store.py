@@ -22,6 +22,7 @@ from zarr.storage import FsspecStore, LocalStore
 from ..core.errors import PtaclError
 from ..core.presets import FS, LEADS, PHENOTYPES, SAMPLES, SCOPES, SIZE, SPACING
 from ..core.files import KIT_VERSION
+from ..core.privacy import given_path
 from .tables import COVARIATES
 from ..signal.ecg import divisor, stats_of_leads
 
@@ -200,7 +201,7 @@ def shard_parts(start: int, stop: int) -> list: # slices
 # %% ../../nbs/38_store.ipynb #2c949c8e
 def _attributes(path) -> dict: # folder or URL
     "The attributes of a Zarr store. Raises `PtaclError` where there is none."
-    name = name_of(path)
+    name = given_path(path)
     try:
         return dict(zarr.open_group(_open_store(path), mode="r").attrs)
     except FileNotFoundError:
@@ -215,7 +216,7 @@ def _attributes(path) -> dict: # folder or URL
 def cohort_attributes(path) -> dict: # folder or URL
     """What a store says about itself.
     Raises `PtaclError` where it is no cohort, or a newer one than this kit can read."""
-    name = name_of(path)
+    name = given_path(path)
     attributes = _attributes(path)
     version = attributes.get("format")
     if attributes.get("title") != "ptacl cohort" or not isinstance(version, int):
@@ -232,7 +233,7 @@ def _make_room(path, overwrite: bool) -> None:
     if "://" in str(path) or not Path(path).exists() or not any(Path(path).iterdir()):
         return
     if not overwrite:
-        raise PtaclError(f"{name_of(path)} exists already: give another folder, or overwrite=True")
+        raise PtaclError(f"{given_path(path)} exists already: give another folder, or overwrite=True")
     cohort_attributes(path)
     shutil.rmtree(path)
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from ..core.errors import PtaclError
 from ..core.files import written_whole
+from ..core.privacy import given_path
 
 # %% ../../nbs/74_outputs.ipynb #ab1d86ad
 def check_output(
@@ -19,9 +20,9 @@ def check_output(
 ):
     "Raises `PtaclError` where no file can be written there."
     if suffixes and path.suffix not in suffixes:
-        raise PtaclError(f"{path.name}: give a name that ends in {' or '.join(suffixes)}")
+        raise PtaclError(f"{given_path(path)}: give a name that ends in {' or '.join(suffixes)}")
     if not path.absolute().parent.is_dir():
-        raise PtaclError(f"there is no folder for {path.name}: make it first")
+        raise PtaclError(f"there is no folder for {given_path(path)}: make it first")
 
 # %% ../../nbs/74_outputs.ipynb #7de9f21b
 @contextmanager
@@ -34,4 +35,4 @@ def output_file(
         with written_whole(path) as new:
             yield new
     except OSError as e:
-        raise PtaclError(f"{path.name} cannot be written ({e.strerror or e}): {remedy}") from e
+        raise PtaclError(f"{given_path(path)} cannot be written ({e.strerror or e}): {remedy}") from e

@@ -19,6 +19,7 @@ from torch import nn
 from ..core.devices import check_device
 from ..core.errors import PtaclError
 from ..core.presets import Preset
+from ..core.privacy import given_path
 from .encoders import CMREncoder, EchoEncoder, ECGEncoder
 from .joint import JointModel, MODALITIES, PTACL
 from .mae import MAE
@@ -35,7 +36,7 @@ def _check_place(folder: Path):
     if folder.is_dir() and {file.name for file in folder.iterdir()} <= _MODEL_FILES:
         return
     raise PtaclError(
-        f"{folder.name} holds something else than a model and is left as it is: give another folder")
+        f"{given_path(folder)} holds something else than a model and is left as it is: give another folder")
 
 def _exchange(new: Path, folder: Path, old: Path) -> Path:
     "Put the folder `new` in the place of `folder`, which goes to `old`, or comes back where that fails."
@@ -78,7 +79,7 @@ def save_weights(
                 (new / "README.md").write_text(card, encoding="utf-8")
         except (OSError, SafetensorError) as e:
             raise PtaclError(
-                f"cannot write the model to {folder.name} ({e}): "
+                f"cannot write the model to {given_path(folder)} ({e}): "
                 "make room on the disk; what was there is intact") from e
     return folder
 
@@ -87,7 +88,7 @@ def _why_no_model(folder: Path, error: Exception) -> str:  # what to do, as the 
     "What is wrong with a folder that gives no model."
     config, weights = folder / "config.json", folder / "model.safetensors"
     if (folder / "model" / "config.json").is_file():
-        return f"it is the folder of a run. Give {folder.name}/model"
+        return f"it is the folder of a run. Give {given_path(folder)}/model"
     if not config.is_file() or not weights.is_file():
         return "expected config.json and model.safetensors as written by save_pretrained"
     if isinstance(error, SafetensorError):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tqdm import tqdm
 from ..core.errors import PtaclError
-from ..core.privacy import mask_ids
+from ..core.privacy import given_path
 from ..data.tables import phenotype_table, save_table
 from .cine_writers import nifti_bytes, ukb_zip, with_slices
 from .echo_writers import echo_file
@@ -180,7 +180,7 @@ def _put_in_place(written: Path, path: Path):
 # %% ../../nbs/37_writers.ipynb #39df4977
 def refuse_target(path: Path, overwrite: bool):
     "Raises `PtaclError` rather than overwrite anything unasked."
-    name = mask_ids(path.name)
+    name = given_path(path)
     if path.exists() and not path.is_dir():
         raise PtaclError(f"{name} is a file: give a folder")
     if not overwrite and path.exists() and any(path.iterdir()):
@@ -214,5 +214,5 @@ def write_patients(
             _write_batches(patients, cohort, formats[format], spacing, total, instance)
             _put_in_place(cohort, path)
     except OSError as e:
-        raise PtaclError(f"{mask_ids(path.name)} cannot be written: {e.strerror}") from None
+        raise PtaclError(f"{given_path(path)} cannot be written: {e.strerror}") from None
     return path
