@@ -149,7 +149,7 @@ def test_the_site_names_no_participant(site):
 
 def test_the_text_of_a_page_is_its_article_in_sections():
     from search import text_of_article
-    inner = '<h1>T<a>¶</a></h1><script>x</script><p>a &amp; b</p><section id="b">c</section>'
+    inner = '<h1>T<a>¶</a></h1><script>x</script><details><summary>Imports</summary>import x</details><p>a &amp; b</p><section id="b">c</section>'
     page = f'<p>menu</p><article><section id="a">{inner}</section></article>end'
     assert text_of_article(page) == '<div role="main"><section id="a">T a &amp; b <section id="b">c </section></section></div>'
 
