@@ -221,7 +221,8 @@ def test_what_needs_no_key_is_refused_before_one_is_read_or_made(probe, module, 
 
 
 def test_folders_are_searched_and_films_left_alone(tmp_path):
-    for f in ("a/1.xml", "a/b/2.hea", "a/b/2.dat", "3.dcm", "cmr/x/im1.dcm", f"{ID}_20209_2_0/1.dcm", ".hidden/4.xml", "._5.xml", "table.csv"):
+    films = "cmr/x/im1.dcm", "echo/6.dcm", f"{ID}_20209_2_0/1.dcm"
+    for f in ("a/1.xml", "a/b/2.hea", "a/b/2.dat", "3.dcm", *films, ".hidden/4.xml", "._5.xml", "table.csv"):
         (tmp_path / f).parent.mkdir(parents=True, exist_ok=True); (tmp_path / f).touch()
     (tmp_path / "IM0001").write_bytes(dicom_ecg(np.zeros((12, 5000)))); (tmp_path / "README").write_text("no DICOM")
     assert {f.name for f in find_recordings([tmp_path])} == {"1.xml", "2.hea", "3.dcm", "IM0001"}

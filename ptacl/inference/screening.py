@@ -33,7 +33,7 @@ _CINES = "20209" # UK Biobank's field of short-axis films
 def _is_film(parts: tuple) -> bool: # of a path
     "Whether a file lies in a folder of films, or in a download of UK Biobank's."
     bulks = filter(None, map(BULK.fullmatch, parts))
-    return "cmr" in parts[:-1] or any(bulk[2] == _CINES for bulk in bulks)
+    return bool({"cmr", "echo"} & {*parts[:-1]}) or any(bulk[2] == _CINES for bulk in bulks)
 
 
 def _is_dicom(file: Path) -> bool:
