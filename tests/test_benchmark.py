@@ -24,7 +24,7 @@ from ptacl.inference import benchmark
 from ptacl.inference.benchmark import _auroc, probe_labels, probe_text, _r_squared, _split_recordings, _untrained
 from ptacl.inference.cards import Card, Score, card_of_result, card_text, save_pretrained
 from ptacl.inference.embedding import ECGFeatures
-from ptacl.nets.joint import PTACL
+from ptacl.nets.joint import JointModel, PTACL
 from ptacl.nets.weights import from_pretrained
 from ptacl.nets.weights import save_weights
 from ptacl.simulate.ecg_tasks import write_ecg_task, write_like_ptbxl
@@ -255,6 +255,26 @@ def test_the_loader_stands_alone_and_gives_the_same(model, tmp_path):
     other = save_weights(PTACL(tiny), tmp_path / "other")
     (folder / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
     assert "is of another training" in alone(folder, tmp_path).stderr
+
+
+@pytest.mark.parametrize("names", [("cmr", "echo"), ("echo", "ecg")], ids="+".join)
+def test_any_set_of_modalities_is_handed_on(names, tmp_path):
+    "Each encoder runs without the kit; the loader and the card speak of those that there are."
+    model = JointModel(tiny, names).eval()
+    folder = save_pretrained(model, tmp_path / "shared", export=True)
+    assert {f.name for f in folder.glob("*.onnx")} == {f"{name}_encoder.onnx" for name in names}
+    first = "ecg" if "ecg" in names else names[0]
+    shapes = {"ecg": (12, 5000), "cmr": (26, 48, 48), "echo": (32, 48, 48)}
+    x = np.random.default_rng(0).random((2, *shapes[first]), np.float32)
+    np.save(tmp_path / "in.npy", x)
+    done = alone(folder, tmp_path)  # what the loader gives unasked
+    assert done.returncode == 0, done.stderr
+    given = torch.from_numpy(x)
+    with torch.no_grad(): expected = ECGFeatures(model)(given) if first == "ecg" else model.features_of(first, {"cine": given})
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-4)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f'load("{first}")(recordings)' in card and ("resting ECGs" in card) == ("ecg" in names) == ("denoised" in card)
+    assert ("short-axis" in card) == ("cmr" in names) and 'load("echo")' in card and from_pretrained(folder).names == names
 
 
 def test_a_model_is_replaced_and_nothing_else_is(model, tmp_path):

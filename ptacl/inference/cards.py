@@ -99,8 +99,9 @@ def _export_beside(model: nn.Module, folder: Path) -> None:
     modules = _exported(model)
     for name, module in modules.items():
         export_encoder(module, folder / f"{name}_encoder.onnx")
+    first = "ecg" if "ecg" in modules else next(iter(modules))
     loader = _LOADER.format(
-        weights=_digest(model, folder), first=next(iter(modules)), names=", ".join(LEADS), fs=FS,
+        weights=_digest(model, folder), first=first, names=", ".join(LEADS), fs=FS,
         graphs={name: fingerprint(module) for name, module in modules.items()},
         shapes={name: module.shape for name, module in modules.items()})
     (folder / "load_ecg_encoder.py").write_text(loader, encoding="utf-8")

@@ -36,13 +36,29 @@ class Card:
     licence: str = ""      # of the weights, as hubs name it: apache-2.0, cc-by-4.0, other
 
 # %% ../../nbs/53_cards.ipynb #1cbd206a
-_LIMITS = (
-    "For research, not for clinical use.",
-    f"Takes resting ECGs of {len(LEADS)} leads and {SAMPLES / FS:g} seconds, and has seen no others.",
-    "Scores hold for patients like those of the test; another site, device or rhythm may score lower.",
-)
+_BOTH = ("ecg", "cmr")  # modalities of a model that says nothing of them
+_TAGS = {"ecg": "ecg", "cmr": "cardiac-mri", "echo": "echocardiography"}
+_TAKES = {
+    "ecg": f"Takes resting ECGs of {len(LEADS)} leads and {SAMPLES / FS:g} seconds, and has seen no others.",
+    "cmr": "Takes short-axis films of one heartbeat, and has seen no others.",
+    "echo": "Takes apical four-chamber echo films of one heartbeat, and has seen no others.",
+}
 
-def _front_matter(name: str, card: Card) -> str:
+def _modalities(model: nn.Module) -> tuple[str, ...]:  # ecg, cmr, echo
+    "What a model has encoders of: a joint one says so, an encoder alone has it in the name of its kind."
+    alone = cast(dict, model.config)["kind"].rpartition("-")[2].lower()
+    return tuple(getattr(model, "names", (alone,) if alone in _TAKES else _BOTH))
+
+def _limits(names: tuple[str, ...]) -> list[str]:  # of modalities
+    "What holds for every model of these."
+    return [
+        "For research, not for clinical use.",
+        *(_TAKES[name] for name in names),
+        "Scores hold for patients like those of the test; another site, device or rhythm may score lower.",
+    ]
+
+# %% ../../nbs/53_cards.ipynb #b4b796ad
+def _front_matter(name: str, card: Card, names: tuple[str, ...] = _BOTH) -> str:
     "The header that hubs read: YAML, each value as JSON, which is YAML, too."
     metrics = [{"type": s.score, "name": f"{s.what}, {s.score}", "value": round(float(s.value), 4)}
                for s in card.scores if math.isfinite(s.value)]
@@ -50,7 +66,7 @@ def _front_matter(name: str, card: Card) -> str:
         "license": card.licence or "other",
         "library_name": "ptacl",
         "pipeline_tag": "feature-extraction",
-        "tags": ["ecg", "cardiac-mri", "contrastive-learning", "ptacl"],
+        "tags": [*(_TAGS[modality] for modality in names), "contrastive-learning", "ptacl"],
     }
     if metrics:
         results = [{"task": {"type": "feature-extraction"},
@@ -76,36 +92,43 @@ _USE = '''```python
 from ptacl import from_pretrained
 model = from_pretrained("path/to/this/folder")
 ```'''
-_ALONE = f"""Without the kit, ECGs in mV, {FS} Hz, denoised, of shape (n, {len(LEADS)}, {SAMPLES}),
-leads {", ".join(LEADS)}:
+_ALONE = """Without the kit, with numpy, onnxruntime and safetensors:
 
 ```python
-from load_ecg_encoder import load     # needs numpy, onnxruntime, safetensors
-embeddings = load()(ecg)
+from load_ecg_encoder import load
+embeddings = load("{first}")(recordings)
 ```
 
-Films of a joint model, one beat from 0 (black) to 1, have encoders of their own,
-`load("cmr")` and `load("echo")`;
-`SHAPES` in the loader says how many frames and pixels.
-
+`SHAPES` in the loader says of what shape recordings are."""
+_OF_ECGS = f"""ECGs are in mV, {FS} Hz, denoised, of shape (n, {len(LEADS)}, {SAMPLES}),
+leads {", ".join(LEADS)}.
 The kit denoises before it embeds, and this file does not: an ECG that is not denoised gives other numbers."""
+_OF_FILMS = "Films hold one heartbeat, grey from 0 (black) to 1: {loads}."
 
+def _use_alone(names: tuple[str, ...]) -> str:  # of modalities
+    "How the exported encoders are used."
+    films = [f'`load("{name}")`' for name in names if name != "ecg"]
+    parts = [_ALONE.format(first="ecg" if "ecg" in names else names[0])]
+    parts += [_OF_ECGS] * ("ecg" in names) + [_OF_FILMS.format(loads=", ".join(films))] * bool(films)
+    return "\n\n".join(parts)
+
+# %% ../../nbs/53_cards.ipynb #6da640f8
 def card_text(model: nn.Module, card: Card, name: str = "model", exported: bool = False) -> str:
     "The card as Markdown, with the header that hubs read. No number in it can be a participant's."
     config = cast(dict, model.config)
-    weights = sum(p.numel() for p in model.parameters())
+    weights, names = sum(p.numel() for p in model.parameters()), _modalities(model)
     sections = {
         "Model": [f"{config['kind']}, preset `{config['preset']['name']}`, {weights:,} parameters, "
                   f"ptacl {KIT_VERSION}."],
         "Data": [card.data + "." if card.data else "Not stated."],
         "Seeds": [", ".join(map(str, card.seeds)) or "Not stated."],
         "Scores": _score_lines(card.scores),
-        "Limits": [f"- {sentence}" for sentence in (*_LIMITS, *card.limits)],
+        "Limits": [f"- {sentence}" for sentence in (*_limits(names), *card.limits)],
         "Licence": [card.licence or "Not stated."],
-        "Use": [_USE, *([""] + [_ALONE] if exported else [])],
+        "Use": [_USE, *([""] + [_use_alone(names)] if exported else [])],
     }
     parts = [f"## {title}\n\n" + "\n".join(lines) for title, lines in sections.items()]
-    return mask_ids("\n\n".join([_front_matter(name, card), f"# {name}", *parts]) + "\n")
+    return mask_ids("\n\n".join([_front_matter(name, card, names), f"# {name}", *parts]) + "\n")
 
 # %% ../../nbs/53_cards.ipynb #ba4a13e6
 def card_of_training(
