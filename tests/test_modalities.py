@@ -1,6 +1,8 @@
 "Any set of modalities: the loss of two is the paper's to the last bit, what is lacking is never looked at; and the two studies."
+import copy
+import math
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, permutations
 
 import pandas as pd
 import pytest
@@ -10,14 +12,19 @@ import torch.nn.functional as F
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import paper_regression, workshop
 from ptacl.data.pairs import Pairs
-from ptacl.nets.joint import PTACL, JointModel, joint_loss
+from ptacl.evaluate.retrieval import phenotype_retrieval
+from ptacl.nets.encoders import EchoEncoder
+from ptacl.nets.joint import PTACL, JointModel, joint_loss, preset_for
 from ptacl.nets.views import View
 from ptacl.nets.losses import alignment_matrix
+from ptacl.nets.mae import MAE
 from ptacl.nets.trimodal import start_modalities
+from ptacl.nets.weights import from_pretrained
 from ptacl.signal.beats import segment_beats
 from ptacl.studies.experiments import run_experiment
 from ptacl.studies.unpaired import WAYS, _Rounds, groups_of, _pairs_needed, _pseudo_pair_step, _transport
-from ptacl.train.steps import joint_step
+from ptacl.train.loop import fit
+from ptacl.train.steps import joint_step, mae_cmr_step
 
 CONV = replace(workshop, width=32, heads=2, proj_dim=16)
 LINEAR = replace(paper_regression, name="linear", width=32, heads=2, ecg_layers=1, cmr_layers=1, frozen_layers=0, size=48, proj_dim=16)
@@ -114,6 +121,46 @@ def test_what_no_model_can_be_made_of():
     for names in (("ecg",), ("ecg", "ecg")):
         with pytest.raises(PtaclError, match="two or more"): JointModel(CONV, names)
     with pytest.raises(PtaclError, match="this model has no 'echo'"): PTACL(CONV).embeddings_of("echo", a_batch())
+
+
+def test_encoders_of_what_the_model_has_not_are_refused():
+    echo = MAE(EchoEncoder(preset_for("echo", LINEAR))).encoder
+    with pytest.raises(PtaclError, match="encoders of echo for a model of ecg, cmr"): start_modalities(LINEAR, ("ecg", "cmr"), {"echo": echo})
+
+
+@pytest.mark.parametrize("query, gallery", [*permutations(ALL, 2)], ids="→".join)
+def test_retrieval_across_any_pair(query, gallery):
+    "One vector for each heart in the place of what an encoder sees: each recording finds its own heart's, and hearts like it, in any other modality."
+    model = seeded(lambda: JointModel(CONV, ALL)).eval()
+    hearts = torch.randn(40, CONV.width, generator=torch.Generator().manual_seed(0))
+    for name in ALL: model.encoder(name).forward = lambda x: hearts[x.flatten(1)[:, 0].long(), None]
+    for name in ALL: setattr(model, f"proj_{name}", torch.nn.Identity())
+    number = torch.arange(40.)
+    model.view = lambda batch, names=None: View(batch)
+    batch = {"ecg": number.view(-1, 1, 1).expand(40, 12, 9), "cine": number.view(-1, 1, 1, 1), "echo": number.view(-1, 1, 1, 1)}
+    z = dict(zip(ALL, (model.features_of(name, batch) for name in ALL)))
+    found = phenotype_retrieval(z[query], z[gallery], pd.DataFrame({"LVEDV": hearts[:, 0]}), ks=(1,), exclude_self=False)
+    assert found.loc["LVEDV", ["P@1", "MdR"]].tolist() == [1, 1]
+
+
+def test_an_echo_s_autoencoder_is_trained_and_hands_its_encoder_on(tmp_path):
+    "Pre-training by the loop, the encoder copied, its first layers frozen, and a step of the joint phase leaves those alone."
+    preset = replace(LINEAR, ecg_layers=2, cmr_layers=2, frozen_layers=1, batch_size=4)
+    batch = a_batch(8)
+    data = Pairs(batch["ecg"], batch["r_peaks"], (255 * batch["cine"]).to(torch.uint8), {"echo": (255 * batch["echo"]).to(torch.uint8)})
+    mae = seeded(lambda: MAE(EchoEncoder(preset_for("echo", preset))))
+    before = mae.encoder.pos.detach().clone()
+    history = fit(mae, mae_cmr_step, data, preset, epochs=1, lr=1e-3, folder=tmp_path / "mae")
+    assert math.isfinite(history[0]["loss"]) and not torch.equal(mae.encoder.pos, before)
+    stored = from_pretrained(tmp_path / "mae" / "model")
+    model = start_modalities(preset, ("ecg", "echo"), {"echo": stored.encoder})
+    frozen, free = (copy.deepcopy(model.echo.blocks[k].state_dict()) for k in (0, 1))
+    fit(model, joint_step, data, preset, epochs=1, lr=1e-3, folder=tmp_path / "joint")
+    same = [all(torch.equal(x, w) for x, w in zip(model.echo.blocks[k].state_dict().values(), kept.values())) for k, kept in ((0, frozen), (1, free))]
+    assert same == [True, False]
+    cards = [(tmp_path / part / "model" / "README.md").read_text(encoding="utf-8") for part in ("mae", "joint")]
+    assert all("8 patients, 1 epochs" in card and "apical four-chamber" in card and "echocardiography" in card for card in cards)
+    assert ["resting ECGs" in card for card in cards] == [False, True] and not any("short-axis" in card for card in cards)
 
 
 # --- the studies ----------------------------------------------------------------------------------------------------------

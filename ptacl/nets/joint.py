@@ -369,7 +369,10 @@ def begun_from(
     freeze: bool = True,       # the first layers of those that are given
 ) -> _Model:
     """The model, its encoders those that are given; the others, if any, stay as they are, all free.
-    Raises `PtaclError` on those of other sizes or inputs."""
+    Raises `PtaclError` on those of other sizes or inputs, and of what the model has not."""
+    unknown = sorted(set(given) - set(model.names))
+    if unknown:
+        raise PtaclError(f"encoders of {', '.join(unknown)} for a model of {', '.join(model.names)}")
     ecg, preset = given.get("ecg"), model.preset
     if ecg is not None and ecg.preset.normalize != preset.normalize:
         raise PtaclError(

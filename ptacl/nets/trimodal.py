@@ -22,7 +22,7 @@ def start_modalities(
     settings: Mapping | None = None,    # name -> what its encoder's preset has otherwise
 ) -> JointModel:
     """A joint model of these modalities; encoders that are not given begin anew, all free.
-    Raises `PtaclError` on unknown names, and on encoders of other sizes or inputs."""
+    Raises `PtaclError` on unknown names, and on encoders of other sizes, inputs or modalities."""
     return begun_from(JointModel(preset, names, settings), given or {}, freeze)
 
 # %% ../../nbs/53_trimodal.ipynb #a44271bc
