@@ -1,5 +1,10 @@
 "Virtual patients: identities, Einthoven's law, independence of the batch, calibration, images, R-peaks."
+import os
+import shutil
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +15,7 @@ from hypothesis import strategies as st
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS, PHENOTYPES
 from ptacl.core.presets import FS, SPACING
+from ptacl.simulate import film_loops
 from ptacl.simulate.causes import DEMOGRAPHICS, REFERENCE, explained, population
 from ptacl.simulate.draws import Streams
 from ptacl.simulate.heart import anatomy, coverage, cross_sections, masks, polar_maps, volume_curve
@@ -208,3 +214,55 @@ def test_neurokit_finds_the_peaks():
         late += list(d[np.abs(d) < 0.05])
         all_ += len(true)
     assert len(late) > 0.97 * all_ and abs(np.median(late)) < 0.01
+
+
+def both_ways(monkeypatch, **how): # -> films and labels by the compiled loops; the same by operations on whole frames
+    "Virtual patients whose films are drawn twice."
+    from ptacl.simulate import image
+    from ptacl.simulate.draws import folded
+    films, again, by_loops = [], [], image._draw_films_by_loops
+    def draw(scene, cut, keys, base, share, images, labels):
+        by_loops(scene, cut, keys, base, share, images, labels)
+        others = [None if x is None else torch.zeros_like(x) for x in (images, labels)]
+        image._draw_films(scene, cut, keys, folded(base), share, *others)
+        films.append((images, labels))
+        again.append(others)
+    monkeypatch.setattr(image, "_draw_films_by_loops", draw)
+    simulate(seed=3, ecg=False, **how)
+    return zip(films, again)
+
+
+@pytest.mark.parametrize("how", [dict(n=6), dict(n=2, frames=12, stack=True), dict(n=2, size=100, spacing=1.3, gating_jitter=0.1)], ids=str)
+def test_compiled_films_are_those_of_whole_frames(how, monkeypatch):
+    for (images, labels), (others, other_labels) in both_ways(monkeypatch, **how):
+        apart = (images.int() - others.int()).abs()
+        assert apart.max() <= 1 and (apart > 0).float().mean() < 1e-3
+        assert (labels is None) == ("stack" not in how) and (labels is None or torch.equal(labels, other_labels))
+
+
+def test_films_are_the_same_to_the_bit_whoever_else_is_drawn(few):
+    threads = torch.get_num_threads()
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            assert torch.equal(simulate(10, seed=7, ecg=False).cine, few.cine)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(simulate(1, seed=7, start=4, ecg=False).cine[0], few.cine[4])
+
+
+def test_only_those_who_simulate_load_numba():
+    code = "import sys, ptacl, ptacl.train.loop, ptacl.simulate.patients; assert 'numba' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_films_are_drawn_where_nothing_compiled_can_be_kept(tmp_path):
+    "A package that cannot be written, a user without a home: a file stands where a folder would be made."
+    (tmp_path / "file").touch()
+    shutil.copytree(Path(film_loops.__file__).parents[1], tmp_path / "ptacl", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("core", "simulate"): (tmp_path / "ptacl" / folder / "__pycache__").touch()
+    env = os.environ | dict.fromkeys(("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "IPYTHONDIR"), str(tmp_path / "file"))
+    env |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    code = ("import ptacl; from ptacl.simulate import film_loops as f; print(ptacl.__file__, f.share(f.HALF), f.share.stats.cache_path)")
+    said = subprocess.run([sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True, env=env, cwd=tmp_path).stdout
+    assert said.split() == [str(tmp_path / "ptacl" / "__init__.py"), "0.5", "None"]

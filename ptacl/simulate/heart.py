@@ -231,7 +231,7 @@ def polar_maps(
     return dict(X=X / cm, Y=Y / cm, r=r, toward=toward, bump=bump, angle=angle, phi=phi, cm=cm)
 
 # %% ../../nbs/15_heart.ipynb #0b9f9e9e
-def _rv_width(
+def rv_width(
     area: Tensor,  # (n, Z, F) cm²
     outer: Tensor, # (n, Z, F) cm, outer radius of the LV
     span: Tensor,  # (n,) radians, half of the angle that the RV embraces
@@ -255,7 +255,7 @@ def coverage(
     # the whole heart moves to the right side in systole
     # products and sums one by one: with three arguments of unlike shapes torch goes pixel by pixel
     r = (px(DRIFT * done) * m["toward"]).add_(m["r"])
-    width = _rv_width(area, outer, a["span"], a["skew"])
+    width = rv_width(area, outer, a["span"], a["skew"])
     beyond = (px(width) * m["bump"]).add_(px(outer) + 0.5).sub_(r)
     lv = (px(inner) + 0.5 - r).clamp_(0, 1)
     epi = (px(outer) + 0.5 - r).clamp_(0, 1)
@@ -267,7 +267,7 @@ def most_beyond(
 ) -> Tensor:                # (n, Z, 1, size, size) pixels
     "No frame of `coverage` has more `beyond`: where the heart may be at all."
     most = lambda x: (x.amax(-1, keepdim=True) / m["cm"])[..., None, None]
-    width = most(_rv_width(area, outer, a["span"], a["skew"]))
+    width = most(rv_width(area, outer, a["span"], a["skew"]))
     towards_us = most(DRIFT * done) * (-m["toward"]).clamp(min=0)
     return most(outer) + 0.5 + width * m["bump"].clamp(min=0) + towards_us - m["r"]
 

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/16_image.ipynb #3b56d483
 import math
+import numpy as np
 import torch
 import torch.nn.functional as F
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from functools import cache
 from torch import Tensor
 from ..core.presets import SIZE, SPACING
 from .draws import cosine_, folded, square_and_phase, uniform16
-from .heart import DRIFT, WOBBLE_ORDERS, coverage, cross_sections, most_beyond, polar_maps
+from .heart import DRIFT, WOBBLE_ORDERS, coverage, cross_sections, most_beyond
+from .heart import polar_maps, rv_width
 
 # %% ../../nbs/16_image.ipynb #b2941f33
 @cache
@@ -288,6 +290,10 @@ def slab_sections(
     return inner, outer, area, done.expand_as(share), share
 
 # %% ../../nbs/16_image.ipynb #f5f206e7
+def _away(angle: Tensor) -> Tensor: # radians
+    "From the middle of the wall that stays longest."
+    return (torch.remainder(angle + 0.75 * math.pi, 2 * math.pi) - math.pi).abs()
+
 def _open_base_(
     c: dict,       # coverage, changed in place
     m: dict,       # maps
@@ -296,8 +302,7 @@ def _open_base_(
     "The ring opened towards the outflow tract, and the labels."
     rv = (c["beyond"] >= 0.5) & (c["epi"] < 0.5)
     share = share[..., None, None]
-    away = (torch.remainder(m["angle"] + 0.75 * math.pi, 2 * math.pi) - math.pi).abs()
-    ring = ((math.pi * share - away) * c["r"] + 0.5).clamp(0, 1) * (share > 0)
+    ring = ((math.pi * share - _away(m["angle"])) * c["r"] + 0.5).clamp(0, 1) * (share > 0)
     kept = torch.where(share < 1, ring, 1.)
     lv, epi = (c[k].mul_(kept) >= 0.5 for k in ("lv", "epi"))
     return torch.where(lv, 1, torch.where(epi, 2, torch.where(rv, 3, 0))).to(torch.uint8)
@@ -324,7 +329,7 @@ def _around(boxes: Tensor, inside: tuple | None = None) -> tuple: # (n, 2, 2), a
 # %% ../../nbs/16_image.ipynb #ee1bd8cc
 _CAVITY = "blood", "pap_0", "pap_1a", "pap_1b", "pap_2"
 _HEART = ("r", "toward", "bump", "angle", "fatty", "dark", "muscle", "rv_blood", "wall", "to_dark", "to_fat",
-          *_CAVITY)
+          *_CAVITY, "still", "change")
 
 @dataclass(frozen=True)
 class _Scene:
@@ -349,8 +354,9 @@ def _scene(a: dict, m: dict, cut: list) -> _Scene: # anatomy, scenery, cross-sec
     inner, outer, area, done = cut
     heart = most_beyond(a, m, outer, area, done) + torch.maximum(m["to_fat"], m["to_dark"]) > 0
     cavity = most_beyond(a, m, inner, 0 * area, done) > 0
-    maps = torch.stack([m[name] for name in _HEART], 1)
-    return _Scene(a, m["cm"], m["still"], m["moved"] - m["still"], maps, _boxes(heart), _boxes(cavity))
+    change = m["moved"] - m["still"]
+    maps = torch.stack([change if name == "change" else m[name] for name in _HEART], 1)
+    return _Scene(a, m["cm"], m["still"], change, maps, _boxes(heart), _boxes(cavity))
 
 # %% ../../nbs/16_image.ipynb #ab05a73b
 def _draw_films(
@@ -380,6 +386,59 @@ def _draw_films(
         img[place] = heart
         images[:, :, now] = _scan_(img, scene.a["noise"], keys, base[:, now])
 
+# %% ../../nbs/16_image.ipynb #abd3176c
+def _moments(
+    scene: _Scene,
+    cut: list,     # cross-sections (n, Z, F)
+    share: Tensor | None, # (n, Z, F) of the slice below the base
+) -> Tensor:       # (n, Z, F, 7), columns as in `MOMENT`
+    "What a frame adds to the maps that all frames share."
+    inner, outer, area, done = cut
+    px = lambda x: x / scene.cm
+    width = rv_width(area, outer, scene.a["span"], scene.a["skew"])
+    below = torch.ones_like(inner) if share is None else share
+    done = done.expand_as(inner)
+    columns = px(DRIFT * done), px(width), px(outer) + 0.5, px(inner) + 0.5, done, below, px(0.70 * inner)
+    return torch.stack(columns, -1)
+
+def _heart_in_its_box(
+    scene: _Scene, # of one patient
+    opens: bool,   # the ring
+) -> tuple[Tensor, tuple]: # (maps, h, w); their place
+    "The maps of the heart where it ever is, with `_away` in place of the angle where its ring opens."
+    place = _around(scene.heart_boxes)
+    maps = scene.heart[place][0, :, 0, 0].contiguous()
+    if opens:
+        angle = _HEART.index("angle")
+        maps[angle] = _away(maps[angle])
+    return maps, place
+
+# %% ../../nbs/16_image.ipynb #1db8aa27
+def _draw_films_by_loops(
+    scene: _Scene,
+    cut: list,     # cross-sections (n, Z, F)
+    keys: Tensor,  # (n,) int32, of the noise
+    base: Tensor,  # (Z, F, size, size) int32, hashed counters
+    share: Tensor | None, # (n, Z, F) of the slice below the base; draws labels
+    images: Tensor, labels: Tensor | None, # (n, Z, F, size, size), filled in
+):
+    "The same on the CPU, film by film."
+    from ptacl.simulate.film_loops import COSINES, SIZES, draw_film  # Numba takes a second to load
+    frames, size = images.shape[2], images.shape[-1]
+    places = base.numpy().view(np.uint32).reshape(-1, frames, size * size)
+    noise, random = (255 * scene.a["noise"]).numpy(), keys.numpy().view(np.uint32)
+    moments = _moments(scene, cut, share).numpy()
+    for i in range(len(keys)):
+        one = scene.of(slice(i, i + 1))
+        heart, (_, rows, columns) = _heart_in_its_box(one, share is not None)
+        maps = heart.flatten(1).numpy()
+        still, change = one.still.view(-1).numpy(), one.change.view(-1).numpy()
+        place = rows.start, columns.start, columns.stop - columns.start
+        for z in range(images.shape[1]):
+            drawn = np.empty((0, size, size), np.uint8) if labels is None else labels[i, z].numpy()
+            draw_film(images[i, z].numpy(), drawn, still, change, maps, *place,
+                      moments[i, z], places[z], random[i], noise[i], SIZES, COSINES)
+
 # %% ../../nbs/16_image.ipynb #7a008225
 def draw_cine(
     a: dict,       # anatomy, float32 on the device
@@ -391,14 +450,17 @@ def draw_cine(
     spacing: float = SPACING,    # mm
     share: Tensor | None = None, # (n, Z, F) of the slice below the base; draws labels
 ) -> tuple[Tensor, Tensor | None]: # images and labels, (n, Z, F, size, size) uint8
-    "Frames as they leave the scanner; on the CPU film by film, so that they stay in the cache."
+    "Frames as they leave the scanner."
     m = _scenery(a, size, bits, spacing)
     m |= _lit(m, _coil(a, size, spacing))
-    scene, base = _scene(a, m, cut), folded(base)
+    scene = _scene(a, m, cut)
     shape = len(keys), *cut[0].shape[1:], size, size
     images = torch.empty(shape, dtype=torch.uint8, device=keys.device)
     labels = torch.zeros_like(images) if share is not None else None
-    step = len(keys) if images.is_cuda else 1
+    if images.is_cpu:
+        _draw_films_by_loops(scene, cut, keys, base, share, images, labels)
+        return images, labels
+    base, step = folded(base), len(keys) if images.is_cuda else 1
     for i in range(0, len(keys), step):
         k = slice(i, i + step)
         below, drawn = (None, None) if share is None else (share[k], labels[k])
