@@ -85,9 +85,17 @@ def functions(modules: dict[str, Module]) -> list[tuple[str, int, int]]:
     return found
 
 
+def is_import(node: ast.stmt) -> bool:
+    "An import, or imports that only a type checker reads."
+    typing = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    if typing:
+        return all(map(is_import, node.body))
+    return isinstance(node, ast.Import | ast.ImportFrom)
+
+
 def only_imports(source: str) -> bool:
     "Whether a cell holds nothing but imports, or nothing."
-    return all(isinstance(n, ast.Import | ast.ImportFrom) for n in cell_tree(source).body)
+    return all(map(is_import, cell_tree(source).body))
 
 
 def exported_cells(text: str) -> list[tuple[int, bool]]:

@@ -1,5 +1,6 @@
 "The numbers of scripts/house.py: on a small package counted by hand, and on the project."
 import json
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -66,6 +67,7 @@ def tree(tmp_path):
     chapter = notebook(
         ("markdown", "# Alpha\n\n> From one to two"),
         ("code", "#| export\nimport os"),
+        ("code", "#| export\nif TYPE_CHECKING:\n    import sys"),
         ("code", "#| export\nLIMIT = 3"),
         ("code", "import sys"),
         ("code", "%time\nforgotten()"),
@@ -151,3 +153,14 @@ def test_the_project_has_no_circle(root, tmp_path):
     assert numbers["circles of rooms"] == 0
     assert numbers["circles of modules"] == 0
     assert "\ncircles of modules\n\nnames with two meanings\n" in answer.stdout
+
+
+def test_contributing_names_what_is_there(root):
+    "Chapters, files and names in the tables of rooms, but for those that stand for a new one."
+    rows = [line for line in (root / "CONTRIBUTING.md").read_text("utf-8").splitlines() if line.startswith("| ")]
+    words = set(re.findall(r"`([^`]+)`", "\n".join(rows)))
+    named = {word for word in words if not re.search("NAME|NN_|[ …]", word)}
+    assert {"31_ecg_files", "_ecg_reader", "tests/test_formats.py", "nbs/experiments"} <= named
+    there = {f.stem for f in (root / "nbs").rglob("*.ipynb")} | {f.name for f in (root / "docs/pages").iterdir()}
+    written = set(re.findall(r"\w+", "\n".join(f.read_text("utf-8") for f in (root / "ptacl").rglob("*.py"))))
+    assert not {word for word in named - there - written if not (root / word).exists()}
