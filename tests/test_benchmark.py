@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from ptacl.app.cli import app
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import workshop
-from ptacl.data.labels import Labelled, Target, read_labels, target_of
+from ptacl.data.labels import Labelled, Target, read_labels, _target_of
 from ptacl.data.ptbxl import TASKS, read_ptbxl, scp_codes
 from ptacl.inference import benchmark
 from ptacl.inference.benchmark import _auroc, probe_labels, probe_text, _r_squared, _split_recordings, _untrained
@@ -99,12 +99,12 @@ def test_intervals_are_of_patients_not_of_recordings():
 # tables
 
 def test_kinds_of_targets():
-    def kind(cells): return target_of("x", pd.Series(cells)).kind
+    def kind(cells): return _target_of("x", pd.Series(cells)).kind
     assert [kind(c) for c in (["1", "2.5", ""], ["0", "1", "1"], ["yes", "No"], ["a", "b;c"])] == ["number", "classes", "classes", "classes"]
-    assert target_of("x", pd.Series(["a|b", "b", ""])).classes == ["a", "b"]
-    with pytest.raises(PtaclError, match="x is empty"): target_of("x", pd.Series(["", " "]))
-    with pytest.raises(PtaclError, match="no classes"): target_of("x", pd.Series([f"w{k}" for k in range(101)]))
-    with pytest.raises(PtaclError, match="infinity"): target_of("x", pd.Series(["1", "inf", "3"]))
+    assert _target_of("x", pd.Series(["a|b", "b", ""])).classes == ["a", "b"]
+    with pytest.raises(PtaclError, match="x is empty"): _target_of("x", pd.Series(["", " "]))
+    with pytest.raises(PtaclError, match="no classes"): _target_of("x", pd.Series([f"w{k}" for k in range(101)]))
+    with pytest.raises(PtaclError, match="infinity"): _target_of("x", pd.Series(["1", "inf", "3"]))
 
 
 @pytest.mark.parametrize("text, words", [("a,b\n1,2\n", "no column file"), ("file,x\n", "no rows"), ("file\na.hea\n", "nothing to tell"),

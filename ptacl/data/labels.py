@@ -57,7 +57,7 @@ def _names_in(cell: str) -> set | None: # None: not known
     "The classes that a cell names."
     return {part.strip() for part in cell.replace("|", ";").split(";")} - {""} or None
 
-def target_of(name: str, column: pd.Series) -> Target: # column: text, "" where not known
+def _target_of(name: str, column: pd.Series) -> Target: # column: text, "" where not known
     "A column as a target. Raises `PtaclError` where it can be none."
     cells = column.str.strip()
     cells = cells.str.lower().map(_WORDS).where(cells.str.lower().isin(_WORDS), cells)
@@ -127,7 +127,7 @@ def _targets_of(table: pd.DataFrame, wanted: list, reserved: set) -> list[Target
     names = wanted or [c for c in table if c not in reserved and (table[c].str.strip() != "").any()]
     if not names:
         raise PtaclError("the table has no column besides file, patient, split, age and sex: nothing to tell")
-    return [target_of(name, table[name]) for name in names]
+    return [_target_of(name, table[name]) for name in names]
 
 # %% ../../nbs/34_labels.ipynb #12f07fc6
 _MALE = {"m": 1.0, "male": 1.0, "f": 0.0, "female": 0.0}
