@@ -245,7 +245,10 @@ def small(name, folder):
     return SMALL | {k: v for k, v in seeds.items() if k in offered} | {"n_train": 32, "output_dir": str(folder)}
 
 
-@pytest.mark.parametrize("name", STUDIES)
+RUN_ELSEWHERE = {"data_size", "unpaired"}  # whole, by a test below and by tests/test_modalities.py
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name not in RUN_ELSEWHERE])
 def test_every_study_runs(tmp_path, name):
     found = run_experiment(name, small(name, tmp_path))[1]
     variants._check_result(found)
@@ -272,7 +275,9 @@ def test_numbers_of_pairs_streamed_from_disk(tmp_path):
     found = []
     for stream in (False, True):
         parameters = small("data_size", tmp_path / str(stream)) | {"cohort": str(cohort), "shares": [0.5, 1.0], "stream": stream}
-        found.append(pd.DataFrame(run_experiment("data_size", parameters)[1]["rows"]))
+        said = run_experiment("data_size", parameters)[1]
+        assert said["learning"] and all({"loss", "chance"} <= set(asked) for asked in said["learning"].values())
+        found.append(pd.DataFrame(said["rows"]))
     assert found[0].pairs.tolist() == found[1].pairs.tolist() and set(found[0].pairs) == {16, 32}
     within = [rows[rows.score == "within_one"].value.astype(float) for rows in found]
     np.testing.assert_allclose(*within, atol=0.2)
