@@ -26,10 +26,9 @@ from .optimiser import precision
 if TYPE_CHECKING:
     from accelerate import Accelerator # a quarter of a second until something is trained
 
-# %% ../../nbs/57_accelerator.ipynb #43363169
+# %% ../../nbs/57_accelerator.ipynb #0aa2f6c1
 _TIME_LIMIT = 600  # seconds that a process waits for the others
 
-# %% ../../nbs/57_accelerator.ipynb #0aa2f6c1
 class OthersGone(PtaclError):
     "Another process died, or does not answer."
 
