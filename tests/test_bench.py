@@ -14,7 +14,7 @@ from hypothesis import given, strategies as st
 from ptacl.bench import bench, data, measure, plain, training
 from ptacl.signal.beats import beat_weights, detect_r_peaks, r_peaks_of, segment_beats
 from ptacl.signal.ecg import denoise
-from ptacl.nets.encoders import attend
+from ptacl.nets.encoders import _attend
 from ptacl.core.errors import PtaclError
 from ptacl.nets.losses import global_contrastive_loss
 from ptacl.core.presets import paper_regression, workshop
@@ -43,7 +43,7 @@ def test_products_are_counted(n, i, o):
 
 def test_attention_counts_the_same_by_every_kernel():
     q = torch.randn(2, 4, 30, 16)
-    assert training._count_flops(lambda: attend(q, q, q)) == training._count_flops(lambda: attend(*[q.bfloat16()] * 3)) == 4 * 2 * 4 * 30**2 * 16
+    assert training._count_flops(lambda: _attend(q, q, q)) == training._count_flops(lambda: _attend(*[q.bfloat16()] * 3)) == 4 * 2 * 4 * 30**2 * 16
 
 # of the paper's kind, as the plain models are, and small
 LINEAR = replace(paper_regression, name="small", ecg_crop=1500, ecg_layers=3, cmr_patch=(2, 21, 21), cmr_layers=3, width=128, heads=4,
@@ -134,10 +134,10 @@ def test_metric_learning_gives_the_same_loss_and_gradient():
 def test_attention_in_bf16_is_the_fused_one_but_for_rounding(n):
     torch.manual_seed(0)
     exact = torch.randn(3, 2, 4, n, 32, requires_grad=True); rounded = exact.detach().bfloat16().requires_grad_()
-    out, want = attend(*rounded), F.scaled_dot_product_attention(*exact)
+    out, want = _attend(*rounded), F.scaled_dot_product_attention(*exact)
     out.float().square().sum().backward(); want.square().sum().backward()
     assert (out - want).abs().max() < 0.03 and (rounded.grad - exact.grad).abs().max() < 0.05 * exact.grad.abs().max()
-    assert torch.equal(attend(*exact), want)
+    assert torch.equal(_attend(*exact), want)
 
 
 def test_plain_models_have_our_weights_and_freeze_where_we_do():

@@ -18,7 +18,7 @@ from ..core.presets import LEADS, Preset
 from .stems import CMRStem, ECGStem
 
 # %% ../../nbs/50_encoders.ipynb #879c98e8
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # (B, heads, N, d) each -> (B, heads, N, d)
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # (B, heads, N, d) each -> (B, heads, N, d)
     "softmax(q·kᵀ/√d)·v by the quickest way that the device has."
     weights = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
     if q.is_cuda or q.dtype != torch.bfloat16 or weights > 2**28:
@@ -43,7 +43,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # (B, heads, N, d),
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
-Turn = tuple[Tensor, Tensor]  # cosine and sine of the tokens' angles, (N, d/2) or (B, 1, N, d/2)
+_Turn = tuple[Tensor, Tensor]  # cosine and sine of the tokens' angles, (N, d/2) or (B, 1, N, d/2)
 
 # %% ../../nbs/50_encoders.ipynb #508f46b1
 class _Attention(nn.Module):
@@ -56,13 +56,13 @@ class _Attention(nn.Module):
         nn.init.normal_(self.qkv.weight[:width], std=(2 / width) ** 0.5)
         self.qkv.weight.data[width:2 * width] = self.qkv.weight.data[:width]
 
-    def forward(self, x: Tensor, turn: Turn | None = None) -> Tensor:
+    def forward(self, x: Tensor, turn: _Turn | None = None) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         if turn is not None:
             cos, sin = (angle.to(q.dtype) for angle in turn)
             q = _rotate(q, cos, sin)
             k = _rotate(k, cos, sin)
-        return self.out(rearrange(attend(q, k, v), "b h n d -> b n (h d)"))
+        return self.out(rearrange(_attend(q, k, v), "b h n d -> b n (h d)"))
 
 # %% ../../nbs/50_encoders.ipynb #efab6816
 class Block(nn.Module):
@@ -75,7 +75,7 @@ class Block(nn.Module):
         inner = mlp_ratio * width
         self.mlp = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
 
-    def forward(self, x: Tensor, turn: Turn | None = None) -> Tensor:
+    def forward(self, x: Tensor, turn: _Turn | None = None) -> Tensor:
         x = x + self.attention(self.norm1(x), turn)
         return x + self.mlp(self.norm2(x))
 
@@ -94,7 +94,7 @@ def start_positions(
     return total * std / len(places) ** 0.5
 
 # %% ../../nbs/50_encoders.ipynb #c866cf19
-def take_tokens(x: Tensor, keep: Tensor) -> Tensor:  # (B, N, D), (B, K) -> (B, K, D)
+def _take_tokens(x: Tensor, keep: Tensor) -> Tensor:  # (B, N, D), (B, K) -> (B, K, D)
     "The tokens of each patient that `keep` names."
     return x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
 
@@ -183,7 +183,7 @@ class _Vectors(_Layout):
         "Values under the tokens that are seen, corrupted, standardised: (B, N or K, values)."
         values = self.patches(x)
         if keep is not None:
-            values = take_tokens(values, keep)
+            values = _take_tokens(values, keep)
         if corrupt is not None:
             values = corrupt(values)
         return (values - self.mean) / self.sd
@@ -201,7 +201,7 @@ class _Vectors(_Layout):
             return self.patch(self.unpatch(values))
         whole = values.new_zeros(values.shape[0], math.prod(self.places), values.shape[-1])
         seen = whole[..., 0].scatter(1, keep, 1.0)
-        return take_tokens(self.patch(self.unpatch(put_tokens(whole, keep, values)), seen), keep)
+        return _take_tokens(self.patch(self.unpatch(put_tokens(whole, keep, values)), seen), keep)
 
 # %% ../../nbs/50_encoders.ipynb #541515c6
 class TokenEncoder(_Vectors):
@@ -223,7 +223,7 @@ class TokenEncoder(_Vectors):
             x = block(x, turn)
         return self.norm(x)
 
-    def _turns(self, keep: Tensor | None) -> Turn | None:
+    def _turns(self, keep: Tensor | None) -> _Turn | None:
         "The angles of the tokens that are seen, where times are told by distance."
         if not self.convolves:
             return None

@@ -24,7 +24,7 @@ from .losses import cosine_local_loss, global_contrastive_loss, local_contrastiv
 from ..core.presets import Preset
 
 # %% ../../nbs/53_ptacl.ipynb #63999f2e
-def projection(preset: Preset) -> nn.Module: # (B, width) -> (B, proj_dim)
+def _projection(preset: Preset) -> nn.Module: # (B, width) -> (B, proj_dim)
     "The projection of one modality: what is common to the batch out, then a linear map, or an MLP."
     width = preset.width
     if preset.projection == "linear":
@@ -118,7 +118,7 @@ class _Encoders(nn.Module):
             own = preset_for(name, preset, **self.settings.get(name, {}))
             setattr(self, name, MODALITIES[name](own))
         for name in self.names:
-            setattr(self, f"proj_{name}", projection(preset))
+            setattr(self, f"proj_{name}", _projection(preset))
 
     def encoder(self, name: str) -> TokenEncoder:
         "Of a modality. Raises `PtaclError` where the model has none."
