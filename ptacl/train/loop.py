@@ -102,7 +102,6 @@ class Parts:
     optimizer: torch.optim.Optimizer
     schedule: LRScheduler
 
-# %% ../../nbs/58_loop.ipynb #c2b97a50
 def _make_parts(
     model: nn.Module, preset: Preset, lr: float, steps: int
 ) -> Parts:  # steps: of the whole training
