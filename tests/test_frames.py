@@ -200,6 +200,23 @@ def test_without_preamble(tmp_path):
     np.testing.assert_array_equal(read_cine(written(tmp_path, enhanced(cine)[132:], "x.dcm")).frames, cine)
 
 
+@pytest.mark.parametrize("tags, why", [
+    (lambda f: dict(HighBit=15), "pixels of 12 bits end at bit 15"),                                   # they lie to the left
+    (lambda f: dict(TriggerTime=120, AcquisitionTime=f"1000{f:02d}"), r"acquired 1 s apart, so in a heartbeat each")])  # perfusion
+def test_what_looks_like_a_film_and_is_none(tmp_path, tags, why):
+    cine = beating(10, 3)
+    images = stack(cine, lambda f, z: dict(TriggerTime=40 * f, BitsStored=12, HighBit=11) | tags(f))
+    with pytest.raises(PtaclError, match=why): read_cine(written(tmp_path, images))
+
+
+@pytest.mark.parametrize("time, said", [(lambda f: 40 * f, ()), (lambda f: 0.04 * f, "0.0004 s"), (lambda f: 600 * f, "6 s")])
+def test_times_of_no_heartbeat_are_said(tmp_path, time, said):
+    read = read_cine(written(tmp_path, stack(beating(10, 3), lambda f, z: dict(TriggerTime=time(f)))))
+    np.testing.assert_array_equal(read.frames, beating(10, 3))
+    if said: assert f"by TriggerTime its frames span {said}, which no heartbeat lasts" in read.meta["warnings"][0]
+    else: assert read.meta["warnings"] == ()
+
+
 # NIfTI
 
 def nii(tmp_path, array, zooms):
@@ -218,6 +235,14 @@ def test_time_in_another_axis(tmp_path):
     with pytest.raises(PtaclError, match=r"3 moments of 20 slices.*\(x, y, t, z\)\?"):
         read_cine(nii(tmp_path, a.transpose(0, 1, 3, 2), (1.8, 1.8, 8, 1)))
     with pytest.raises(PtaclError, match="5 axes"): read_cine(nii(tmp_path, a[:, :, :, None], (1.8, 1.8, 8, 1, 1)))
+
+
+@pytest.mark.parametrize("axes, zooms", [((2, 0, 1, 3), (8, 1.8, 1.8, .04)), ((0, 2, 1, 3), (1.8, 8, 1.8, .04)),
+                                         ((3, 0, 1, 2), (1.8, 1.8, 8, .04))], ids=["zxyt", "xzyt", "txyz"])
+def test_slices_or_time_in_an_axis_of_pictures(tmp_path, axes, zooms):
+    film = np.random.default_rng(0).integers(0, 99, (48, 48, 9, 20)).astype(np.int16)  # x, y, z, t
+    assert read_cine(nii(tmp_path, film, (1.8, 1.8, 8, .04))).frames.shape == (20, 9, 48, 48)
+    with pytest.raises(PtaclError, match="in another order"): read_cine(nii(tmp_path, film.transpose(axes), zooms))
 
 
 @pytest.mark.parametrize("shape", [(1, 9, 16, 16), (9, 16, 16), (1, 1, 16, 16)])

@@ -330,6 +330,10 @@ def read_pixels(
     samples = image.get("SamplesPerPixel")
     if (1 if samples is None else samples) != 1 or image.get("PhotometricInterpretation") != "MONOCHROME2":
         raise PtaclError("no grey images")
+    stored, high = image.get("BitsStored"), image.get("HighBit")
+    if stored and high is not None and high != stored - 1: # pydicom takes the lowest bits all the same
+        raise PtaclError(f"its pixels of {stored} bits end at bit {high}: that is not read",
+                         "Convert it with dcmconv or gdcmconv.")
     check_size(1, int(image.get("NumberOfFrames") or 1), image.Rows, image.Columns)
     try:
         pixels = _decoded(image, k).astype(np.float32)

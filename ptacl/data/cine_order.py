@@ -95,6 +95,8 @@ def _check_no_two_at_once(table: pd.DataFrame) -> None:
             raise PtaclError(reason, "Keep one series of each slice.")
 
 # %% ../../nbs/33_cine_order.ipynb #8e46cfc7
+_NO_BEAT = ("by {} its frames span {:.2g} s, which no heartbeat lasts: the unit is another one, "
+            "or they come from several beats")
 _BY_NUMBER = ("its headers tell no time of the frames: they are in the order of {}, "
               "which need not be that of time")
 
@@ -108,6 +110,16 @@ def _since_first(table: pd.DataFrame, source: str) -> pd.Series: # ms, or steps
     values = values.where(~over_midnight, (values + day / 2) % day)
     return values - values.groupby(table["slice"]).transform("min")
 
+_ONE_BEAT = 250 # ms between two frames: a film of one heartbeat has them nearer
+
+def _check_within_a_beat(table: pd.DataFrame) -> None: # with a column "time", ms
+    "Raises `PtaclError` where each frame comes from a heartbeat of its own."
+    step = 1000 * _frame_step(table)
+    if step > _ONE_BEAT:
+        raise PtaclError(f"the frames of a slice were acquired {step / 1000:.2g} s apart, "
+                         "so in a heartbeat each: perfusion perhaps, and no film of one beat")
+
+# %% ../../nbs/33_cine_order.ipynb #5b0cc101
 def _timed(table: pd.DataFrame) -> tuple: # with a column "time"; its source; warnings
     """The moments of all frames, by the first source that tells them.
     Raises `PtaclError` where nothing does, and where two frames of a slice are one moment."""
@@ -117,7 +129,10 @@ def _timed(table: pd.DataFrame) -> tuple: # with a column "time"; its source; wa
     _check_no_two_at_once(table)
     for source in _CLOCKS:
         if _tells_order(table, source):
-            return table.assign(time=_since_first(table, source)), source, ()
+            timed = table.assign(time=_since_first(table, source))
+            if source == "AcquisitionTime":
+                _check_within_a_beat(timed)
+            return timed, source, ()
     for source, name in (("number", "InstanceNumber"), ("frame", "the frames in the file")):
         if _tells_order(table, source):
             return table.assign(time=_since_first(table, source)), name, (_BY_NUMBER.format(name),)
@@ -246,5 +261,7 @@ def stack_in_order(table: pd.DataFrame) -> _Stack: # one row for each frame, as 
     check_size(*shape)
     spacing = check_spacing(_slice_distance(table), dy, dx)
     interval = plausible_interval(_frame_step(table), F) if source in _IN_MS else None
+    if source in _IN_MS and interval is None and F >= 8:
+        warnings += (_NO_BEAT.format(source, _frame_step(table) * F),)
     again = int((_series_of_slices(all_series).value_counts() > 1).sum())
     return _Stack(rows, shape, spacing, source, interval, missing, again, warnings)

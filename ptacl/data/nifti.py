@@ -61,6 +61,15 @@ def _check_time_last(frames: np.ndarray) -> None: # (F, Z, H, W)
         raise PtaclError(f"{F} moments of {Z} slices, but the slices are more alike than the moments: "
                          "are its axes (x, y, t, z)?", "Save them as (x, y, z, t).")
 
+def _check_third_axis(shape: tuple, spacing: tuple) -> None: # (F, Z, H, W), (dz, dy, dx) mm
+    "Raises `PtaclError` where the slices seem to lie along the first or second axis, or the time does."
+    _, Z, H, W = shape
+    small, large = sorted(spacing[1:])
+    if large > 2 * small or Z > max(40, min(H, W)):
+        dy, dx = spacing[1:]
+        raise PtaclError(f"{Z} slices of {H}×{W} pixels of {dy:g}×{dx:g} mm are no short axis: "
+                         "are its axes in another order?", "Save them as (x, y, z, t).")
+
 # %% ../../nbs/32_nifti.ipynb #3f9a5e08
 _TO_MM = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 _TO_S = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
@@ -155,6 +164,8 @@ def read_nifti(path) -> Cine:
     "A cine from a NIfTI, without labels. Raises `PtaclError` where it is none."
     header, frames = _load_nifti(path)
     _check_time_last(frames)
+    spacing = _nifti_spacing(header, path)
+    _check_third_axis(frames.shape, spacing)
     F = len(frames)
     seconds = float(header.get_zooms()[3]) * _TO_S[header.get_xyzt_units()[1]] if F > 1 else 0
     meta = {
@@ -164,7 +175,7 @@ def read_nifti(path) -> Cine:
         "frame_interval_s": plausible_interval(seconds, F),
         "warnings": (),
     }
-    return Cine(frames, _nifti_spacing(header, path), cine_phase(F), None, meta)
+    return Cine(frames, spacing, cine_phase(F), None, meta)
 
 # %% ../../nbs/32_nifti.ipynb #8b305b43
 def _first_of(folder: Path, *stems: str) -> Path | None:
