@@ -9,6 +9,7 @@ from makers import ID, muse, record, strip, voltages
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS
 from ptacl.data.ecg_files import read_ecg
+from ptacl.data.prepare import verdict_on
 from ptacl.data.standard_leads import lead_name, make_ecg, to_millivolt
 
 
@@ -52,6 +53,24 @@ def test_folders_and_odd_names_of_files(tmp_path, x):
         (tmp_path / "beats" / "out.hea").write_text(header.read_text().replace("rec.dat", name))
         with pytest.raises(PtaclError, match="outside its own folder") as e: read_ecg(tmp_path / "beats" / "out.hea")
         assert str(tmp_path) not in str(e.value)
+
+
+def test_names_in_large_and_small_letters(tmp_path, x):
+    "As after a copy through Windows, or through a zip that was made there."
+    header = record(tmp_path, LEADS, x)
+    header.rename(tmp_path / "REC.HEA")
+    (tmp_path / "rec.dat").rename(tmp_path / "Rec.DAT")
+    for name in ("REC.HEA", "rec.hea", "rec", "Rec.DAT"):
+        np.testing.assert_allclose(read_ecg(tmp_path / name).signal, x, atol=2e-4)
+
+
+def test_limb_leads_that_contradict_each_other(x):
+    "What a shift of bytes, a gain of its own or exchanged names make of them is seen, whoever names the leads."
+    assert verdict_on(x, 500) == "good"
+    for wrong in (np.roll(x, 1, axis=0), x * np.where(np.arange(12) == 2, -1, 1)[:, None], x[[1, 0, *range(2, 12)]]):
+        assert verdict_on(wrong, 500).startswith("limb leads contradict each other")
+    filtered = x + 0.02 * np.random.default_rng(0).normal(size=x.shape)  # in each lead for itself
+    assert verdict_on(filtered, 500) == "good"
 
 
 def test_a_signal_file_without_its_header(tmp_path, x):
@@ -130,6 +149,16 @@ def test_characters_in_a_comment(tmp_path, x, maker, comment):
     np.testing.assert_allclose(read_ecg(file).signal, x[:, :600], atol=0.01)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "unicode", "GB2312", "gb18030", "Shift_JIS", "EUC-KR", "Big5", "cp949"])
+def test_an_encoding_that_is_wrong_or_rare(tmp_path, x, encoding):
+    "As .NET writes it: utf-16 by name, utf-8 by bytes; and as Chinese, Japanese and Korean programs do."
+    codec = "utf-8" if encoding in ("utf-16", "unicode") else encoding
+    comment = f"<Comment>{'心' if codec != 'EUC-KR' and codec != 'cp949' else '심'}</Comment>".encode(codec)
+    data = muse(x).replace(b"ISO-8859-1", encoding.encode()).replace(b"<PatientDemographics>", comment + b"<PatientDemographics>")
+    (tmp_path / "x.xml").write_bytes(data)
+    np.testing.assert_allclose(read_ecg(tmp_path / "x.xml").signal, x, atol=0.01)
+
+
 def test_where_an_xml_is_wrong(tmp_path, x):
     file = tmp_path / "x.xml"
     file.write_bytes(strip(x[:, :600]).replace(b"<StripData>", b"\n<StripData>").replace(b"</StripData>", b"</Strip>"))
@@ -148,6 +177,13 @@ def test_names_of_leads(form):
     for lead in LEADS:
         for name in (lead, lead.upper(), lead.lower()): assert lead_name(form.format(name)) == lead
     assert [lead_name(form.format(n)) for n in ("C1", "C6", "V7", "V3R", "X", "IV")] == ["V1", "V6", None, None, None, None]
+
+
+def test_names_of_derivations():
+    "As in Spanish, Portuguese, French and Italian."
+    for k, lead in enumerate(LEADS[:3], 1):
+        for name in (f"D{lead}", f"D{k}", f"d{lead.lower()}", f"ECG D{lead}"): assert lead_name(name) == lead
+    assert [lead_name(name) for name in ("D4", "DIV", "DaVR", "MLII", "-aVR")] == [None] * 5
 
 
 @pytest.mark.parametrize("unit, mv", [("mVolt", 1), ("MILLIVOLT", 1), ("microvolt", 1e-3), ("uVolt", 1e-3), ("nV", 1e-6), (" Volts ", 1e3)])

@@ -108,6 +108,13 @@ def test_csv(tmp_path, x, options):
     assert ecg.fs == pytest.approx(500)
 
 
+def test_microvolts_of_a_spreadsheet(tmp_path, x):
+    text = csv(1000 * x, unit=" [µV]").decode()
+    for encoding in ("utf-8", "utf-8-sig", "cp1252", "utf-16"):
+        ecg = read_ecg(written(tmp_path, "a.csv", text.encode(encoding)))
+        np.testing.assert_allclose(ecg.signal, x, atol=2e-5)
+
+
 def test_csv_without_a_word_about_itself(tmp_path, x):
     bare = written(tmp_path, "a.csv", csv(x, names=None, time=None))
     np.testing.assert_allclose(read_ecg(bare, **FACTS).signal, x, atol=2e-5)

@@ -76,12 +76,12 @@ def _one_record(array, leads: list | None, record: int | None) -> np.ndarray: # 
     return x if sizes[0] == count else x.T
 
 # %% ../../nbs/31_ecg_arrays.ipynb #c4927643
-def _obeys_einthoven(x: np.ndarray) -> bool: # (12, N)
+def obeys_einthoven(x: np.ndarray, share: float = 0.05) -> bool: # (12, N), of their size
     "Whether the first six rows are I, II, III, aVR, aVL, aVF."
     limb = x[:6, np.isfinite(x[:6]).all(0)]
     limb = limb - limb.mean(1, keepdims=True) if limb.size else limb
     size = np.sqrt((limb**2).mean()) if limb.size else 0
-    return bool(size > 0 and np.sqrt(((limb - EINTHOVEN @ limb[:2])**2).mean()) < 0.05 * size)
+    return bool(size > 0 and np.sqrt(((limb - EINTHOVEN @ limb[:2])**2).mean()) < share * size)
 
 def array_ecg(array, told: dict, form: str) -> ECG: # told: of `_TOLD` and "record"
     "An ECG from an array and what is known of it. Raises `PtaclError` on what is not known."
@@ -91,7 +91,7 @@ def array_ecg(array, told: dict, form: str) -> ECG: # told: of `_TOLD` and "reco
         if told.get(key) is None:
             raise PtaclError(f"does not say its {what}", f"Give {key}=, or a JSON beside it: "
                              '{"fs": 500, "unit": "mV"} with the right values.')
-    if leads is None and not _obeys_einthoven(x):
+    if leads is None and not obeys_einthoven(x):
         raise PtaclError("does not name its leads, and they are not in the usual order: III is not II − I, "
                          "or aVR not −(I + II)/2", "Give leads=, twelve names in their order.")
     mv = to_millivolt(told["unit"])
@@ -189,7 +189,11 @@ def _time_rate(times: np.ndarray, unit: str | None) -> float: # Hz
 def _text_table(path: Path) -> tuple: # names or None, (rows, columns) of text
     "A text of columns, with its head if it has one. Raises `PtaclError` where lines differ in columns."
     data = read_bytes(path)
-    text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "replace")
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError: # as a spreadsheet under Windows writes "µV"
+        text = data.decode("cp1252", "replace")
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise PtaclError("the file is empty")

@@ -19,6 +19,7 @@ from ..core.presets import FS, LEADS, SAMPLES, SIZE
 from ..core.privacy import mask_ids
 from ..core.files import KIT_VERSION
 from .dicom import read_cine
+from .ecg_arrays import obeys_einthoven
 from .ecg_files import read_ecg
 from .recordings import ECG
 from .sources import Source
@@ -30,13 +31,17 @@ from ..signal.cmr import middle_slice, preprocess as preprocess_cine
 from ..signal.ecg import lead_words, preprocess_ecg
 
 # %% ../../nbs/42_prepare.ipynb #c0951750
+_CONTRADICTS = 0.25 # of what the limb leads show; a filter of its own in each lead makes some percent
+_CONTRADICTION = "limb leads contradict each other: III is not II − I, or aVR not −(I + II)/2"
+
 def verdict_on(signal: np.ndarray, fs: float) -> str: # (12, N) mV
-    "Which leads are flat, clipped or worse, or good."
+    "Which leads are flat, clipped or worse, whether limb leads contradict each other, or good."
     faults = {}
     for lead, word in zip(LEADS, lead_words(signal[None], fs)[0]):
         if word != "good":
             faults.setdefault(word, []).append(lead)
-    return "; ".join(f"{word}: {', '.join(leads)}" for word, leads in faults.items()) or "good"
+    said = "; ".join(f"{word}: {', '.join(leads)}" for word, leads in faults.items())
+    return said or ("good" if obeys_einthoven(signal, _CONTRADICTS) else _CONTRADICTION)
 
 # %% ../../nbs/42_prepare.ipynb #5b0ca001
 def beats_of(found: FoundBeats) -> list: # for each record (R,) s and what more `table_rows` takes

@@ -16,12 +16,13 @@ from .recordings import ECG, check_duration
 
 # %% ../../nbs/30_standard_leads.ipynb #6cb2dcac
 _LEAD = re.compile(r"(?:(?:ecg|ekg|mdc_ecg)[\s_:-]+)?(?:lead[\s_:-]*|elec_potl_)?"
-                   r"(I{1,3}|aV[RLF]|V[1-6]|C[1-6])(?:\s*\(.*\))?", re.IGNORECASE)
+                   r"(D?I{1,3}|D[123]|aV[RLF]|V[1-6]|C[1-6])(?:\s*\(.*\))?", re.IGNORECASE)
 _OURS = {lead.upper(): lead for lead in LEADS} | {f"C{k}": f"V{k}" for k in range(1, 7)}
+_OURS |= {name: lead for k, lead in enumerate(LEADS[:3], 1) for name in (f"D{lead}", f"D{k}")} # derivation
 
 def lead_name(text) -> str | None: # one of `LEADS`, or None
     """Our name of a lead as a file calls it:
-    "II", "Lead II (Einthoven)", "ECG I", "EKG_V1", "MDC_ECG_LEAD_AVR", "C1" for V1."""
+    "II", "Lead II (Einthoven)", "ECG I", "EKG_V1", "MDC_ECG_LEAD_AVR", "C1" for V1, "DII" or "D2" for II."""
     match = _LEAD.fullmatch(str(text or "").strip())
     return _OURS[match[1].upper()] if match else None
 

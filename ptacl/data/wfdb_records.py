@@ -58,13 +58,20 @@ def _uncalibrated(signals: list) -> list: # lines of signals, in words -> of the
     return [k for k, gain in enumerate(gains, 1) if gain is None or float(gain[0]) == 0]
 
 # %% ../../nbs/30_wfdb_records.ipynb #5b4595f7
+def _in_any_case(path: Path) -> Path:
+    "A file; where it is missing, one whose name differs in large and small letters alone."
+    if path.is_file() or not path.parent.is_dir():
+        return path
+    alike = (file for file in path.parent.iterdir() if file.name.lower() == path.name.lower())
+    return next((file for file in alike if file.is_file()), path)
+
 def _beside(folder: Path, name: str) -> Path:
     "A file that a header names. Raises `PtaclError` where it is missing, or outside the header's folder."
     inside = PurePosixPath(name)
     if inside.is_absolute() or ".." in inside.parts or "\\" in name or ":" in name:
         raise PtaclError("its header names a signal file outside its own folder",
                          "Put it beside the header, and name it without a folder.")
-    near = [path for path in (folder/inside, folder/inside.name) if path.is_file()]
+    near = [path for path in map(_in_any_case, (folder/inside, folder/inside.name)) if path.is_file()]
     if not near:
         raise PtaclError(f"the signal file {inside.name} that its header names is missing", "Fetch it, too.")
     return near[0]
@@ -129,7 +136,8 @@ def _copied(header: Path, first: list, signals: list, files: dict, folder: str) 
 
 def _is_plain(header: Path, first: list, files: dict) -> bool: # first: the first line as it should be
     "Whether the library takes a header as it is."
-    return bool(_PLAIN_NAME.fullmatch(first[0])) and first == _header_lines(header)[0] and all(
+    named = header.suffix == ".hea" and _PLAIN_NAME.fullmatch(first[0])
+    return bool(named) and first == _header_lines(header)[0] and all(
         _PLAIN_FILE.fullmatch(name) and path == header.parent/name for name, path in files.items())
 
 def _open_segment(header: Path, promised: int = 0) -> tuple: # wfdb.Record with its signals, Hz
@@ -206,7 +214,8 @@ def _joined(lines: list, header: Path) -> tuple: # as `_channels_of`
 # %% ../../nbs/30_wfdb_records.ipynb #848e62dc
 def _wfdb_header(path: Path) -> Path:
     "The header of a WFDB record that is given by its header, by one of its signal files or by its name."
-    return path.with_suffix(".hea") if path.suffix.lower() in _WFDB_SUFFIXES else Path(f"{path}.hea")
+    by_suffix = path.suffix.lower() in _WFDB_SUFFIXES
+    return _in_any_case(path.with_suffix(".hea") if by_suffix else Path(f"{path}.hea"))
 
 def _read_record(path: Path) -> ECG:
     "A WFDB record, of one segment or of several in a row."
@@ -275,7 +284,7 @@ def is_wfdb(path: Path, start: bytes) -> bool: # how the file begins
     "Whether a path is a WFDB record: by its header, or by a name that no other format has."
     suffix = path.suffix.lower()
     other = suffix == ".mat" and start.startswith((b"MATLAB", b"\x89HDF")) and not _wfdb_header(path).exists()
-    return (suffix in _WFDB_SUFFIXES and not other) or (not path.exists() and Path(f"{path}.hea").exists())
+    return (suffix in _WFDB_SUFFIXES and not other) or (not path.exists() and _wfdb_header(path).exists())
 
 # %% ../../nbs/30_wfdb_records.ipynb #b4ec0132
 def _named_by(header: Path) -> list: # of paths

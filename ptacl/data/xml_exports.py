@@ -63,16 +63,30 @@ def _parse_samples(
 # %% ../../nbs/30_xml_exports.ipynb #ebde331f
 _BROKEN_OFF = (3, 5) # expat's codes: no element found, unclosed token
 
+_DECLARED = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([-\w]{1,40})["'][^>]*\?>""")
+# of China, Japan and Korea
+_OF_TWO_BYTES = re.compile(r"gb\w*|big5\w*|shift_?jis|euc-(jp|kr|cn)|cp9\d\d", re.IGNORECASE)
+
+def _in_utf8(data: bytes) -> bytes:
+    "An XML without its declaration, where that names an encoding which expat does not know, or a wrong one."
+    head = _DECLARED.match(data)
+    if head is None:
+        return data
+    name, body = head[1].decode(), data[head.end():]
+    # UTF-16 cannot be named in letters of one byte
+    return body.decode(name, "replace").encode() if _OF_TWO_BYTES.fullmatch(name) else body
+
 def _mended(data: bytes) -> bytes:
     "An XML without what some programs leave in comments: control characters, bare &, letters of Latin-1."
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return data
+    data = _in_utf8(data)
     data = re.sub(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]", b" ", data.lstrip())
     data = re.sub(rb"&(?!#?\w{1,32};)", b"&amp;", data)
     try:
         data.decode("utf-8")
     except UnicodeDecodeError:
-        head = re.match(rb"(?:\xef\xbb\xbf)?<\?xml[^>]*\?>", data)
+        head = re.match(rb"(?:\xef\xbb\xbf)?<\?xml[^>]*\?>", data) # one without an encoding
         body = data[head.end():] if head else data
         data = b'<?xml version="1.0" encoding="ISO-8859-1"?>' + body
     return data
@@ -98,10 +112,12 @@ def _parse_xml(path): # -> root element
                          "Save it without the declarations in its DOCTYPE.") from None
     except ParseError as e:
         fault = e
+    except (LookupError, ValueError): # an encoding that expat does not know
+        fault = None
     try:
         return ElementTree.fromstring(_mended(data))
-    except ParseError:
-        raise _xml_fault(fault) from None
+    except ParseError as e:
+        raise _xml_fault(fault or e) from None
 
 def _number_in(element, tag: str) -> float:
     "The number in a child of an XML element. Raises `PtaclError` where there is none."
