@@ -41,6 +41,7 @@ class Labelled:
 
 # %% ../../nbs/34_labels.ipynb #6d04183c
 _MOST_CLASSES = 100
+_NOT_KNOWN = ("na", "n/a", "#n/a", "nan", "null") # as R, Excel, Python and databases write it
 _WORDS = {"true": "1", "false": "0", "yes": "1", "no": "0"}
 
 def classes_target(name: str, labels: list) -> Target: # labels: a set of names each, or None where not known
@@ -60,6 +61,7 @@ def _names_in(cell: str) -> set | None: # None: not known
 def _target_of(name: str, column: pd.Series) -> Target: # column: text, "" where not known
     "A column as a target. Raises `PtaclError` where it can be none."
     cells = column.str.strip()
+    cells = cells.mask(cells.str.lower().isin(_NOT_KNOWN), "")
     cells = cells.str.lower().map(_WORDS).where(cells.str.lower().isin(_WORDS), cells)
     numbers = pd.to_numeric(cells.where(cells != ""), errors="coerce")
     if not (cells != "").any():
@@ -101,12 +103,17 @@ def numbered(names: Iterable) -> np.ndarray: # patients -> (n,) counted from 0
 def _read_text(path: Path) -> pd.DataFrame:
     "A CSV as text, columns in lower case. Raises `PtaclError` where it is none."
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig") as text:
+            separator = max(",;\t", key=text.readline().count)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=separator)
     except (OSError, ValueError) as e:
         raise PtaclError(f"cannot be read as CSV ({type(e).__name__})", where=mask_ids(path.name)) from None
     table.columns = [str(c).strip() for c in table.columns]
     lower = {c: c.lower() for c in table if c.lower() in {*_FILE, *_PATIENT, "split", "age", "sex"}}
-    return table.rename(columns=lower)
+    table = table.rename(columns=lower)
+    if separator == ";": # where it stands between columns, a comma may stand in numbers
+        table = table.replace({r"^(\s*[-+]?\d+),(\d+\s*)$": r"\1.\2"}, regex=True)
+    return table
 
 def _splits_of(table: pd.DataFrame) -> np.ndarray:
     "Raises `PtaclError` on another word than train, val and test."
@@ -132,6 +139,24 @@ def _targets_of(table: pd.DataFrame, wanted: list, reserved: set) -> list[Target
 # %% ../../nbs/34_labels.ipynb #12f07fc6
 _MALE = {"m": 1.0, "male": 1.0, "f": 0.0, "female": 0.0}
 
+def _known_or(odd: pd.Series, what: str) -> None: # odd: bool, of rows
+    "Raises `PtaclError` with the rows where something is neither known nor empty."
+    if odd.any():
+        rows = ", ".join(str(k + 2) for k in np.flatnonzero(odd)[:5]) # as a spreadsheet counts them
+        raise PtaclError(f"the column {what} in row {rows}")
+
+def _demographics(table: pd.DataFrame) -> pd.DataFrame:
+    "Age and sex. Raises `PtaclError` on another code of sex, which may mean either, and on an age that is none."
+    cells = {name: table[name].str.strip().str.lower() for name in ("age", "sex") if name in table}
+    cells = {name: column.mask(column.isin(_NOT_KNOWN), "") for name, column in cells.items()}
+    age, sex = cells.get("age"), cells.get("sex")
+    if age is not None:
+        _known_or(pd.to_numeric(age, errors="coerce").isna() & (age != ""), "age holds no number")
+    if sex is not None:
+        _known_or(~sex.isin(_MALE) & (sex != ""), "sex holds neither F nor M (nor female, male)")
+    return demographics_of(age, None if sex is None else sex.map(_MALE))
+
+# %% ../../nbs/34_labels.ipynb #5b0cc104
 def read_labels(
     path: str | Path,                 # CSV
     folder: str | Path | None = None, # of the recordings; None: that of the table
@@ -145,6 +170,8 @@ def read_labels(
         raise PtaclError(f"has no column {', '.join(_FILE[:-1])} or {_FILE[-1]}", where=mask_ids(path.name))
     if table.empty:
         raise PtaclError("has no rows", where=mask_ids(path.name))
+    if table[file].duplicated().any():
+        raise PtaclError("names a recording twice", "Keep one row of each.", mask_ids(path.name))
     folder = Path(folder) if folder else path.parent
     reserved = {file, patient, "split", "age", "sex"}
     return Labelled(
@@ -152,5 +179,4 @@ def read_labels(
         patients=numbered(table[patient]) if patient else np.arange(len(table)),
         splits=_splits_of(table),
         targets=_targets_of(table, list(targets), reserved),
-        demographics=demographics_of(table.get("age"), table.sex.str.strip().str.lower().map(_MALE)
-                                     if "sex" in table else None))
+        demographics=_demographics(table))

@@ -65,6 +65,7 @@ def _sex_of(column: pd.Series) -> pd.Series: # codes or words -> F, M, or NaN wh
                          "Expected are 0 or Female, 1 or Male, and empty cells.")
     return sex
 
+# %% ../../nbs/34_tables.ipynb #5b0cc102
 def _columns_of(table: pd.DataFrame, name: str, instance: int) -> list: # of their names
     """The columns of one of our values, one for each array index.
     Raises `PtaclError` where one is there twice."""
@@ -170,6 +171,7 @@ def _check_lines(lines, separator: str, columns: int, first: int = 2) -> None:
         raise PtaclError(f"line {number} has {cells} columns, and the first line {columns} "
                          f"(separated by {_SEPARATORS[separator]})", "Export the table anew.")
 
+# %% ../../nbs/34_tables.ipynb #5b0cc103
 def _decimal_points(table: pd.DataFrame) -> pd.DataFrame: # of text
     "Decimal commas as points. Raises `PtaclError` where both are used."
     ours = [column for column in table.columns if column not in _ID_COLUMNS]
