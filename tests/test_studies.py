@@ -19,8 +19,10 @@ from sklearn.metrics import r2_score
 from typer.testing import CliRunner
 
 from ptacl.studies import scores, tasks, variants
+from ptacl.app import serving
 from ptacl.app.cli import app
 from ptacl.core.errors import PtaclError
+from ptacl.core.processes import own_kernel
 from ptacl.core.files import write_result
 from ptacl.studies.experiments import _failure_kept, parameters_of, run_experiment
 from ptacl.simulate.cohorts import write_virtual
@@ -312,3 +314,18 @@ def test_a_foreign_kernel_is_never_started(tmp_path, monkeypatch, spec):
     done = CliRunner().invoke(app, ["run", str(tmp_path / "x.ipynb"), "-p", "output_dir", str(tmp_path / "out")])
     assert done.exit_code == 0 and "Traceback" not in done.output, done.output
     assert json.loads((tmp_path / "out" / "result.json").read_text())["python"] == sys.executable and not mark.exists()
+
+
+def test_the_explorers_page_and_jupyterlab_look_for_our_kernel_first(tmp_path, monkeypatch):
+    folder = tmp_path / "jupyter" / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    (folder / "kernel.json").write_text(json.dumps({"argv": ["/bin/false"], "display_name": "x", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    assert KernelSpecManager().get_kernel_spec("python3").argv == ["/bin/false"]
+    page = tmp_path / "page"
+    page.mkdir()
+    serving._write_notebook(page)
+    for path in (serving._environment(page, str(page), "x")["JUPYTER_PATH"], own_kernel(tmp_path / "lab")):
+        monkeypatch.setenv("JUPYTER_PATH", path)
+        assert KernelSpecManager().get_kernel_spec("python3").argv[0] == sys.executable
+        monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
-from ..core.processes import child
+from ..core.processes import child, own_kernel
 
 # %% ../../nbs/73_serving.ipynb #e5a654c4
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>ptacl: loading</title>
@@ -193,6 +193,7 @@ def _write_notebook(folder: Path) -> Path:
     notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": kernel,
                 "cells": [code | {"id": f"step-{k}", "source": line} for k, line in enumerate(lines)]}
     (folder / "ptacl.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    own_kernel(folder) # `_environment` puts the folder first
     return folder / "ptacl.ipynb"
 
 # %% ../../nbs/73_serving.ipynb #c007d57c

@@ -7,12 +7,16 @@ __all__ = []
 
 # %% ../../nbs/06_processes.ipynb #49f4b454
 import codecs
+import json
+import os
 import queue
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from .errors import PtaclError
 
 # %% ../../nbs/06_processes.ipynb #56e53ee6
@@ -148,3 +152,13 @@ def child(
                 yield process
             finally:
                 _stop(process)
+
+# %% ../../nbs/06_processes.ipynb #5b0cc202
+def own_kernel(folder: Path) -> str:  # JUPYTER_PATH, with the folder before all others
+    "Writes a kernel of this Python under the usual name, so that none of another Python is started."
+    kernel = folder / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    facts = {"argv": argv, "display_name": "Python 3", "language": "python"}
+    (kernel / "kernel.json").write_text(json.dumps(facts), encoding="utf-8")
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("JUPYTER_PATH")]))

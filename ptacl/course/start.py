@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from ..core.errors import PtaclError
-from ..core.processes import child
+from ..core.processes import child, own_kernel
 from .sessions import students
 
 # %% ../../nbs/92_start.ipynb #9178a50f
@@ -91,7 +91,8 @@ def start_session(
     print(f"the sessions are in {folder}", flush=True)
     with tempfile.TemporaryDirectory() as settings:
         try:
-            with child(_lab_command(folder, Path(settings), options)) as process:
+            env = os.environ | {"JUPYTER_PATH": own_kernel(Path(settings))}
+            with child(_lab_command(folder, Path(settings), options), env=env) as process:
                 return process.wait()
         except KeyboardInterrupt:
             return 0
