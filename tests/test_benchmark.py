@@ -100,7 +100,7 @@ def test_intervals_are_of_patients_not_of_recordings():
 
 def test_kinds_of_targets():
     def kind(cells): return _target_of("x", pd.Series(cells)).kind
-    assert [kind(c) for c in (["1", "2.5", ""], ["0", "1", "1"], ["yes", "No"], ["a", "b;c"])] == ["number", "classes", "classes", "classes"]
+    assert [kind(c) for c in (["1", "2.5", "NA"], ["0", "1", "n/a"], ["yes", "No"], ["a", "b;c"])] == ["number", "classes", "classes", "classes"]
     assert _target_of("x", pd.Series(["a|b", "b", ""])).classes == ["a", "b"]
     with pytest.raises(PtaclError, match="x is empty"): _target_of("x", pd.Series(["", " "]))
     with pytest.raises(PtaclError, match="no classes"): _target_of("x", pd.Series([f"w{k}" for k in range(101)]))
@@ -108,7 +108,9 @@ def test_kinds_of_targets():
 
 
 @pytest.mark.parametrize("text, words", [("a,b\n1,2\n", "no column file"), ("file,x\n", "no rows"), ("file\na.hea\n", "nothing to tell"),
-    ("file,x\n/etc/a.hea,1\n", "outside"), ("file,x\n..\\a.hea,1\n", "outside"), ("file,split,x\na,maybe,1\n", "expected train")])
+    ("file,x\n/etc/a.hea,1\n", "outside"), ("file,x\n..\\a.hea,1\n", "outside"), ("file,split,x\na,maybe,1\n", "expected train"),
+    ("file,sex,x\na,F,1\nb,2,1\n", "neither F nor M .*in row 3"), ("file,age,x\na,old,1\n", "age holds no number in row 2"),
+    ("file,x\na,1\na,0\n", "names a recording twice")])
 def test_tables_that_do_not_say_what_is_meant(tmp_path, text, words):
     (tmp_path / "l.csv").write_text(text)
     with pytest.raises(PtaclError, match=words): read_labels(tmp_path / "l.csv")
