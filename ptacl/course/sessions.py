@@ -14,6 +14,7 @@ import nbformat
 from nbformat import NotebookNode
 from ..core.errors import PtaclError
 from ..core.files import checkout
+from ..core.privacy import given_path
 
 # %% ../../nbs/92_sessions.ipynb #54c78df1
 def sessions() -> list[Path]:
@@ -131,7 +132,8 @@ def fresh_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PtaclError(
-            f"{folder.name} exists and is not empty: give a new folder, so that nobody's work is overwritten")
+            f"{given_path(folder)} exists and is not empty: "
+            "give a new folder, so that nobody's work is overwritten")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -20,6 +20,7 @@ from torch import nn
 from ..core.errors import PtaclError
 from ..core.presets import PHENOTYPES
 from ..core.files import KIT_VERSION
+from ..core.privacy import given_path
 from ..data.cohort import Cohort, Stream
 from ..evaluate.regression import ols_predict
 from .embedding import ECGFeatures, Written, transform
@@ -130,7 +131,7 @@ def save_probe(probe: Probe, path: str | Path) -> Path:
         with output_file(path) as new:
             safetensors.numpy.save_file(arrays, new, {"ptacl probe": about})
     except SafetensorError as e:
-        raise PtaclError(f"{path.name} cannot be written: make room, or choose another place") from e
+        raise PtaclError(f"{given_path(path)} cannot be written: make room, or choose another place") from e
     return path
 
 # %% ../../nbs/77_prediction.ipynb #be57ef6b
@@ -141,7 +142,7 @@ def _read_probe(path: Path) -> Probe:
         arrays = {name: f.get_tensor(name) for name in f.keys()}
     if head["format"] > _FORMAT:
         raise PtaclError(
-            f"{path.name} has format {head['format']}, this kit reads up to {_FORMAT}: update ptacl")
+            f"{given_path(path)} has format {head['format']}, this kit reads up to {_FORMAT}: update ptacl")
     return Probe(head["names"], arrays["weight"], arrays["offset"], arrays["residuals"], head["about"])
 
 
@@ -156,10 +157,11 @@ def load_probe(
     except PtaclError:
         raise
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as e:
-        raise PtaclError(f"{path.name} is no probe ({type(e).__name__}): make one by ptacl probe") from e
+        why = f"{given_path(path)} is no probe ({type(e).__name__}): make one by ptacl probe"
+        raise PtaclError(why) from e
     if module is not None and probe.about.get("model") != fingerprint(module):
         raise PtaclError(
-            f"{path.name} was fitted on another model: give that one, "
+            f"{given_path(path)} was fitted on another model: give that one, "
             "or fit a probe on this one by ptacl probe")
     return probe
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from ..core.errors import PtaclError, did_you_mean
 from ..core.files import checkout, write_result
 from ..core.pages import write_html
-from ..core.privacy import mask_ids
+from ..core.privacy import given_path, mask_ids
 
 # %% ../../nbs/86_experiments.ipynb #8a7258c7
 def find_experiment(name: str) -> Path:  # of a notebook
@@ -132,11 +132,12 @@ def _report_folder(notebook: Path, parameters: dict) -> Path:
     default = parameters_of(notebook)["output_dir"]["default"]
     folder = Path(parameters.get("output_dir", ast.literal_eval(default)))
     if folder.resolve() == notebook.resolve().parent:
-        raise PtaclError(f"output_dir {folder.name} holds the notebook itself: take another")
+        raise PtaclError(f"output_dir {given_path(folder)} holds the notebook itself: take another")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise PtaclError(f"output_dir {folder.name} cannot be made ({e.strerror}): take another") from None
+        why = f"output_dir {given_path(folder)} cannot be made ({e.strerror}): take another"
+        raise PtaclError(why) from None
     return folder
 
 class _OwnKernel(AsyncKernelManager):
