@@ -552,7 +552,7 @@ def check_keyboard(page, file):
     tab_to("Reset"); page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('.px-set').hidden")
     assert who().startswith("Alignment maps")                                               # where the keys of the maps work
-    page.keyboard.press("ArrowDown"); page.keyboard.press("ArrowDown")
+    page.keyboard.press("Home"); page.keyboard.press("ArrowDown"); page.keyboard.press("ArrowDown")
     page.wait_for_function("document.querySelector('.px').dataset.k == 2")
     before = page.get_attribute(".px", "data-patient")
     page.keyboard.press("n")

@@ -26,7 +26,7 @@ NOT_RUN = {
     ".venv/bin/nbdev_test": "a part of make test, as is this", ".venv/bin/python -m pytest": "a part of make test, as is this",
     "uv pip compile": "asks the package index; .ci/pins does it",
 }
-SMALL = """-p methods '["mae","ptacl"]' -p reference mae -p repeated '["ptacl"]' -p epochs 1 -p n_boot 20 -p n_seeds 1"""
+SMALL = """-p methods '["mae","global","ptacl"]' -p reference mae -p repeated '["ptacl"]' -p epochs 1 -p n_boot 20 -p n_seeds 1"""
 SHORTER = [
     ("ptacl simulate 150 ", "ptacl simulate 24 "), ("148 patients, 148", "22 patients, 22"),
     ("ptacl run joint  ", "ptacl run joint -p n_train 48 -p n_test 20 -p epochs 1 -p n_boot 20 "),
