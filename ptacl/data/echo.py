@@ -121,7 +121,7 @@ def _millimetres(region) -> tuple[float, float]: # of a pixel: down, across
     return tuple(sizes)
 
 # %% ../../nbs/33_echo.ipynb #4865c76e
-_RATES = 5., 1000.  # frames a second that an echo can have
+_RATES = 5., 1000.  # frames a second that an echo can have, chosen
 
 def _numbers(value) -> np.ndarray:
     "The numbers of an element, none where it is missing or empty."
@@ -161,8 +161,8 @@ def _marked_r_peaks(ds, times: np.ndarray) -> tuple[np.ndarray | None, str | Non
     return (peaks, by) if plausible else (None, None)
 
 # %% ../../nbs/33_echo.ipynb #a875cb24
-_TINT = 40        # levels between the channels of a pixel that JPEG does not cause
-_COLOURED = 0.002 # share of the picture that may be coloured
+_TINT = 40        # levels between the channels of a pixel that JPEG does not cause, chosen
+_COLOURED = 0.002 # share of the picture that may be coloured, chosen
 
 def _grey(
     picture: np.ndarray, # (H, W) or (H, W, 3)
@@ -185,7 +185,7 @@ def _region_frames(ds, box: tuple[slice, slice]) -> np.ndarray: # (F, H, W) uint
                          "Give the loop without colour.")
     return np.stack([frame for frame, _ in cut])
 
-_DARK = 12  # levels that compression leaves in black
+_DARK = 12  # levels that compression leaves in black, chosen
 
 def _sector_mask(frames: np.ndarray) -> np.ndarray: # (F, H, W) -> (H, W) bool
     "The largest piece of the picture that is ever bright, filled. Raises `PtaclError` if there is none."

@@ -12,7 +12,7 @@ import torch
 from ..core.errors import PtaclError
 from .causes import population
 from .draws import Streams
-from .echo_heart import ECHO_REFERENCE, echo_population
+from .echo_heart import ECHO_REFERENCE, body_surface, echo_population
 
 # %% ../../nbs/28_echo_calibration.ipynb #59912b97
 # mean and SD of men, of women; ASE/EACVI 2015, LAVI: Henriksen 2014
@@ -27,9 +27,8 @@ def _visits(n: int, seed: int) -> tuple[dict, dict]:
     return p, echo_population(streams, p)
 
 def _per_surface(p: dict, e: dict) -> dict: # name -> (n,)
-    "What echo laboratories report, atria per body surface (Mosteller)."
-    height = p["height"] / 100
-    surface = (height**3 * p["bmi"] / 36).sqrt()
+    "What echo laboratories report, atria per body surface."
+    surface = body_surface(p)
     names = ("LVEDV", "LVESV", "LVEF", "RVEDA", "RVFAC", "TAPSE")
     return {k: e[k] for k in names} | {"LAVI": e["LAV"] / surface, "RAVI": e["RAV"] / surface}
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from torch import Tensor
 from .draws import Streams, bulk_halves, counters, folded, keys32, uniform16
-from .echo_heart import apical_contours, chamber_labels
+from .echo_heart import apical_contours, chamber_labels, left_roof
 
 # %% ../../nbs/19_echo_image.ipynb #121176dc
 _LINES, _DEPTHS = 96, 128     # beams of the fan, samples along each
@@ -38,7 +38,7 @@ def echo_looks(
     g = lambda name: streams.normal(f"echo {name}")[:, 0]
     u = lambda name: streams.uniform(f"echo {name}")[:, 0]
     apex = (1.75 + 0.03 * (p["bmi"] - 26) + 0.15 * g("apex")).clamp(1.3, 2.6)  # cm below the probe
-    needed = apex + e["length"] * (1 - e["shorten"]) + 4.9 * (e["LAV"] / 50) ** (1 / 3) + 1.3
+    needed = apex + left_roof(e) + 1.3
     return dict(
         depth=needed.ceil().clamp(*_FLOORS),
         apex=apex,
@@ -113,7 +113,8 @@ def _leaflets(f: dict, s: Tensor, q: Tensor) -> Tensor: # shapes; (m, H, W) cm -
 
 # %% ../../nbs/19_echo_image.ipynb #134b5120
 def _right_heart(c: dict, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    "How far right of the septum each sample lies, how wide the chamber is there, and how thick its wall; cm."
+    """How far right of the septum each sample lies, how wide the chamber is there, and how thick its wall,
+    which is chosen; cm."""
     atrial = c["low"] >= 0
     return -q - c["septum"], torch.where(atrial, c["ra"], c["rv"]), torch.where(atrial, 0.20, 0.38)
 
