@@ -25,12 +25,17 @@ import torch
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
+from makers import ID
 from pages import browser, command_of, descendants, free_port, only_here, server, wait_until
 from ptacl.evaluate.alignment import alignment_map, cosine_maps
 from ptacl.data.cohort import Cohort
+from ptacl.data.echo import read_echo
+from ptacl.data.echoes import echo_files, read_echoes
+from ptacl.data.pairs import Pairs
+from ptacl.data.pseudonyms import pseudonym
 from ptacl.data.store import to_counts
 from ptacl.core.errors import PtaclError
-from ptacl.app.comparison import Compared, open_models, shipped_cohort, shipped_models
+from ptacl.app.comparison import Compared, echoes_to_look_at, open_models, shipped_cohort, shipped_models
 from ptacl.app.asked import Asked
 from ptacl.app.explorer import AlignmentExplorer
 from ptacl.app.plane import found_sentence
@@ -42,20 +47,26 @@ from ptacl.evaluate.figures import asset, standalone
 from ptacl.nets.joint import JointModel, PTACL
 from ptacl.nets.weights import save_weights
 from ptacl.core.presets import paper_regression, workshop
+from ptacl.signal.echo import preprocess_echo
 from ptacl.simulate.echo_films import simulate_echo_films
+from ptacl.simulate.echo_scans import simulate_echo
+from ptacl.simulate.echo_writers import echo_file
 from ptacl.simulate.patients import simulate
 from ptacl.evaluate.whatif import as_batch, depths, disturb, occlusion
+from ptacl.train.loop import fit
+from ptacl.train.steps import joint_step
 
 pytestmark = pytest.mark.xdist_group("explorer")
 tiny = replace(workshop, width=32, heads=2, ecg_layers=2, cmr_layers=1, frozen_layers=0, proj_dim=16)
 
 
-def write(path, vp, times=1, lone=()):
+def write(path, vp, times=1, lone=(), names=None):
     "Virtual patients as a cohort, each several times; of those in `lone` only one R-peak is known."
+    name_of = lambda i: names[i] if names else f"sim-{i + 1:05d}"
     store, counts, n = Cohort.create(path, vp.cine.shape[1]), to_counts(vp.ecg.numpy()), len(vp)
     def row(k, i):
         r = vp.r_peaks[k].numpy()
-        return {"id": f"sim-{i + 1:05d}", "participant": f"sim-{i + 1:05d}", "sex": vp.covariates.sex.iloc[k], "split": "test",
+        return {"id": name_of(i), "participant": name_of(i), "sex": vp.covariates.sex.iloc[k], "split": "test",
                 "phenotypes": vp.phenotypes.iloc[k], "r_peaks": r[:1] if i in lone else r[np.isfinite(r)]}
     store.extend((counts, vp.cine.numpy(), [row(k, j + k) for k in range(n)]) for j in range(0, n * times, n))
     return path
@@ -307,6 +318,7 @@ def test_any_pair_of_modalities_is_shown(three):
         view, maps = view_of(compared, 2, Asked(target=True))
         assert maps["three"].shape == shape == (view["T"], view["columns"]) and len(view["values"][0][0]) == shape[1]
         assert len(view["film"]) == view["frames"] * view["size"] ** 2 and view["modality"] == compared.film.key
+        assert len(view["systole"]) == (2 if pair == ("ecg", "cmr") else 1)              # an echo's phases are not the film's
         found = found_sentence(compared, "three", 2)
         with torch.no_grad(): z = dict(zip(model.names, model.embeddings(batch)))
         own = torch.nn.functional.cosine_similarity(z[pair[0]][2:3], z[pair[1]])
@@ -322,6 +334,61 @@ def test_echoes_are_handed_over_or_missed(three, cohort):
     page.pair.value = "ecg-echo"
     assert "there is no echo of sim-00001" in page.page.view["alert"] and page.both.pair == ("ecg", "cmr") and page.pair.value == "ecg-cmr"
     with pytest.raises(PtaclError, match="no two modalities in common"): Compared(cohort, [PTACL(tiny), JointModel(tiny, ("ecg", "echo"))])
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory):
+    "Four people under pseudonyms; a folder with echoes of three of them, called after their numbers, one damaged; the key."
+    folder, secret = tmp_path_factory.mktemp("beside"), bytes(range(32))
+    (folder / "key").write_bytes(secret)
+    (folder / "key").chmod(0o600)
+    numbers = [str(int(ID) + k) for k in range(4)]
+    names = [pseudonym(number, secret) for number in numbers]
+    path, scans = write(folder / "cohort", simulate(4, 2), names=names), simulate_echo(4, 2, height=120, width=160)
+    (folder / "echo" / "later").mkdir(parents=True)
+    for k in (0, 3): (folder / "echo" / "later" / f"{numbers[k]}.DCM").write_bytes(echo_file(scans, k))
+    (folder / "echo" / f"{numbers[1]}.dcm").write_bytes(echo_file(scans, 1)[:3000])
+    return path, folder / "echo", folder / "key", names
+
+
+def test_echoes_of_real_patients_are_found_by_the_key(three, beside, tmp_path, monkeypatch):
+    _, folder, model = three
+    path, echo, key, names = beside
+    cohort = Cohort.open(path)
+    found = echoes_to_look_at(echo, cohort, {"three": model}, key=key)
+    assert sorted(found.films) == [0, 3] and list(found.refused.index) == [names[1]] and ID not in found.refused.to_csv()
+    expected = preprocess_echo(*(torch.as_tensor(x) for x in (lambda e: (e.frames, e.times, e.r_peaks, e.mask))(
+        read_echo(next(f for f in echo.rglob("*.DCM") if f.stem == ID)))), (float(simulate_echo(1, 2, height=120, width=160).mm[0]),) * 2, 32, 48)[0]
+    assert (found.films[0].float() - expected.float()).abs().max() <= 2                  # the spacing is stored with five digits
+    shown = Compared(cohort, {"three": folder}, echo=found.films, pair="ecg-echo")
+    assert shown.ids == [names[0], names[3]] and shown.pair == ("ecg", "echo") and shown.maps["three"].shape[-2:] == (16, 16)
+    for pair in shown.pairs: assert view_of(shown, 1, Asked(), over=[0, 1])[1]["three"].isfinite().all() or not shown.use(pair)
+    first, = echoes_to_look_at(echo, cohort, {"three": model}, key=key, most=1).films
+    assert first == 0
+    (tmp_path / "other").write_bytes(bytes(32))
+    (tmp_path / "other").chmod(0o600)
+    with pytest.raises(PtaclError, match="none of 3 echoes is of a patient of the cohort. Give the key"): echo_files(echo, cohort, tmp_path / "other")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(PtaclError, match="there is no key of pseudonyms"): echo_files(echo, cohort)
+    with pytest.raises(PtaclError, match="this model has no 'echo'"): echoes_to_look_at(echo, cohort, {"two": PTACL(tiny)}, key=key)
+    with pytest.raises(PtaclError, match="nobody who is looked at has an echo that can be read"):
+        echoes_to_look_at(echo, cohort, {"three": model}, rows=[1, 2], key=key)
+    shutil.copytree(echo, tmp_path / "twice")
+    shutil.copy(tmp_path / "twice" / "later" / f"{ID}.DCM", tmp_path / "twice" / f"{ID}.dcm")
+    with pytest.raises(PtaclError, match=f"^{names[0]}: several echoes in the folder"): echo_files(tmp_path / "twice", cohort, key)
+
+
+def test_three_modalities_of_a_cohort_are_trained_on(beside):
+    "A patient without an echo has an ECG and a film."
+    path, echo, key, _ = beside
+    cohort = Cohort.open(path)
+    rows = cohort.split("test")
+    data = Pairs(**cohort.load(rows)).with_extra(**read_echoes(echo, cohort, key, size=48, workers=1).beside(rows))
+    model = JointModel(tiny, ("ecg", "cmr", "echo"))
+    before = model.echo.pos.detach().clone()
+    history = fit(model, joint_step, data, replace(tiny, batch_size=4), epochs=1, lr=1e-3)
+    assert history[-1]["loss"] > 0 and not torch.equal(model.echo.pos, before)
+    with torch.no_grad(): assert model.eval().features(data.__getitems__(range(4)))[2].isnan().all(1).tolist() == [False, True, True, False]
 
 
 def test_a_doubtful_record_is_said_to_be_one(both):
@@ -600,6 +667,17 @@ def test_another_pair_in_voila(chromium, three, tmp_path):
         page.get_by_role("tab", name="All patients").click()
         page.get_by_text("ECG → echo, nearest to").wait_for()
         page.screenshot(path=os.environ.get("PTACL_SHOT") or tmp_path / "pair.png", full_page=True)
+        only_here(hosts)
+
+
+def test_echoes_of_a_cohort_in_voila(chromium, three, beside, tmp_path):
+    path, echo, key, names = beside
+    options = ["--cohort", str(path), "--model", str(three[1]), "--echo", str(echo), "--key", str(key), "--pair", "ecg-echo"]
+    with explore(chromium, tmp_path, *options, query="?cell=15-4") as (page, hosts):
+        said = (tmp_path / "server.log").read_text()
+        assert "1 echoes refused" in said and ID not in said
+        assert page.locator(".px tbody tr").count() == 2 and names[0] in page.inner_text(".px") and "echo frame 4" in told(page)
+        assert "echo, apical four chambers" in page.inner_text(".px-notes")
         only_here(hosts)
 
 

@@ -258,6 +258,13 @@ def _explore_command(
     model: Annotated[list[Path] | None, typer.Option(
         help="folder of a trained model, up to three times; none: those of the package")] = None,
     patients: Annotated[int, typer.Option(min=1, help="at most so many, the test split first")] = 500,
+    pair: Annotated[str, typer.Option(
+        metavar="ecg-cmr|ecg-echo|echo-cmr",
+        help="modalities to begin with, where the models have them")] = "",
+    echo: Annotated[Path | None, typer.Option(
+        help="folder of the cohort's echoes, {id}.dcm, for models that take one")] = None,
+    key: Annotated[Path | None, typer.Option(
+        help="file with the key of the pseudonyms, as in ingest: it tells whose echo is whose")] = None,
     port: Annotated[int, typer.Option(
         min=1, max=65535,
         help="of the page on this computer; where it is in use, another is taken and said")] = 8866,
@@ -268,7 +275,7 @@ def _explore_command(
     with one_sentence(kept, gently=True):
         need("voila", "ipywidgets", "plotly")
         from ptacl.app.serving import serve
-        status = serve(cohort, model or (), patients, port, browser)
+        status = serve(cohort, model or (), patients, port, browser, pair, echo, key)
     if not status:
         end_by_hand(kept, 0)  # without waiting for libraries to take their leave
     raise typer.Exit(status)

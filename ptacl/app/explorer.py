@@ -11,6 +11,7 @@ import json
 import ipywidgets as W
 import numpy as np
 import os
+import torch
 import traitlets
 from contextlib import contextmanager
 from IPython.display import display
@@ -46,9 +47,11 @@ class AlignmentExplorer(W.VBox):
         most: int = 500,     # patients, the first ones of these
         query: str = "",     # what is set at the start, as in the address of the page
         addressed: bool = False, # keep what is set in that address
-        echo=None,           # (patients of the cohort, F, H, W) uint8, for models with one; None: drawn again
+        echo=None,           # films for models of an echo, as in `Compared`; None: drawn again
+        pair: str = "",      # of modalities, as ecg-echo, to begin with
     ):
-        self.both = Compared(cohort or shipped_cohort(), models or shipped_models(), rows, most, echo=echo)
+        patients = cohort or shipped_cohort()
+        self.both = Compared(patients, models or shipped_models(), rows, most, echo=echo, pair=pair)
         self.page = LinkedView(addressed=addressed)
         self.maps = {}         # name -> (T, T'), those on the page
         self.label = ""        # whose they are, as the name of a file
@@ -448,8 +451,11 @@ def export(self: AlignmentExplorer, kind: str):
 def show_explorer():
     "What the notebook of the page calls: the explorer, or a sentence that says why there is none."
     given = json.loads(os.environ.get("PTACL_EXPLORE", "{}"))
+    options = {name: given[name] for name in ("most", "pair") if name in given}
+    if given.get("echo"):
+        options["echo"] = torch.load(given["echo"], weights_only=True)
     try:
-        display(AlignmentExplorer(given.get("cohort"), given.get("models"), most=given.get("most", 500),
-                                  query=os.environ.get("QUERY_STRING", ""), addressed=True))
+        display(AlignmentExplorer(given.get("cohort"), given.get("models"),
+                                  query=os.environ.get("QUERY_STRING", ""), addressed=True, **options))
     except PtaclError as e:
         display(W.HTML(f"<p role='alert'>The explorer cannot start. {escape(str(e))}</p>"))

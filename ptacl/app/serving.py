@@ -197,21 +197,38 @@ def _write_notebook(folder: Path) -> Path:
     return folder / "ptacl.ipynb"
 
 # %% ../../nbs/73_serving.ipynb #c007d57c
-def _checked(page: _WaitingPage, cohort, models, most: int) -> dict: # what the notebook is to open
+def _write_echoes(folder, cohort, models: dict, most: int, key, file: Path):
+    """The echoes of who is looked at, for the notebook, in a folder that nobody else reads.
+    Raises `PtaclError` where there are none."""
+    import torch
+    from ptacl.app.comparison import echoes_to_look_at
+    from ptacl.data.cohort import Cohort
+    echoes = echoes_to_look_at(folder, Cohort.open(cohort), models, most=most, key=key)
+    for reason, many in echoes.refused.reason.value_counts().items():
+        print(f"ptacl: {many} echoes refused: {reason}", file=sys.stderr, flush=True)
+    torch.save(echoes.films, file)
+
+# %% ../../nbs/73_serving.ipynb #d2ff8302
+def _checked(
+    page: _WaitingPage, cohort, models, most: int, pair: str, echo, key, folder: Path
+) -> dict: # what the notebook is to open
     "Raises `PtaclError` on what cannot be opened."
     page.doing = "Loading PyTorch"
-    from ptacl.app.comparison import open_models, shipped_cohort
+    from ptacl.app.comparison import open_models, pairs_of, shipped_cohort, shipped_models
     from ptacl.data.cohort import Cohort
     page.doing = "Opening the cohort" if cohort else "Opening virtual patients, drawn the first time"
     cohort = str(Cohort.open(cohort).path) if cohort else str(shipped_cohort())
-    if models:
-        page.doing = "Opening the models"
-        open_models(models)
+    page.doing = "Opening the models"
+    opened = open_models(models or shipped_models())
+    pairs_of(opened, pair)
+    if echo:
+        page.doing = "Reading echoes"
+        _write_echoes(echo, cohort, opened, most, key, folder / "echoes.pt")
     page.doing = "Starting the page"
     return {
         "cohort": cohort if "://" in cohort else str(Path(cohort).resolve()),
         "models": [str(Path(model).resolve()) for model in models],
-        "most": most,
+        "most": most, "pair": pair, "echo": str(folder / "echoes.pt") if echo else "",
     }
 
 
@@ -258,6 +275,9 @@ def serve(
     most: int = 500,      # patients
     port: int = 8866,
     browser: bool = True, # open one
+    pair: str = "",       # of modalities, as ecg-echo, to begin with; "": ECG and CMR
+    echo=None,            # folder of echoes, for models that take one
+    key=None,             # file with the key of the cohort's pseudonyms, for the names of the echoes
 ) -> int:                 # exit status of voila
     """Serve the explorer on this computer until it is interrupted.
     Raises `PtaclError` on what cannot be opened."""
@@ -267,7 +287,8 @@ def serve(
             notebook = _write_notebook(Path(tmp))
             given = Path(tmp) / "given.json"
             def check():
-                given.write_text(json.dumps(_checked(page, cohort, models, most)))
+                what = _checked(page, cohort, models, most, pair, echo, key, Path(tmp))
+                given.write_text(json.dumps(what))
             command = [sys.executable, "-c", _COMMAND, str(notebook), f"--port={page.port}", *_OPTIONS]
             return _run_page(page, command, _environment(given, tmp, token), check)
     except KeyboardInterrupt:

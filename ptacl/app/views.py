@@ -194,7 +194,7 @@ _NO_BEAT = ("No heartbeat to cut: fewer than two R-peaks lie in the {seconds:g} 
 _STILL = ("The film stands still at end-diastole, and nothing in it says which moment it is. A ridge that "
           "stays on the diagonal is read from the number of the frame, not from the heart.")
 _ECHO = ("The film is an echo, apical four chambers, of one beat of its own ECG; "
-         "volume and end-systole below are those of the MRI.")
+         "volume and end-systole below are those of the MRI, whose heart beat at another rate.")
 _ELSEWHERE = (
     "The film begins {by} of {T} moments later, and its frames are put back into their order before they are "
     "compared. A model that sees the heart keeps its ridge on the diagonal; one that counts frames moves it "
@@ -251,11 +251,13 @@ def view_of(
     if over is None and not part["beats"]:
         alert = f"{alert} {_NO_BEAT.format(seconds=both.preset.ecg_crop / FS)}".strip()
     state = state_words(asked, list(both.models), record.name)
+    # where an echo is compared, neither phases nor milliseconds are those of ECG and film
+    on_one_clock = maps if both.pair == ("ecg", "cmr") else {}
     view = {"patient": both.ids[i], "title": _title(both, i, record, over), "state": state_line(state),
             "alert": alert, "doubts": [*record_doubts(record), *doubts],
             "notes": _notes(both, record, asked, both.ids[i], over), "T": both.T, "columns": both.columns,
             "axes": [words[:-2] for words in axis_words(both.pair)], **part,
-            **_cine_part(record, asked, both.film, lead, maps), **_map_part(both, maps, asked),
+            **_cine_part(record, asked, both.film, lead, on_one_clock), **_map_part(both, maps, asked),
             "carries": None}
     if asked.carries in both.models and over is None and both.pair[0] == "ecg":
         view["carries"] = _carried(both, record, asked)
