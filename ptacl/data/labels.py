@@ -146,7 +146,8 @@ def _known_or(odd: pd.Series, what: str) -> None: # odd: bool, of rows
         raise PtaclError(f"the column {what} in row {rows}")
 
 def _demographics(table: pd.DataFrame) -> pd.DataFrame:
-    "Age and sex. Raises `PtaclError` on another code of sex, which may mean either, and on an age that is none."
+    """Age and sex.
+    Raises `PtaclError` on another code of sex, which may mean either, and on an age that is none."""
     cells = {name: table[name].str.strip().str.lower() for name in ("age", "sex") if name in table}
     cells = {name: column.mask(column.isin(_NOT_KNOWN), "") for name, column in cells.items()}
     age, sex = cells.get("age"), cells.get("sex")
