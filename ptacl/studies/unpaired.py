@@ -119,7 +119,7 @@ def set_aside(
 
 # %% ../../nbs/90_unpaired.ipynb #4ce62ae1
 class BestEpoch:
-    "Asks validation patients after every epoch, and keeps the weights whose loss with them is the lowest."
+    "Asks validation patients after every epoch, and keeps the weights by which their own films rank highest."
     def __init__(
         self,
         asked: Pairs,  # validation patients
@@ -128,21 +128,21 @@ class BestEpoch:
         self.asked = asked
         self.folder = Path(folder)
         earlier = (read_state(self.folder) or {}).get("history", [])  # of a training that is gone on with
-        self.losses = [row["held_out"]["loss"] for row in earlier]
+        self.ranks = [row["held_out"]["rank_share"] for row in earlier]
 
     def __call__(self, model: JointModel) -> dict[str, float]:
         "loss, chance and rank_share of the validation patients, as `fit` notes them."
         z = infer(model.embeddings, model, self.asked)
         held_out = contrast(*z, model.preset.tau_global, model.preset.batch_size)
-        if held_out["loss"] < min(self.losses, default=float("inf")):
+        if held_out["rank_share"] < min(self.ranks, default=float("inf")):
             save_weights(model, self.folder / "best")
-        self.losses.append(held_out["loss"])
+        self.ranks.append(held_out["rank_share"])
         return held_out
 
     def restore(self, model: JointModel) -> JointModel:
         "The model with the weights that were kept; its attribute `epoch` says of which epoch."
         load_model(model, self.folder / "best" / "model.safetensors")
-        model.epoch = 1 + int(np.argmin(self.losses))
+        model.epoch = 1 + int(np.argmin(self.ranks))
         return model.eval()
 
 # %% ../../nbs/90_unpaired.ipynb #645b7464
