@@ -14,7 +14,8 @@ It measures its own speed first, and from that chooses how many epochs each trai
 After each part `gpu.json` in the output folder holds all numbers so far, and the boards lie beside it as CSV; the ECG encoder comes in
 bf16, in pieces below 16 MB. Models stay in the folder --work, so that a second call finds them. No network is needed, nor anything but
 torch, accelerate, numpy, scipy, pandas, scikit-learn, einops, safetensors, tqdm and psutil, and as wheels where they are missing:
-fastcore, kornia (with kornia_rs), PyWavelets, threadpoolctl, platformdirs; numba (with llvmlite) for a rehearsal on a CPU. The kit need not be installed: PYTHONPATH=. in its folder will do.
+fastcore, kornia (with kornia_rs), PyWavelets, threadpoolctl, platformdirs; numba (with llvmlite) for a rehearsal on a CPU.
+The kit need not be installed: PYTHONPATH=. in its folder will do.
 """
 import argparse
 import json

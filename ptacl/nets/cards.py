@@ -47,7 +47,9 @@ _TAKES = {
 def _modalities(model: nn.Module) -> tuple[str, ...]:  # ecg, cmr, echo
     "What a model has encoders of: a joint one says so, an encoder alone has it in the name of its kind."
     alone = cast(dict, model.config)["kind"].rpartition("-")[2].lower()
-    return tuple(getattr(model, "names", (alone,) if alone in _TAKES else _BOTH))
+    if alone in _TAKES:  # `names` of a fine-tuned one are its phenotypes
+        return (alone,)
+    return tuple(getattr(model, "names", _BOTH))
 
 def _limits(names: tuple[str, ...]) -> list[str]:  # of modalities
     "What holds for every model of these."
