@@ -6,6 +6,7 @@
 __all__ = ['Target', 'Labelled', 'read_labels']
 
 # %% ../../nbs/34_labels.ipynb #72c37617
+import gzip
 import numpy as np
 import pandas as pd
 from collections.abc import Iterable
@@ -58,10 +59,14 @@ def _names_in(cell: str) -> set | None: # None: not known
     "The classes that a cell names."
     return {part.strip() for part in cell.replace("|", ";").split(";")} - {""} or None
 
+def _known(column: pd.Series) -> pd.Series: # text -> without spaces around it, "" where it is not known
+    "A column in which what stands for an empty cell is one."
+    cells = column.str.strip()
+    return cells.mask(cells.str.lower().isin(_NOT_KNOWN), "")
+
 def _target_of(name: str, column: pd.Series) -> Target: # column: text, "" where not known
     "A column as a target. Raises `PtaclError` where it can be none."
-    cells = column.str.strip()
-    cells = cells.mask(cells.str.lower().isin(_NOT_KNOWN), "")
+    cells = _known(column)
     cells = cells.str.lower().map(_WORDS).where(cells.str.lower().isin(_WORDS), cells)
     numbers = pd.to_numeric(cells.where(cells != ""), errors="coerce")
     if not (cells != "").any():
@@ -100,11 +105,17 @@ def numbered(names: Iterable) -> np.ndarray: # patients -> (n,) counted from 0
     return pd.factorize(pd.Series(list(names), dtype=str))[0]
 
 # %% ../../nbs/34_labels.ipynb #95ffcf18
+def _separator_of(head: str) -> str: # the first line
+    "What separates the columns: what leaves one that names files."
+    cells = lambda separator: {cell.strip(' "\n').lower() for cell in head.split(separator)}
+    return next((separator for separator in ",;\t" if cells(separator) & {*_FILE}), ",")
+
 def _read_text(path: Path) -> pd.DataFrame:
     "A CSV as text, columns in lower case. Raises `PtaclError` where it is none."
+    raw = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        with open(path, encoding="utf-8-sig") as text:
-            separator = max(",;\t", key=text.readline().count)
+        with raw(path, "rt", encoding="utf-8-sig") as text:
+            separator = _separator_of(text.readline())
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=separator)
     except (OSError, ValueError) as e:
         raise PtaclError(f"cannot be read as CSV ({type(e).__name__})", where=mask_ids(path.name)) from None
@@ -131,7 +142,7 @@ def _targets_of(table: pd.DataFrame, wanted: list, reserved: set) -> list[Target
     if unknown:
         reason = f"the table has no column {', '.join(unknown)}"
         raise PtaclError(reason, did_you_mean(unknown, table.columns))
-    names = wanted or [c for c in table if c not in reserved and (table[c].str.strip() != "").any()]
+    names = wanted or [c for c in table if c not in reserved and (_known(table[c]) != "").any()]
     if not names:
         raise PtaclError("the table has no column besides file, patient, split, age and sex: nothing to tell")
     return [_target_of(name, table[name]) for name in names]
@@ -143,23 +154,22 @@ def _known_or(odd: pd.Series, what: str) -> None: # odd: bool, of rows
     "Raises `PtaclError` with the rows where something is neither known nor empty."
     if odd.any():
         rows = ", ".join(str(k + 2) for k in np.flatnonzero(odd)[:5]) # as a spreadsheet counts them
-        raise PtaclError(f"the column {what} in row {rows}")
+        raise PtaclError(f"the column {what} in row {rows}", "Leave the cell empty where it is not known.")
 
 def _demographics(table: pd.DataFrame) -> pd.DataFrame:
     """Age and sex.
     Raises `PtaclError` on another code of sex, which may mean either, and on an age that is none."""
-    cells = {name: table[name].str.strip().str.lower() for name in ("age", "sex") if name in table}
-    cells = {name: column.mask(column.isin(_NOT_KNOWN), "") for name, column in cells.items()}
+    cells = {name: _known(table[name]).str.lower() for name in ("age", "sex") if name in table}
     age, sex = cells.get("age"), cells.get("sex")
     if age is not None:
-        _known_or(pd.to_numeric(age, errors="coerce").isna() & (age != ""), "age holds no number")
+        _known_or(~np.isfinite(pd.to_numeric(age, errors="coerce")) & (age != ""), "age holds no number")
     if sex is not None:
         _known_or(~sex.isin(_MALE) & (sex != ""), "sex holds neither F nor M (nor female, male)")
     return demographics_of(age, None if sex is None else sex.map(_MALE))
 
 # %% ../../nbs/34_labels.ipynb #5b0cc104
 def read_labels(
-    path: str | Path,                 # CSV
+    path: str | Path,                 # CSV, also .csv.gz
     folder: str | Path | None = None, # of the recordings; None: that of the table
     targets: Iterable[str] = (),      # columns; none: all that mean nothing else
 ) -> Labelled:
@@ -171,6 +181,8 @@ def read_labels(
         raise PtaclError(f"has no column {', '.join(_FILE[:-1])} or {_FILE[-1]}", where=mask_ids(path.name))
     if table.empty:
         raise PtaclError("has no rows", where=mask_ids(path.name))
+    if (table[file].str.strip() == "").any():
+        raise PtaclError("has a row that names no recording", "Take it out.", mask_ids(path.name))
     if table[file].duplicated().any():
         raise PtaclError("names a recording twice", "Keep one row of each.", mask_ids(path.name))
     folder = Path(folder) if folder else path.parent
