@@ -133,7 +133,7 @@ def _text_of(path: Path): # -> text stream
 
 def _separator_of(head: str) -> str: # the first line
     "What separates the columns. Raises `PtaclError` where no column is an id."
-    if head.startswith("PK"): # a zip, in which Excel keeps its tables
+    if head.startswith("PK\3\4"): # a zip, in which Excel keeps its tables
         raise PtaclError("is an Excel workbook or a zip", "Save the table as CSV.")
     for separator in _SEPARATORS:
         if any(_bare(cell) in _ID_COLUMNS for cell in head.rstrip("\n").split(separator)):
