@@ -17,11 +17,11 @@ def mask_ids(text: Any) -> str:
 
 def given_path(path: Any) -> str: # a path or a URL
     "As it was given, for a message: whole, ids blotted out, and without what a URL may say in confidence."
-    scheme, found, rest = str(path).partition("://")
-    if not found:
-        return mask_ids(path)
-    host, slash, place = rest.partition("?")[0].partition("/")
-    return mask_ids(f"{scheme}://{host.rpartition('@')[2]}{slash}{place}")
+    text = str(path)
+    if re.search(r"\w\w:/", text): # a URL, one behind another, or one of which `Path` has left a single slash
+        text = re.split("[?#]", text, maxsplit=1)[0]
+        text = re.sub(r"(\w\w:/+)[^/]*@", r"\1", text)
+    return mask_ids(text)
 
 # %% ../../nbs/02_privacy.ipynb #d23d3f32
 def virtual_name(number: int) -> str:
