@@ -16,24 +16,29 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 from ..core.errors import PtaclError
-from ..core.privacy import is_virtual, mask_ids
+from ..core.privacy import given_path, is_virtual, mask_ids
 from ..core.workers import one_thread, shared_out
 from .cohort import Cohort
 from .echo import echo_film, read_echo
 from .pseudonyms import pseudonym, read_key
-from .store import name_of
 from ..signal.echo import ECHO_FRAMES, ECHO_SIZE
 
 # %% ../../nbs/43_echoes.ipynb #f17cc11b
 def _clips_in(folder: Path) -> list[Path]:
     "Files that can be echoes, at any depth. Raises `PtaclError` where there is none."
-    name = mask_ids(name_of(folder))
+    name = given_path(folder)
     if not folder.is_dir():
         raise PtaclError("no such folder", where=name)
     found = [f for f in sorted(folder.rglob("*")) if f.suffix.lower() == ".dcm" and f.name[0] != "."]
     if not found:
         raise PtaclError("no echo found", "Expected is a file {id}.dcm for each patient", name)
     return found
+
+def _key_of(key, cohort: Cohort) -> bytes: # key: as in `echo_files`
+    "The key of a cohort that is there. Raises `PtaclError` where it is not: a new one would fit nobody."
+    if key is not None and not Path(key).expanduser().is_file():
+        raise PtaclError("no such key", "Give the one with which the cohort was made", given_path(key))
+    return read_key(key, cohort.path, make=False)
 
 def echo_files(
     folder,         # of {id}.dcm, at any depth
@@ -46,7 +51,7 @@ def echo_files(
     place = {name: row for row, name in enumerate(cohort.ids)}
     # without a key where all names are those of the cohort itself, as virtual patients' are
     strangers = any(not is_virtual(file.stem) and file.stem not in place for file in clips)
-    secret = read_key(key, cohort.path, make=False) if strangers else b""
+    secret = _key_of(key, cohort) if strangers else b""
     files: dict[int, Path] = {}
     for file in clips:
         row = place.get(file.stem if file.stem in place else pseudonym(file.stem, secret))
