@@ -100,6 +100,11 @@ def _xml_fault(error: ParseError) -> PtaclError:
                       "Correct that line, or export the recording anew.")
 
 # %% ../../nbs/30_xml_exports.ipynb #f3bd6054
+def _entities(error: DefusedXmlException) -> PtaclError:
+    "What is wrong with an XML that defines words of its own."
+    return PtaclError(f"its XML declares entities ({type(error).__name__}), which are never followed",
+                      "Save it without the declarations in its DOCTYPE.")
+
 def _parse_xml(path): # -> root element
     "The root of an XML file. Raises `PtaclError` where it is no such file or has too many tags."
     data = read_bytes(path)
@@ -108,14 +113,15 @@ def _parse_xml(path): # -> root element
     try:
         return ElementTree.fromstring(data)
     except DefusedXmlException as e:
-        raise PtaclError(f"its XML declares entities ({type(e).__name__}), which are never followed",
-                         "Save it without the declarations in its DOCTYPE.") from None
+        raise _entities(e) from None
     except ParseError as e:
         fault = e
     except (LookupError, ValueError): # an encoding that expat does not know
         fault = None
     try:
         return ElementTree.fromstring(_mended(data))
+    except DefusedXmlException as e:
+        raise _entities(e) from None
     except ParseError as e:
         raise _xml_fault(fault or e) from None
 
