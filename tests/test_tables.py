@@ -97,7 +97,9 @@ def test_codes_for_what_is_not_known_are_no_numbers(virtual, tmp_path, code, col
     table = phenotype_table(virtual.phenotypes, virtual.covariates).astype(str)
     table.loc[IDS[2], column] = code
     save_table(table, tmp_path / "t.csv")
-    with pytest.raises(PtaclError, match="not above 0, in row 4"): read_table(tmp_path / "t.csv")
+    with pytest.warns(UserWarning, match="not above 0, in row 4: taken as not measured"): _, y, c = read_table(tmp_path / "t.csv")
+    lost = (y["LVEDV"] if column == "24100-2.0" else c["age"]).isna()
+    assert lost.tolist() == [k == 2 for k in range(len(lost))]
 
 
 def test_a_column_that_is_there_twice(virtual, tmp_path):

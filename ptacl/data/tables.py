@@ -11,6 +11,7 @@ import csv
 import gzip
 import io
 import re
+import warnings
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -80,7 +81,8 @@ def _column_values(
     name: str,           # a phenotype or a covariate
     instance: int = 2,
 ) -> pd.Series | None:   # float ("F"/"M" for sex); None where the table has no such column
-    "One of our columns out of a UK Biobank table. Raises `PtaclError` on what is no number."
+    """One of our columns out of a UK Biobank table; what is not above 0 is missing, and said.
+    Raises `PtaclError` on what is no number."""
     columns = _columns_of(table, name, instance)
     if not columns:
         return None
@@ -96,11 +98,12 @@ def _column_values(
         raise PtaclError(reason) from None
     if np.isinf(values).any(axis=None):
         raise PtaclError(f"{where} holds an infinity")
-    nothing = (values <= 0).any(axis=1).to_numpy() # 0, -1, -3 and -9 are codes for what is not known
-    if nothing.any():
-        raise PtaclError(f"{where} holds a number that is not above 0, in row {_rows_of(nothing)}",
-                         "Leave the cell empty where nothing was measured.")
-    return values.mean(axis=1)
+    nothing = values <= 0 # 0, -1, -3 and -9 are codes for what is not known
+    if nothing.any(axis=None):
+        rows = _rows_of(nothing.any(axis=1).to_numpy())
+        warnings.warn(f"{where} holds a number that is not above 0, in row {rows}: taken as not measured",
+                      stacklevel=2)
+    return values.mask(nothing).mean(axis=1)
 
 # %% ../../nbs/34_tables.ipynb #ffd83cd8
 _ID_COLUMNS = ("eid", "f.eid", "participant.eid")

@@ -128,6 +128,9 @@ class BestEpoch:
         self.asked = asked
         self.folder = Path(folder)
         earlier = (read_state(self.folder) or {}).get("history", [])  # of a training that is gone on with
+        if any("held_out" not in row for row in earlier):
+            raise PtaclError(f"{self.folder.name} holds a training that asked nobody after its epochs",
+                             "Use another folder.")
         self.ranks = [row["held_out"]["rank_share"] for row in earlier]
 
     def __call__(self, model: JointModel) -> dict[str, float]:
@@ -142,7 +145,7 @@ class BestEpoch:
     def restore(self, model: JointModel) -> JointModel:
         "The model with the weights that were kept; its attribute `epoch` says of which epoch."
         load_model(model, self.folder / "best" / "model.safetensors")
-        model.epoch = 1 + int(np.argmin(self.ranks))
+        model.epoch = 1 + int(np.nanargmin(self.ranks))
         return model.eval()
 
 # %% ../../nbs/90_unpaired.ipynb #645b7464
