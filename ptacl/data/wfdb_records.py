@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import wfdb
 from contextlib import suppress
+from itertools import product
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from ..core.errors import PtaclError
@@ -59,11 +60,11 @@ def _uncalibrated(signals: list) -> list: # lines of signals, in words -> of the
 
 # %% ../../nbs/30_wfdb_records.ipynb #5b4595f7
 def _in_any_case(path: Path) -> Path:
-    "A file; where it is missing, one whose name differs in large and small letters alone."
-    if path.is_file() or not path.parent.is_dir():
-        return path
-    alike = (file for file in path.parent.iterdir() if file.name.lower() == path.name.lower())
-    return next((file for file in alike if file.is_file()), path)
+    "A file; where it is missing, one whose name or ending is in large or in small letters."
+    stems = (path.stem, path.stem.lower(), path.stem.upper(), path.stem.capitalize())
+    suffixes = (path.suffix, path.suffix.lower(), path.suffix.upper())
+    spelled = (path.with_name(stem + suffix) for stem, suffix in product(stems, suffixes))
+    return next((file for file in spelled if file.is_file()), path)  # a large folder is not listed
 
 def _beside(folder: Path, name: str) -> Path:
     "A file that a header names. Raises `PtaclError` where it is missing, or outside the header's folder."

@@ -78,8 +78,9 @@ def save_weights(
             if card:
                 (new / "README.md").write_text(card, encoding="utf-8")
         except (OSError, SafetensorError) as e:
+            why = e.strerror if isinstance(e, OSError) else type(e).__name__  # whose own text quotes the path
             raise PtaclError(
-                f"cannot write the model to {given_path(folder)} ({e}): "
+                f"cannot write the model to {given_path(folder)} ({why}): "
                 "make room on the disk; what was there is intact") from e
     return folder
 
