@@ -24,6 +24,7 @@ from .training import STEPS, time_infonce, time_peers, time_steps
 from ..core.devices import choose_device, keep_memory
 from ..core.errors import PtaclError
 from ..core.files import versions, write_result
+from ..core.privacy import given_path
 from ..core.presets import PRESETS, Preset
 from ..train.optimiser import can_compile
 
@@ -113,7 +114,7 @@ def _check_out(file: Path) -> None:
         writable = False
     if not writable:
         raise PtaclError(
-            f"{file.name} cannot be written there: give a file in a folder that can be written to (--out)"
+            f"{given_path(file)} cannot be written there: give a file in a folder that can be written to (--out)"
         )
 
 # %% ../../nbs/98_bench.ipynb #f01a5639

@@ -21,7 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 from ..core.errors import PtaclError
 from ..core.files import KIT_VERSION, written_whole
-from ..core.privacy import is_virtual, mask_ids
+from ..core.privacy import given_path, is_virtual, mask_ids
 from ..core.workers import on_cluster, one_thread, shared_out
 from .cohort import Cohort
 from .prepare import Visit, prepare, stamp
@@ -290,7 +290,7 @@ def _open_or_create(out: Path, staging: Path, frames: int) -> Cohort:
         new.replace(out)
     cohort = Cohort.open(out, write=True)
     if cohort.frames != frames:
-        raise PtaclError(f"{out.name} has cines of {cohort.frames} frames, not {frames}: "
+        raise PtaclError(f"{given_path(out)} has cines of {cohort.frames} frames, not {frames}: "
                          f"give frames={cohort.frames}, or another folder")
     cohort.tidy()
     return cohort
@@ -402,7 +402,7 @@ def write_names(
     file = Path(file).absolute()
     secret = read_key(key, out)
     if Path(out).resolve() in file.resolve().parents:
-        raise PtaclError(f"{file.name} would lie inside the store: keep it with the key")
+        raise PtaclError(f"{given_path(file)} would lie inside the store: keep it with the key")
     _check_key(Cohort.open(out), _key_mark(secret))
     rows = [(s.id, s.visit, visit_name(pseudonym(s.id, secret), s.visit)) for s in find_patients(folder)]
     file.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from ..core.errors import PtaclError
-from ..core.privacy import is_virtual
+from ..core.privacy import given_path, is_virtual
 
 # %% ../../nbs/40_pseudonyms.ipynb #a055a9fa
 def _write_private(path: Path, content: bytes) -> None:
@@ -52,12 +52,12 @@ def _check_place(path: Path, out) -> None:
     "Raises `PtaclError` where a key would lie in the store, or in the staging folder beside it."
     for folder in (Path(out), staging_of(out)):
         if folder.resolve() in path.resolve().parents:
-            raise PtaclError(f"the key {path.name} would lie inside the store: keep it elsewhere (key=)")
+            raise PtaclError(f"the key {given_path(path)} would lie inside the store: keep it elsewhere (key=)")
 
 def _check_private(path: Path) -> None:
     "Raises `PtaclError` where others can read the key."
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise PtaclError(f"the key {path.name} can be read by others: chmod 600 it, "
+        raise PtaclError(f"the key {given_path(path)} can be read by others: chmod 600 it, "
                          "and make a new cohort with a new key if it has been seen")
 
 # %% ../../nbs/40_pseudonyms.ipynb #e66ccd79
@@ -81,7 +81,7 @@ def read_key(
     _check_private(path)
     key = path.read_bytes()
     if len(key) != 32:
-        raise PtaclError(f"{path.name} is no key: 32 bytes expected, {len(key)} found",
+        raise PtaclError(f"{given_path(path)} is no key: 32 bytes expected, {len(key)} found",
                          "Restore it, or give another file (key=)")
     return key
 

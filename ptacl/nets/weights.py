@@ -131,7 +131,7 @@ def _check_age(folder: Path):
         return
     if outdated:
         raise PtaclError(
-            f"{folder.name} was trained with the workshop preset of an earlier version, "
+            f"{given_path(folder)} was trained with the workshop preset of an earlier version, "
             "whose encoders were of another kind and learned next to nothing",
             "Train it again, or take a model that came with this version")
 
@@ -163,7 +163,7 @@ def load_model(
     try:
         model = _built(folder, builders)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as e:
-        raise PtaclError(f"{name or folder.name} holds no {title}: {_why_no_model(folder, e)}") from e
+        raise PtaclError(f"{name or given_path(folder)} holds no {title}: {_why_no_model(folder, e)}") from e
     return model.to(device).eval()
 
 def from_pretrained(

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from pathlib import Path
 from ..core.errors import PtaclError
+from ..core.privacy import given_path
 from .ecg_writers import write_wfdb
 from .patients import VirtualPatients, simulate
 from .rhythms import RHYTHMS
@@ -27,7 +28,7 @@ def _new_folder(path) -> Path:
     "Raises `PtaclError` where something is there already."
     folder = Path(path)
     if folder.exists() and any(folder.iterdir()):
-        raise PtaclError(f"{folder.name} is not empty: give another folder")
+        raise PtaclError(f"{given_path(folder)} is not empty: give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
