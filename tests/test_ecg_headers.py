@@ -68,7 +68,7 @@ def test_limb_leads_that_contradict_each_other(x):
     "What a shift of bytes, a gain of its own or exchanged names make of them is seen, whoever names the leads."
     assert verdict_on(x, 500) == "good"
     for wrong in (np.roll(x, 1, axis=0), x * np.where(np.arange(12) == 2, -1, 1)[:, None], x[[1, 0, *range(2, 12)]]):
-        assert verdict_on(wrong, 500).startswith("limb leads contradict each other")
+        assert verdict_on(wrong, 500).startswith("contradictory: limb leads")
     filtered = x + 0.02 * np.random.default_rng(0).normal(size=x.shape)  # in each lead for itself
     assert verdict_on(filtered, 500) == "good"
 

@@ -41,7 +41,7 @@ _Key = Annotated[Path | None, typer.Option(help="file with the key of the pseudo
 _OwnNames = Annotated[bool, typer.Option(
     "--own-names", help="call rows by the names of the files, which are nobody's")]
 _Allow = Annotated[list[str] | None, typer.Option(
-    help="a fault of the recording that does not matter: flat, clipped, beatless")]
+    help="a fault of the recording that does not matter: flat, clipped, contradictory, beatless")]
 _Device = Annotated[str | None, typer.Option(help="cuda or cpu; a GPU where there is one")]
 
 

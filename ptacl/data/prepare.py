@@ -32,7 +32,7 @@ from ..signal.ecg import lead_words, preprocess_ecg
 
 # %% ../../nbs/42_prepare.ipynb #c0951750
 _CONTRADICTS = 0.25 # of what the limb leads show; a filter of its own in each lead makes some percent
-_CONTRADICTION = "limb leads contradict each other: III is not II − I, or aVR not −(I + II)/2"
+_CONTRADICTION = "contradictory: limb leads, III is not II − I, or aVR not −(I + II)/2"
 
 def verdict_on(signal: np.ndarray, fs: float) -> str: # (12, N) mV
     "Which leads are flat, clipped or worse, whether limb leads contradict each other, or good."

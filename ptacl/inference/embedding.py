@@ -239,7 +239,7 @@ def transform(
     size: int = 64,      # recordings of a batch
     key=None,            # file with the key of the pseudonyms, see `ptacl.data.pseudonyms.read_key`
     own_names: bool = False,     # rows are called as the files, whose names are nobody's
-    allow: Collection[str] = (), # faults that pass: flat, clipped, beatless
+    allow: Collection[str] = (), # faults that pass, of `FAULTS`
     exact: bool = False, # full precision also where bf16 is quicker
     cluster=None,        # address of a Dask scheduler, or a distributed.Client, instead of processes
 ) -> Written:
@@ -282,7 +282,7 @@ def embed(
 def encode(
     found: list,                 # of Path and OpenECG, see `find_recordings`
     modules: list[ECGFeatures],  # on their device
-    allow: Collection[str] = (), # faults that pass: flat, clipped, beatless
+    allow: Collection[str] = (), # faults that pass, of `FAULTS`
     workers: int = -1,           # processes that read, see `transform`
     size: int = 64,              # recordings of a batch
     exact: bool = False,         # full precision also where bf16 is quicker

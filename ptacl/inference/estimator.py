@@ -129,7 +129,7 @@ class _Settings(BaseEstimator):
         leads: tuple | None = None,   # of arrays, in their order; None: the usual one, by Einthoven's law
         projected: bool = False,  # the joint model's projection, which is compared with films
         refused: str = "raise",   # or "nan": a row of NaN for a recording that should not be read
-        allow: Collection[str] = (),  # faults that pass: flat, clipped, beatless
+        allow: Collection[str] = (),  # faults that pass, of `FAULTS`
         device: str | None = None,    # None: a GPU where there is one
         n_jobs: int = 1,          # processes that read; -1: one for each core
         batch_size: int = 64,

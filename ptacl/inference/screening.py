@@ -173,7 +173,7 @@ def _likeness(
     return float(np.mean((beats * others).sum(1) / np.maximum(lengths, 1e-12)))
 
 # %% ../../nbs/75_screening.ipynb #b71066f2
-FAULTS = ("flat", "clipped", "beatless") # what can be let pass
+FAULTS = ("flat", "clipped", "contradictory", "beatless") # what can be let pass
 _FEWEST_BEATS = 4  # in ten seconds: 25 a minute
 _MOST_BEATS = 37   # 220 a minute
 
