@@ -678,7 +678,8 @@ def test_echoes_of_a_cohort_in_voila(chromium, three, beside, tmp_path):
     with explore(chromium, tmp_path, *options, query="?cell=15-4") as (page, hosts):
         said = (tmp_path / "server.log").read_text()
         assert "1 echoes refused" in said and ID not in said
-        assert page.locator(".px tbody tr").count() == 2 and names[0] in page.inner_text(".px") and "echo frame 4" in told(page)
+        page.wait_for_selector(".px-table tbody tr")
+        assert page.locator(".px-table tbody tr").count() == 2 and names[0] in page.inner_text(".px-table") and "segment 15" in told(page)
         assert "echo, apical four chambers" in page.inner_text(".px-notes")
         only_here(hosts)
 
