@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 FETCHED = re.compile(r"""<(?:script|img|iframe|source|video|link)\b[^>]*\s(?:src|href)="(?:https?:)?//[^"]+"""
                      r"""|url\(\s*['"]?(?:https?:)?//[^)]+|@import\s+['"](?:https?:)?//\S+""")
 # where a reader may be sent; who adds a link looks at it once, and adds its pattern here
-KNOWN = re.compile(r"""https://(arxiv\.org/abs/\d{4}\.\d{5}|doi\.org/10\.\d{4,}/\S+|github\.com/(pradyunsg/furo|nf-core/\w+)
+KNOWN = re.compile(r"""https://(numba\.readthedocs\.io|arxiv\.org/abs/\d{4}\.\d{5}|doi\.org/10\.\d{4,}/\S+|github\.com/(pradyunsg/furo|nf-core/\w+)
                        |nbdev\.fast\.ai|docs\.astral\.sh/uv|semver\.org|zarr-specs\.readthedocs\.io|pradyunsg\.me
                        |physionet\.org/content/ptb-xl|nbgrader\.readthedocs\.io)/$""", re.VERBOSE)
 LOOKED_AT = ("index", "start", "own_cohort", "differences", "52_losses", "63_scoreboard", "experiments/quickstart", "reference/data.cohort")
