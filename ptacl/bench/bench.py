@@ -114,7 +114,8 @@ def _check_out(file: Path) -> None:
         writable = False
     if not writable:
         raise PtaclError(
-            f"{given_path(file)} cannot be written there: give a file in a folder that can be written to (--out)"
+            f"{given_path(file)} cannot be written there: "
+            "give a file in a folder that can be written to (--out)"
         )
 
 # %% ../../nbs/98_bench.ipynb #f01a5639

@@ -52,7 +52,8 @@ def _check_place(path: Path, out) -> None:
     "Raises `PtaclError` where a key would lie in the store, or in the staging folder beside it."
     for folder in (Path(out), staging_of(out)):
         if folder.resolve() in path.resolve().parents:
-            raise PtaclError(f"the key {given_path(path)} would lie inside the store: keep it elsewhere (key=)")
+            raise PtaclError(f"the key {given_path(path)} would lie inside the store",
+                             "Keep it elsewhere (key=)")
 
 def _check_private(path: Path) -> None:
     "Raises `PtaclError` where others can read the key."
