@@ -111,17 +111,6 @@ def _surround(
         img.lerp_(torch.as_tensor(value, dtype=img.dtype, device=img.device), cover)
     return img
 
-# %% ../../nbs/16_image.ipynb #c4497d07
-def _surround_by_loops(
-    a: dict, size: int, cm: float, rough: Tensor, fine: Tensor, # as for `_surround`
-) -> Tensor:       # (n, 2, 1, size, size)
-    "The same on the CPU, one pixel after the other, at end-diastole and end-systole."
-    from ptacl.simulate.film_surround import paint_body  # Numba takes a second to load
-    img = torch.empty(len(rough), 2, size, size)
-    for drawn, r, f, body in zip(img, rough, fine, a["body"].tolist()):
-        paint_body(drawn.numpy(), r[0, 0].numpy(), f[0, 0].numpy(), tuple(body), cm)
-    return img[:, :, None]
-
 # %% ../../nbs/16_image.ipynb #e3a83529
 def _per_patient(x: Tensor) -> Tensor: # (n,) -> (n, 1, 1, 1, 1), beside (n, Z, F, size, size)
     return x.view(-1, 1, 1, 1, 1)
@@ -167,10 +156,8 @@ def _scenery(
     "What the frames of a patient share."
     m = polar_maps(a, size, spacing)
     rough, fine = (_texture(b, size) for b in bits)
-    canvas = a, size, m["cm"], rough, fine
     pulse = torch.arange(2, device=rough.device)
-    both = _surround_by_loops(*canvas) if rough.is_cpu else _surround(*canvas, pulse)
-    still, moved = both.split(1, 1)
+    still, moved = _surround(a, size, m["cm"], rough, fine, pulse).split(1, 1)
     return m | _tissues(a, m, rough, fine) | _papillary_muscles(a, m, fine) | dict(still=still, moved=moved)
 
 # %% ../../nbs/16_image.ipynb #b77a5132
