@@ -154,11 +154,13 @@ def child(
                 _stop(process)
 
 # %% ../../nbs/06_processes.ipynb #5b0cc202
+OWN_KERNEL = {  # of the Python that runs, as Jupyter describes a kernel
+    "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+    "display_name": "Python 3", "language": "python"}
+
 def own_kernel(folder: Path) -> str:  # JUPYTER_PATH, with the folder before all others
     "Writes a kernel of this Python under the usual name, so that none of another Python is started."
     kernel = folder / "kernels" / "python3"
     kernel.mkdir(parents=True)
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    facts = {"argv": argv, "display_name": "Python 3", "language": "python"}
-    (kernel / "kernel.json").write_text(json.dumps(facts), encoding="utf-8")
+    (kernel / "kernel.json").write_text(json.dumps(OWN_KERNEL), encoding="utf-8")
     return os.pathsep.join(filter(None, [str(folder), os.environ.get("JUPYTER_PATH")]))

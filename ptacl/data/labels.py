@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from ..core.errors import PtaclError, did_you_mean
 from ..core.privacy import mask_ids
+from .tables import decimal_points, rows_of
 
 # %% ../../nbs/34_labels.ipynb #5edf9386
 @dataclass(repr=False)
@@ -110,6 +111,7 @@ def _separator_of(head: str) -> str: # the first line
     cells = lambda separator: {cell.strip(' "\n').lower() for cell in head.split(separator)}
     return next((separator for separator in ",;\t" if cells(separator) & {*_FILE}), ",")
 
+# %% ../../nbs/34_labels.ipynb #bc6770d0
 def _read_text(path: Path) -> pd.DataFrame:
     "A CSV as text, columns in lower case. Raises `PtaclError` where it is none."
     raw = gzip.open if path.suffix.lower() == ".gz" else open
@@ -122,9 +124,12 @@ def _read_text(path: Path) -> pd.DataFrame:
     table.columns = [str(c).strip() for c in table.columns]
     lower = {c: c.lower() for c in table if c.lower() in {*_FILE, *_PATIENT, "split", "age", "sex"}}
     table = table.rename(columns=lower)
-    if separator == ";": # where it stands between columns, a comma may stand in numbers
-        table = table.replace({r"^(\s*[-+]?\d+),(\d+\s*)$": r"\1.\2"}, regex=True)
-    return table
+    if separator != ";":
+        return table
+    try:
+        return decimal_points(table)  # where it stands between columns, a comma may stand in numbers
+    except PtaclError as e:
+        raise PtaclError(e.reason, e.remedy, mask_ids(path.name)) from None
 
 def _splits_of(table: pd.DataFrame) -> np.ndarray:
     "Raises `PtaclError` on another word than train, val and test."
@@ -153,8 +158,7 @@ _MALE = {"m": 1.0, "male": 1.0, "f": 0.0, "female": 0.0}
 def _known_or(odd: pd.Series, what: str) -> None: # odd: bool, of rows
     "Raises `PtaclError` with the rows where something is neither known nor empty."
     if odd.any():
-        rows = ", ".join(str(k + 2) for k in np.flatnonzero(odd)[:5]) # as a spreadsheet counts them
-        raise PtaclError(f"the column {what} in row {rows}", "Leave the cell empty where it is not known.")
+        raise PtaclError(f"the column {what} in row {rows_of(odd.to_numpy())}", "Leave the cell empty where it is not known.")
 
 def _demographics(table: pd.DataFrame) -> pd.DataFrame:
     """Age and sex.

@@ -23,6 +23,7 @@ from ..core.errors import PtaclError, did_you_mean
 from ..core.files import checkout, write_result
 from ..core.pages import write_html
 from ..core.privacy import given_path, mask_ids
+from ..core.processes import OWN_KERNEL
 
 # %% ../../nbs/86_experiments.ipynb #8a7258c7
 def find_experiment(name: str) -> Path:  # of a notebook
@@ -144,8 +145,7 @@ class _OwnKernel(AsyncKernelManager):
     "A kernel of the Python that runs, whatever other kernels are installed under its name."
     @property
     def kernel_spec(self) -> KernelSpec:
-        return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-                          display_name="Python 3", language="python")
+        return KernelSpec(**OWN_KERNEL)
 
 def _execute(notebook: Path, running: Path, parameters: dict):
     "The notebook in a fresh kernel, saved as `running`. Raises `PtaclError` when it fails."
