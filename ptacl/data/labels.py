@@ -158,7 +158,8 @@ _MALE = {"m": 1.0, "male": 1.0, "f": 0.0, "female": 0.0}
 def _known_or(odd: pd.Series, what: str) -> None: # odd: bool, of rows
     "Raises `PtaclError` with the rows where something is neither known nor empty."
     if odd.any():
-        raise PtaclError(f"the column {what} in row {rows_of(odd.to_numpy())}", "Leave the cell empty where it is not known.")
+        raise PtaclError(f"the column {what} in row {rows_of(odd.to_numpy())}",
+                         "Leave the cell empty where it is not known.")
 
 def _demographics(table: pd.DataFrame) -> pd.DataFrame:
     """Age and sex.
