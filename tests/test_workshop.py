@@ -9,6 +9,7 @@ import time
 import urllib.request
 import zipfile
 from html.parser import HTMLParser
+from urllib.parse import urlparse
 
 import nbformat
 import pytest
@@ -347,6 +348,13 @@ def test_start_opens_jupyterlab_on_a_fresh_copy(tmp_path):
 ACTIVE = ".jp-Notebook .jp-Cell.jp-mod-active"
 
 
+def has_its_kernel(address):
+    "Whether the page is joined to a kernel. Its own sign says idle before; a cell that is run then is lost without a word."
+    server = urlparse(address)
+    with urllib.request.urlopen(f"http://{server.netloc}/api/kernels?{server.query}", timeout=60) as answer:
+        return any(kernel["connections"] and kernel["execution_state"] == "idle" for kernel in json.load(answer))
+
+
 def run_up_to(page, word):
     "Run cells, as Shift+Enter does, until the active one has this word."
     def source(): return page.locator(f"{ACTIVE} .cm-content").inner_text() if page.locator(f"{ACTIVE} .cm-content").count() else ""
@@ -378,7 +386,7 @@ def test_a_learner_works_in_jupyterlab(chromium, tmp_path):
     with server(command, port, tmp_path), browser(chromium) as (page, hosts):
         wait_until(address)
         page.goto(address()[0], wait_until="commit")
-        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached")
+        wait_until(lambda: has_its_kernel(address()[0]))
         assert page.inner_text(".jp-Notebook h1") == "1 · Two views of one heart"
         page.locator(".jp-CodeCell .cm-content").first.click()
         run_up_to(page, f"def {task.name}")
