@@ -272,7 +272,10 @@ def contrast(
         logits = a[rows] @ b[rows].T / temperature
         losses.append((F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)).item() / 2)
     similarity = a @ b.T
-    better = (similarity > similarity.diagonal()[:, None]).sum(1).float()
+    own_film = similarity.diagonal()[:, None]
+    behind = (similarity < own_film).sum(1)
+    ties = (similarity == own_film).sum(1) - 1
+    better = len(a) - 1 - behind - ties / 2  # a model that gives one embedding to all is at chance; NaN is last
     rank_share = (better.median() / len(a)).item()
     return {"loss": sum(losses) / len(losses), "chance": math.log(size), "rank_share": rank_share}
 

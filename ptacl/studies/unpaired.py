@@ -137,7 +137,7 @@ class BestEpoch:
         "loss, chance and rank_share of the validation patients, as `fit` notes them."
         z = infer(model.embeddings, model, self.asked)
         held_out = contrast(*z, model.preset.tau_global, model.preset.batch_size)
-        if held_out["rank_share"] < min(self.ranks, default=float("inf")):
+        if not self.ranks or held_out["rank_share"] < min(self.ranks):
             save_weights(model, self.folder / "best")
         self.ranks.append(held_out["rank_share"])
         return held_out
@@ -145,7 +145,7 @@ class BestEpoch:
     def restore(self, model: JointModel) -> JointModel:
         "The model with the weights that were kept; its attribute `epoch` says of which epoch."
         load_model(model, self.folder / "best" / "model.safetensors")
-        model.epoch = 1 + int(np.nanargmin(self.ranks))
+        model.epoch = 1 + int(np.argmin(self.ranks))
         return model.eval()
 
 # %% ../../nbs/90_unpaired.ipynb #645b7464
