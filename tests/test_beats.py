@@ -340,6 +340,20 @@ def test_all_beats_of_a_right_bundle_branch_block_are_marked_at_r():
         assert np.abs(late).max() < 0.03 and np.ptp(late) < 0.015
 
 
+@pytest.mark.parametrize("share", [0.35, 0.5, 0.65])
+def test_every_other_beat_may_be_low(share):
+    "Also in a fast heart, whose low beats follow the high ones as T waves do."
+    patients = simulate(256, 7, cine=False)
+    fast = patients.r_peaks.diff(dim=1).nanmedian(1).values < 0.7
+    assert fast.sum() >= 3
+    t = torch.arange(5000) / 500
+    for ecg, r in zip(patients.ecg[fast], patients.r_peaks[fast]):
+        low = (-0.5 * ((t - r[r.isfinite()][1::2, None]) / 0.15) ** 4).exp().sum(0).clamp(max=1)
+        found = torch.from_numpy(detect_r_peaks((ecg * (1 - (1 - share) * low)).numpy(), 500))
+        inner = r[(r > 0.4) & (r < 9.6)]
+        assert (inner[:, None] - found).abs().amin(1).max() < 0.05
+
+
 def test_clean_sinus_rhythm_is_where_lead_ii_says():
     patients = simulate(20, 5, cine=False).ecg.numpy()
     late = []

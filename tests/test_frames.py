@@ -46,7 +46,7 @@ NUMBERS = np.random.default_rng(1).permutation(60) + 1  # of images, in an order
     ("NominalPercentageOfCardiacPhase", lambda f: dict(NominalPercentageOfCardiacPhase=10. * f, ContentTime=f"10000{9 - f}")),
     ("AcquisitionTime", lambda f: dict(AcquisitionTime=f"100000.{4 * f:02d}", ContentTime=f"10000{9 - f}")),
     ("AcquisitionTime", lambda f: dict(AcquisitionTime=f"235959.{80 + 4 * f:02d}" if f < 5 else f"000000.{4 * f - 20:02d}")),
-    ("ContentTime", lambda f: dict(ContentTime=f"10000{f}", AcquisitionTime="100000")),
+    ("ContentTime", lambda f: dict(ContentTime=f"100000.{4 * f:02d}", AcquisitionTime="100000")),
 ])
 def test_the_first_source_that_tells_the_time(tmp_path, source, tags):
     cine = beating(10, 3)

@@ -99,6 +99,8 @@ _NO_BEAT = ("by {} its frames span {:.2g} s, which no heartbeat lasts: the unit 
             "or they come from several beats")
 _BY_NUMBER = ("its headers tell no time of the frames: they are in the order of {}, "
               "which need not be that of time")
+_MADE_LATER = ("ContentTime alone tells the order of its frames, and they were made {:.2g} s apart: "
+               "if each comes from a heartbeat of its own (perfusion), this is no film of one beat")
 
 def _since_first(table: pd.DataFrame, source: str) -> pd.Series: # ms, or steps
     "What a source tells, counted from the first frame of each slice, also over midnight."
@@ -110,14 +112,22 @@ def _since_first(table: pd.DataFrame, source: str) -> pd.Series: # ms, or steps
     values = values.where(~over_midnight, (values + day / 2) % day)
     return values - values.groupby(table["slice"]).transform("min")
 
+def _frame_step(table: pd.DataFrame) -> float: # s, NaN where no times are known
+    "Median time between two frames of a slice."
+    steps = table.sort_values("time").groupby("slice")["time"].diff()
+    return float(np.nanmedian(np.append(steps, np.nan))) / 1000
+
 _ONE_BEAT = 250 # ms between two frames: a film of one heartbeat has them nearer
 
-def _check_within_a_beat(table: pd.DataFrame) -> None: # with a column "time", ms
-    "Raises `PtaclError` where each frame comes from a heartbeat of its own."
-    step = 1000 * _frame_step(table)
-    if step > _ONE_BEAT:
-        raise PtaclError(f"the frames of a slice were acquired {step / 1000:.2g} s apart, "
-                         "so in a heartbeat each: perfusion perhaps, and no film of one beat")
+def _beyond_a_beat(table: pd.DataFrame, source: str) -> tuple: # with a column "time", ms -> warnings
+    "What speaks against one heartbeat. Raises `PtaclError` where each frame was acquired in one of its own."
+    step = _frame_step(table)
+    if not 1000 * step > _ONE_BEAT:
+        return ()
+    if source == "ContentTime": # a picture may be made long after it was taken
+        return (_MADE_LATER.format(step),)
+    raise PtaclError(f"the frames of a slice were acquired {step:.2g} s apart, "
+                     "so in a heartbeat each: perfusion perhaps, and no film of one beat")
 
 # %% ../../nbs/33_cine_order.ipynb #5b0cc101
 def _timed(table: pd.DataFrame) -> tuple: # with a column "time"; its source; warnings
@@ -130,9 +140,7 @@ def _timed(table: pd.DataFrame) -> tuple: # with a column "time"; its source; wa
     for source in _CLOCKS:
         if _tells_order(table, source):
             timed = table.assign(time=_since_first(table, source))
-            if source == "AcquisitionTime":
-                _check_within_a_beat(timed)
-            return timed, source, ()
+            return timed, source, _beyond_a_beat(timed, source)
     for source, name in (("number", "InstanceNumber"), ("frame", "the frames in the file")):
         if _tells_order(table, source):
             return table.assign(time=_since_first(table, source)), name, (_BY_NUMBER.format(name),)
@@ -229,11 +237,6 @@ def _frame_size(table: pd.DataFrame) -> tuple: # H, W in pixels; dy, dx in mm
         raise PtaclError("its frames differ in size")
     H, W, dy, dx = sizes.iloc[0]
     return int(H), int(W), float(dy), float(dx)
-
-def _frame_step(table: pd.DataFrame) -> float: # s, NaN where no times are known
-    "Median time between two frames of a slice."
-    steps = table.sort_values("time").groupby("slice")["time"].diff()
-    return float(np.nanmedian(np.append(steps, np.nan))) / 1000
 
 # %% ../../nbs/33_cine_order.ipynb #9500a780
 @dataclass

@@ -275,7 +275,7 @@ def contrast(
     own_film = similarity.diagonal()[:, None]
     behind = (similarity < own_film).sum(1)
     ties = (similarity == own_film).sum(1) - 1
-    better = len(a) - 1 - behind - ties / 2  # a model that gives one embedding to all is at chance; NaN is last
+    better = len(a) - 1 - behind - ties / 2  # one embedding for all is chance; NaN is last
     rank_share = (better.median() / len(a)).item()
     return {"loss": sum(losses) / len(losses), "chance": math.log(size), "rank_share": rank_share}
 

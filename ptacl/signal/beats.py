@@ -167,18 +167,41 @@ def _usual(slope: Tensor, beats: Tensor, step: float) -> Tensor:  # (n, L), (n, 
     reach = round(0.04 / step)
     return F.max_pool1d(usual[:, None], 2 * reach + 1, 1, reach)[:, 0]
 
-def _slow_beats(slope: Tensor, shown: Tensor, beats: Tensor, step: float) -> Tensor:  # (n, C) places
-    "Beats that are not sharp, ventricular ones mostly: most leads move, and not so at every beat."
-    at = _tops(slope, 0.3, round(0.12 / step))
+def _since_until(at: Tensor, beats: Tensor) -> tuple:  # (n, C), (n, K) places -> (n, C) twice, in samples
+    "How far back the last beat is, and how far ahead the next."
     later = at[:, :, None] - torch.where(beats < _NOWHERE, beats, 10 * _NOWHERE)[:, None]
     since = torch.where(later >= 0, later, _NOWHERE).amin(2)
     until = torch.where(later <= 0, -later, _NOWHERE).amin(2)
+    return since, until
+
+def _slow_beats(slope: Tensor, shown: Tensor, beats: Tensor, step: float) -> Tensor:  # (n, C) places
+    "Beats that are not sharp, ventricular ones mostly: most leads move, and not so at every beat."
+    at = _tops(slope, 0.3, round(0.12 / step))
+    since, until = _since_until(at, beats)
     usual, zero = _usual(slope, beats, step), round(_BEFORE / step)
     like = torch.maximum(_at(usual, zero + since), _at(usual, zero - until))
     ok = (_at(slope, at) > 1.8 * like) & (_at(shown, at) > 0.6)
     ok &= (since * step > 0.25) & (until * step > 0.2)
     ok &= (at > 0) & (at < slope.shape[1] - 1)  # what is cut there may have its top outside
     return at.masked_fill(~ok, _NOWHERE)
+
+# %% ../../nbs/21_beats.ipynb #91c91952
+def _alternating_beats(
+    sharp: Tensor,  # (n, L)
+    slope: Tensor,  # (n, L)
+    shown: Tensor,  # (n, L)
+    beats: Tensor,  # (n, K) places
+    step: float,    # s
+) -> Tensor:        # (n, C) places
+    "Beats that are low each time, between others."
+    steep = F.max_pool1d(slope[:, None], 9, 1, 4)[:, 0]
+    at = _tops(sharp, 0.3, round(0.15 / step))
+    since, until = _since_until(at, beats)
+    ok = (since * step > 0.4) & (until * step > 0.25) & (_at(shown, at) > 0.6)
+    ok &= _at(sharp, at) > 0.8 * _at(steep, at)
+    ok &= (at > 0) & (at < sharp.shape[1] - 1)
+    many = ok.sum(1) >= (0.3 * (beats < _NOWHERE).sum(1)).clamp(min=3)
+    return at.masked_fill(~(ok & many[:, None]), _NOWHERE)
 
 # %% ../../nbs/21_beats.ipynb #5b0c9d28
 def _shown(units: Tensor, votes: Tensor, least: float, step: float) -> Tensor:  # (n, 12, L) twice -> (n, L)
@@ -223,6 +246,8 @@ def _found(ecg: Tensor, fs: float) -> FoundBeats:  # (n, 12, N)
     one, sharp_units, votes = _together(sharp, moving, step)
     slow, slope_units, slow_votes = _together(slope, moving, step)
     beats = _sharp_beats(one, step)
+    low = _alternating_beats(one, slow, _shown(sharp_units, votes, 0.2, step), beats, step)
+    beats = torch.cat([beats, low], 1).sort(1).values
     more = _slow_beats(slow, _shown(slope_units, slow_votes, 0.22, step), beats, step)
     places = torch.cat([beats, more], 1).sort(1).values
     share = _shown(torch.maximum(sharp_units, slope_units), votes, 0.35, step)
