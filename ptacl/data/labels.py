@@ -135,7 +135,7 @@ def _splits_of(table: pd.DataFrame) -> np.ndarray:
     "Raises `PtaclError` on another word than train, val and test."
     if "split" not in table:
         return np.array([""] * len(table))
-    words = table.split.str.strip().str.lower()
+    words = _known(table["split"]).str.lower()
     odd = sorted(set(words) - set(_SPLITS))
     if odd:
         raise PtaclError(f"the column split holds {mask_ids(odd[0])[:20]!r}: expected train, val or test")
@@ -160,6 +160,16 @@ def _known_or(odd: pd.Series, what: str) -> None: # odd: bool, of rows
     if odd.any():
         raise PtaclError(f"the column {what} in row {rows_of(odd.to_numpy())}",
                          "Leave the cell empty where it is not known.")
+
+def _patients_of(table: pd.DataFrame, column: str | None) -> np.ndarray: # (n,) numbers
+    "Whose each recording is. Raises `PtaclError` where a table names the patients of some recordings alone."
+    if column is None:
+        return np.arange(len(table))
+    names = _known(table[column])
+    if (names == "").any():
+        raise PtaclError(f"the column {column} is empty in row {rows_of((names == '').to_numpy())}",
+                         "Give each recording its patient, or leave the column out if each is of another one.")
+    return numbered(names)
 
 def _demographics(table: pd.DataFrame) -> pd.DataFrame:
     """Age and sex.
@@ -194,7 +204,7 @@ def read_labels(
     reserved = {file, patient, "split", "age", "sex"}
     return Labelled(
         files=[inside(folder, name) for name in table[file]],
-        patients=numbered(table[patient]) if patient else np.arange(len(table)),
+        patients=_patients_of(table, patient),
         splits=_splits_of(table),
         targets=_targets_of(table, list(targets), reserved),
         demographics=_demographics(table))
