@@ -162,7 +162,7 @@ def _known_or(odd: pd.Series, what: str) -> None: # odd: bool, of rows
                          "Leave the cell empty where it is not known.")
 
 def _patients_of(table: pd.DataFrame, column: str | None) -> np.ndarray: # (n,) numbers
-    "Whose each recording is. Raises `PtaclError` where a table names the patients of some recordings alone."
+    "Whose each recording is. Raises `PtaclError` where a table names the patients of some alone."
     if column is None:
         return np.arange(len(table))
     names = _known(table[column])
