@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from ..core.errors import PtaclError, did_you_mean
-from ..core.privacy import mask_ids
+from ..core.privacy import given_path, mask_ids
 from .tables import decimal_points, rows_of
 
 # %% ../../nbs/34_labels.ipynb #5edf9386
@@ -120,7 +120,7 @@ def _read_text(path: Path) -> pd.DataFrame:
             separator = _separator_of(text.readline())
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=separator)
     except (OSError, ValueError) as e:
-        raise PtaclError(f"cannot be read as CSV ({type(e).__name__})", where=mask_ids(path.name)) from None
+        raise PtaclError(f"cannot be read as CSV ({type(e).__name__})", where=given_path(path)) from None
     table.columns = [str(c).strip() for c in table.columns]
     lower = {c: c.lower() for c in table if c.lower() in {*_FILE, *_PATIENT, "split", "age", "sex"}}
     table = table.rename(columns=lower)
@@ -129,7 +129,7 @@ def _read_text(path: Path) -> pd.DataFrame:
     try:
         return decimal_points(table)  # where it stands between columns, a comma may stand in numbers
     except PtaclError as e:
-        raise PtaclError(e.reason, e.remedy, mask_ids(path.name)) from None
+        raise PtaclError(e.reason, e.remedy, given_path(path)) from None
 
 def _splits_of(table: pd.DataFrame) -> np.ndarray:
     "Raises `PtaclError` on another word than train, val and test."
@@ -168,7 +168,7 @@ def _patients_of(table: pd.DataFrame, column: str | None) -> np.ndarray: # (n,) 
     names = _known(table[column])
     if (names == "").any():
         raise PtaclError(f"the column {column} is empty in row {rows_of((names == '').to_numpy())}",
-                         "Give each recording its patient, or leave the column out if each is of another one.")
+                         "Give each recording its patient, or leave the column out if each has another one.")
     return numbered(names)
 
 def _demographics(table: pd.DataFrame) -> pd.DataFrame:
@@ -193,13 +193,13 @@ def read_labels(
     table = _read_text(path)
     file, patient = _column(table, _FILE), _column(table, _PATIENT)
     if file is None:
-        raise PtaclError(f"has no column {', '.join(_FILE[:-1])} or {_FILE[-1]}", where=mask_ids(path.name))
+        raise PtaclError(f"has no column {', '.join(_FILE[:-1])} or {_FILE[-1]}", where=given_path(path))
     if table.empty:
-        raise PtaclError("has no rows", where=mask_ids(path.name))
+        raise PtaclError("has no rows", where=given_path(path))
     if (table[file].str.strip() == "").any():
-        raise PtaclError("has a row that names no recording", "Take it out.", mask_ids(path.name))
+        raise PtaclError("has a row that names no recording", "Take it out.", given_path(path))
     if table[file].duplicated().any():
-        raise PtaclError("names a recording twice", "Keep one row of each.", mask_ids(path.name))
+        raise PtaclError("names a recording twice", "Keep one row of each.", given_path(path))
     folder = Path(folder) if folder else path.parent
     reserved = {file, patient, "split", "age", "sex"}
     return Labelled(

@@ -23,7 +23,7 @@ from ..core.devices import choose_device
 from ..core.errors import PtaclError
 from ..core.files import written_whole
 from ..core.presets import PRESETS, Preset, SIZE, SPACING, get_preset
-from ..core.privacy import mask_ids
+from ..core.privacy import given_path, mask_ids
 from ..data.cohort import Cohort, Stream
 from ..data.pairs import Pairs, film_bytes, pairs_of_virtual
 from ..data.store import BEATS, name_of
@@ -213,7 +213,7 @@ def claim(folder, task: Task) -> Path:  # the folder, made
             new.write_text(json.dumps(patients, indent=1), encoding="utf-8")
     elif json.loads(file.read_text(encoding="utf-8")) != patients:
         raise PtaclError(
-            f"{file.parent.name} holds models of other training patients: "
+            f"{given_path(file.parent)} holds models of other training patients: "
             "take another output_dir, or remove it")
     return file.parent
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from ..core.distributed import distributed
 from ..core.errors import PtaclError
 from ..core.presets import Preset
+from ..core.privacy import given_path
 from ..data.pairs import Pairs
 from ..evaluate.intervals import difference_columns
 from ..evaluate.retrieval import contrast
@@ -129,7 +130,7 @@ class BestEpoch:
         self.folder = Path(folder)
         earlier = (read_state(self.folder) or {}).get("history", [])  # of a training that is gone on with
         if any("held_out" not in row for row in earlier):
-            raise PtaclError(f"{self.folder.name} holds a training that asked nobody after its epochs",
+            raise PtaclError(f"{given_path(self.folder)} holds a training that asked nobody after its epochs",
                              "Use another folder.")
         self.ranks = [row["held_out"]["rank_share"] for row in earlier]
 

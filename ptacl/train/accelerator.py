@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ..core.distributed import distributed, gather
 from ..core.devices import check_gpu
 from ..core.errors import PtaclError
+from ..core.privacy import given_path
 from .checkpoint import state_files
 from .optimiser import precision
 
@@ -49,7 +50,7 @@ def with_the_others(name: str, folder: Path | None) -> Iterator[None]: # of the 
             raise
         resume = "Run again, with a folder that keeps states"
         if folder:
-            resume = f"The states in {folder.name} are kept: run again with resume=True"
+            resume = f"The states in {given_path(folder)} are kept: run again with resume=True"
         raise OthersGone(f"{name}: another process died, or did not answer within {_TIME_LIMIT} s; "
                          f"its own last words say why. {resume}") from e
 

@@ -15,6 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 from ..core.errors import PtaclError
 from ..core.files import written_whole
+from ..core.privacy import given_path
 
 # %% ../../nbs/56_checkpoint.ipynb #640f0252
 def _number(file: Path) -> int:
@@ -63,7 +64,7 @@ def save_state(
             file.write_bytes(content)
     except OSError as e:
         raise PtaclError(
-            f"cannot write the state of {folder.name} ({e.strerror}): make room on the disk, "
+            f"cannot write the state of {given_path(folder)} ({e.strerror}): make room on the disk, "
             "then run again with resume=True. The state before it is intact") from e
     _make_room(folder, keep)
     new.replace(folder / "state.pt")
@@ -77,7 +78,7 @@ def read_state(folder: Path) -> dict | None: # None where there is none
         try:
             return dict(torch.load(file, map_location="cpu", weights_only=True))
         except (OSError, EOFError, RuntimeError, ValueError, TypeError, pickle.UnpicklingError) as e:
-            problem = f"{file.name} in {folder.name} is no state of a run ({type(e).__name__})"
+            problem = f"{file.name} in {given_path(folder)} is no state of a run ({type(e).__name__})"
             if file == present[-1]:
                 raise PtaclError(f"{problem}, nor is any other there: remove it, or resume=False") from e
             warnings.warn(f"{problem}, cut short or damaged: going on from the one before it", stacklevel=2)
@@ -98,7 +99,8 @@ def _check_settings(folder: Path, found: dict, settings: dict) -> None:
     if differs:
         changes = ", ".join(f"{k} {found.get(k)} (now {settings.get(k)})" for k in differs)
         raise PtaclError(
-            f"{folder.name} holds a run of other settings, {changes}: use another folder, or resume=False"
+            f"{given_path(folder)} holds a run of other settings, {changes}: "
+            "use another folder, or resume=False"
         )
 
 # %% ../../nbs/56_checkpoint.ipynb #3465de93
@@ -118,6 +120,6 @@ def load_state(
             part.load_state_dict(state[name])
     except (KeyError, ValueError, RuntimeError) as e:
         raise PtaclError(
-            f"{folder.name} holds a run of another model: use another folder, or resume=False"
+            f"{given_path(folder)} holds a run of another model: use another folder, or resume=False"
         ) from e
     return state["history"]

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ..core.devices import choose_device
 from ..core.errors import PtaclError
 from ..core.presets import Preset
+from ..core.privacy import given_path
 from ..core.processes import stream, stream_together
 from .accelerator import OthersGone
 from .checkpoint import read_state
@@ -83,7 +84,7 @@ def _why_it_failed(tail: str, processes: int, folder: Path) -> str: # tail: of w
         who, status = f"process {died[1]} of {processes}", int(died[2])
         how = "was killed, by lack of memory or by hand" if status == -9 else f"ended with status {status}"
     return (f"{who} {how}, and the others were stopped; its last words stand above. "
-            f"The states in {folder.name} are kept: run again with resume=True")
+            f"The states in {given_path(folder)} are kept: run again with resume=True")
 
 # %% ../../nbs/59_launch.ipynb #49b7b463
 _FROM_MODULE = "cannot be handed to other processes: import it from a module"
@@ -111,7 +112,7 @@ def _write_calls(trainings: dict[str, dict], file: Path, folder: Path) -> None:
         steps = ", ".join(sorted({str(arguments["step"]) for arguments in trainings.values()}))
         raise PtaclError(f"{steps} {_FROM_MODULE}") from e
     except (OSError, RuntimeError) as e:
-        raise PtaclError(f"{folder.name}: what the processes need cannot be written: make room") from e
+        raise PtaclError(f"{given_path(folder)}: what the processes need cannot be written: make room") from e
 
 # %% ../../nbs/59_launch.ipynb #19529257
 @contextmanager

@@ -25,6 +25,7 @@ from ..core.devices import keep_memory
 from ..core.distributed import distributed, gather, total
 from ..core.errors import PtaclError
 from ..core.presets import Preset
+from ..core.privacy import given_path
 from ..data.pairs import Pairs
 from ..nets.cards import card_of_training, card_text
 from ..nets.weights import save_weights
@@ -218,7 +219,7 @@ def _resume(run: _Run, epochs: int) -> None:
     Raises `PtaclError` where it has more epochs."""
     run.history = load_state(run.folder, run.settings, **vars(run.parts))
     if len(run.history) > epochs:
-        raise PtaclError(f"{run.folder.name} holds a run of {len(run.history)} epochs already: "
+        raise PtaclError(f"{given_path(run.folder)} holds a run of {len(run.history)} epochs already: "
                          "ask for as many or more, or take another folder")
 
 # %% ../../nbs/58_loop.ipynb #9a6b93b3
