@@ -20,6 +20,9 @@ settings.register_profile("thorough", max_examples=300, deadline=None, suppress_
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
+# files whose tests share nothing that is dear: each goes to the worker that is free
+APART = {"test_fuzz.py", "test_house.py", "test_modalities.py", "test_scaling.py", "test_studies.py", "test_training.py", "test_typed.py"}
+
 HOME, BEFORE = pytest.StashKey[str](), pytest.StashKey[dict]()
 # where programs look for settings and keep what they made: variable -> folder of the home
 PLACES = {"HOME": "", "USERPROFILE": "", "APPDATA": "roaming", "LOCALAPPDATA": "local", "WIN_PD_OVERRIDE_LOCAL_APPDATA": "local",
@@ -35,6 +38,23 @@ def pytest_addoption(parser):
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     if config.getoption("reverse"): items.reverse()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file stays with one worker, so that what its tests share is made once: a site, a run, a server.
+    (Marks of groups would say so, but pytest-xdist 3.8 writes them where pytest 9.2 does not look.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid): return together(nodeid)
+    return ByFile(config, log)
+
+
+def together(nodeid):
+    "What a test stays together with: its file, or itself."
+    file = nodeid.split("::")[0]
+    return nodeid if Path(file).name in APART else file
 
 
 def pytest_configure(config):

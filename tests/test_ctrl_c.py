@@ -18,7 +18,7 @@ from typer.main import get_command
 
 from ptacl.app.cli import app
 
-pytestmark = [pytest.mark.skipif(os.name == "nt", reason="ends by a signal"), pytest.mark.xdist_group("ctrl-c")]
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="ends by a signal")
 LIMIT = 2 if os.environ.get("PTACL_QUIET") else 20   # s: two are meant, where nothing else runs
 MANY = 3000          # files: seconds of work on any machine
 SERVERS = "explore", "workshop start"

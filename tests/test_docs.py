@@ -22,7 +22,6 @@ KNOWN = re.compile(r"""https://(numba\.readthedocs\.io|arxiv\.org/abs/\d{4}\.\d{
                        |nbdev\.fast\.ai|docs\.astral\.sh/uv|semver\.org|zarr-specs\.readthedocs\.io|pradyunsg\.me
                        |physionet\.org/content/ptb-xl|nbgrader\.readthedocs\.io)/$""", re.VERBOSE)
 LOOKED_AT = ("index", "start", "own_cohort", "differences", "52_losses", "63_scoreboard", "experiments/quickstart", "reference/data.cohort")
-pytestmark = pytest.mark.xdist_group("site")  # built once
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,6 @@ from ptacl.evaluate.whatif import as_batch, depths, disturb, occlusion
 from ptacl.train.loop import fit
 from ptacl.train.steps import joint_step
 
-pytestmark = pytest.mark.xdist_group("explorer")
 tiny = replace(workshop, width=32, heads=2, ecg_layers=2, cmr_layers=1, frozen_layers=0, proj_dim=16)
 
 

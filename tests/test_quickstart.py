@@ -18,7 +18,6 @@ from ptacl.nets.joint import PTACL
 from ptacl.nets.weights import from_pretrained
 from ptacl.core.presets import PHENOTYPES
 
-pytestmark = pytest.mark.xdist_group("quickstart")  # the run is shared by the tests below, so they belong on one worker
 
 PTACL_COMMAND = Path(sys.executable).with_name("ptacl.exe" if os.name == "nt" else "ptacl")
 METHODS = ["random", "demographics", "MAE", "global", "PTACL"]

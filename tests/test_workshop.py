@@ -24,7 +24,6 @@ from ptacl.course.workshop import build, check, mistakes, _try_answers
 
 TAGS = {"setup", "exercise", "check", "wrong", "guide", "slide", "also", "stretch"}
 SESSIONS = sessions()
-pytestmark = pytest.mark.xdist_group("workshop")
 
 
 def read(file): return nbformat.read(file, 4)
