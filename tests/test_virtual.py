@@ -216,6 +216,18 @@ def test_neurokit_finds_the_peaks():
     assert len(late) > 0.97 * all_ and abs(np.median(late)) < 0.01
 
 
+@pytest.mark.skipif(os.name == "nt", reason="limits of files")
+def test_a_full_disk_leaves_no_older_code(tmp_path):
+    "A loop is changed, and what was compiled of it cannot be kept: nobody is handed what was compiled before."
+    loops, env = tmp_path / "loops.py", os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(film_loops.__file__).parents[2])])}
+    def answer(most):
+        code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most})); import loops; print(loops.add(1))"
+        return subprocess.run([sys.executable, "-B", "-c", code], check=True, capture_output=True, text=True, env=env).stdout.strip()
+    for number, most in ((1, -1), (100, 2000), (100, -1)):                 # bytes that a file may have; -1: any number
+        loops.write_text(f"from ptacl.core.compiled import compiled\n@compiled\ndef add(x): return x + {number}\n")
+        assert answer(most) == str(1 + number)
+
+
 def both_ways(monkeypatch, **how): # -> films and labels by the compiled loops; the same by operations on whole frames
     "Virtual patients whose films are drawn twice."
     from ptacl.simulate import image
@@ -234,7 +246,9 @@ def both_ways(monkeypatch, **how): # -> films and labels by the compiled loops; 
 
 @pytest.mark.parametrize("how", [dict(n=6), dict(n=2, frames=12, stack=True), dict(n=2, size=100, spacing=1.3, gating_jitter=0.1)], ids=str)
 def test_compiled_films_are_those_of_whole_frames(how, monkeypatch):
-    for (images, labels), (others, other_labels) in both_ways(monkeypatch, **how):
+    films = [*both_ways(monkeypatch, **how)]
+    assert films
+    for (images, labels), (others, other_labels) in films:
         apart = (images.int() - others.int()).abs()
         assert apart.max() <= 1 and (apart > 0).float().mean() < 1e-3
         assert (labels is None) == ("stack" not in how) and (labels is None or torch.equal(labels, other_labels))
@@ -262,6 +276,7 @@ def test_films_are_drawn_where_nothing_compiled_can_be_kept(tmp_path):
     shutil.copytree(Path(film_loops.__file__).parents[1], tmp_path / "ptacl", ignore=shutil.ignore_patterns("__pycache__"))
     for folder in ("core", "simulate"): (tmp_path / "ptacl" / folder / "__pycache__").touch()
     env = os.environ | dict.fromkeys(("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "IPYTHONDIR"), str(tmp_path / "file"))
+    env.pop("NUMBA_CACHE_DIR", None)
     env |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     code = ("import ptacl; from ptacl.simulate import film_loops as f; print(ptacl.__file__, f.share(f.HALF), f.share.stats.cache_path)")
     said = subprocess.run([sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True, env=env, cwd=tmp_path).stdout

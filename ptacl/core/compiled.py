@@ -6,16 +6,34 @@
 __all__ = []
 
 # %% ../../nbs/06_compiled.ipynb #4fc85d49
+import os
 import numba
 from collections.abc import Callable
+from contextlib import suppress
+from numba.core.caching import FunctionCache
 
 # %% ../../nbs/06_compiled.ipynb #65d91cf1
+class _Kept(FunctionCache):
+    "What Numba keeps of a function. It saves time and may fail without harm."
+    def load_overload(self, sig, target_context):
+        "The compiled function, or None where it is to be compiled."
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # a damaged file raises whatever reading it leads to
+            return None
+
+    def save_overload(self, sig, data):
+        "Keep it. The index is written first and must not lead to older code."
+        try:
+            super().save_overload(sig, data)
+        except Exception:  # a full disk, mostly
+            with suppress(OSError):
+                os.remove(self._cache_file._index_path)
+
 def compiled(function: Callable) -> Callable:
     """The function, compiled for the types of its arguments when it is first called with them. A division by
     zero gives what IEEE 754 says, as in NumPy."""
-    def to_be_kept(cache: bool) -> Callable:
-        return numba.njit(function, cache=cache, nogil=True, error_model="numpy")
-    try:
-        return to_be_kept(True)
-    except RuntimeError:  # there is no folder for it
-        return to_be_kept(False)
+    dispatcher = numba.njit(function, nogil=True, error_model="numpy")
+    with suppress(RuntimeError):  # there is no folder for it
+        dispatcher._cache = _Kept(function)  # type: ignore[attr-defined]
+    return dispatcher
