@@ -55,9 +55,9 @@ def _named(
     while rest:
         flag, name, value = (*rest[:3], "", "")[:3]
         if flag != "-p":
-            if near := did_you_mean(flag, options):
+            if near := did_you_mean(flag, options, 0.8):  # parameters may be a little like options
                 raise PtaclError(f"no option {flag}", near)
-            hint = f"Did you mean -p {flag[2:]}?" if flag.startswith("--") else ""
+            hint = f"Did you mean -p {flag[2:].replace('-', '_')}?" if flag.startswith("--") else ""
             raise PtaclError(f"cannot read {flag!r}: parameters are given as -p NAME VALUE", hint)
         if len(rest) < 3 or value == "-p":
             whose = name or "the last -p"

@@ -25,9 +25,13 @@ class PtaclError(ValueError):
         return f"{place}{self.reason}{cure}"
 
 # %% ../../nbs/00_errors.ipynb #5d0c1e78
-def did_you_mean(names: str | Iterable[str], known: Iterable[str]) -> str:  # "" where nothing is near
+def did_you_mean(
+    names: str | Iterable[str],
+    known: Iterable[str],
+    alike: float = 0.6,  # from 0 to 1, how much
+) -> str:                # "" where nothing is near
     "The remedy for a mistyped name: those that are most like it."
     wanted = [names] if isinstance(names, str) else list(names)
     choices = list(known)
-    near = [match for name in wanted for match in get_close_matches(name, choices, n=1)]
+    near = [match for name in wanted for match in get_close_matches(name, choices, n=1, cutoff=alike)]
     return f"Did you mean {' and '.join(near)}?" if near else ""

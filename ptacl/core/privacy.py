@@ -17,11 +17,15 @@ def mask_ids(text: Any) -> str:
 
 def given_path(path: Any) -> str: # a path or a URL
     "As it was given, for a message: whole, ids blotted out, and without what a URL may say in confidence."
-    text = str(path)
-    if re.search(r"\w\w:/", text): # a URL, one behind another, or one of which `Path` has left a single slash
-        text = re.split("[?#]", text, maxsplit=1)[0]
-        text = re.sub(r"(\w\w:/+)[^/]*@", r"\1", text)
-    return mask_ids(text)
+    parts = re.split(r"::(?=\w\w+:/)", str(path)) # of a URL within another
+    return mask_ids("::".join(map(_without_secrets, parts)))
+
+def _without_secrets(text: str) -> str: # a path or a URL, also one of which `Path` has left a single slash
+    "A URL without user, password, query and fragment. A password may hold any sign, so the last @ ends it."
+    if not re.search(r"\w\w:/|^//", text):
+        return text
+    text = re.sub(r"(\w\w:/+|^//+).*@", r"\1", text)
+    return re.split("[?#]", text, maxsplit=1)[0]
 
 # %% ../../nbs/02_privacy.ipynb #d23d3f32
 def virtual_name(number: int) -> str:

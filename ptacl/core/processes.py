@@ -156,7 +156,8 @@ def child(
 # %% ../../nbs/06_processes.ipynb #5b0cc202
 OWN_KERNEL = {  # of the Python that runs, as Jupyter describes a kernel
     "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-    "display_name": "Python 3", "language": "python"}
+    "display_name": "Python 3", "language": "python", "metadata": {"debugger": True},
+    "kernel_protocol_version": "5.5"}
 
 def own_kernel(folder: Path) -> str:  # JUPYTER_PATH, with the folder before all others
     "Writes a kernel of this Python under the usual name, so that none of another Python is started."

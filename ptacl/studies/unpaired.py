@@ -129,9 +129,12 @@ class BestEpoch:
         self.asked = asked
         self.folder = Path(folder)
         earlier = (read_state(self.folder) or {}).get("history", [])  # of a training that is gone on with
-        if any("held_out" not in row for row in earlier):
+        if any("rank_share" not in row.get("held_out", {}) for row in earlier):
             raise PtaclError(f"{given_path(self.folder)} holds a training that asked nobody after its epochs",
                              "Use another folder.")
+        if earlier and not (self.folder / "best" / "model.safetensors").exists():
+            raise PtaclError(f"{given_path(self.folder)} has lost the weights of its best epoch",
+                             "Remove it, or use another folder.")
         self.ranks = [row["held_out"]["rank_share"] for row in earlier]
 
     def __call__(self, model: JointModel) -> dict[str, float]:
