@@ -116,6 +116,21 @@ def test_tables_that_do_not_say_what_is_meant(tmp_path, text, words):
     with pytest.raises(PtaclError, match=words): read_labels(tmp_path / "l.csv")
 
 
+@pytest.mark.parametrize("text", ["file\tlvef\na\t55,2\nb\t61,5\nc\t48,0\n", 'file,lvef\na,"55,2"\nb,"61,5"\nc,"48,0"\n',
+    "file;lvef;release\na;55,2;1.0\nb;61,5;1.1\nc;48,0;2.0\n", 'file\tlvef\na\t"55,2"\nb\t"61,5"\nc\t"48,0"\n'])
+def test_decimal_commas_whatever_separates(tmp_path, text):
+    (tmp_path / "l.csv").write_text(text)
+    target, = read_labels(tmp_path / "l.csv", targets=["lvef"]).targets
+    assert target.kind == "number" and target.y[:, 0].tolist() == [55.2, 61.5, 48.0]
+
+
+def test_commas_of_words_stay(tmp_path):
+    (tmp_path / "l.csv").write_text('file,age,found,note\na,"50,5","af,lbbb","1,5"\nb,40,af,2.5\nc,,"1,5",\n')
+    read = read_labels(tmp_path / "l.csv", targets=["found"])
+    assert read.targets[0].classes == ["1,5", "af", "af,lbbb"] and read.demographics.age[0] == 50.5
+    with pytest.raises(PtaclError, match="decimal comma .row 2. and a decimal point .row 3"): read_labels(tmp_path / "l.csv", targets=["note"])
+
+
 # PTB-XL
 
 @pytest.mark.parametrize("text", ["__import__('os').system('true')", "{'a': open('x')}", "{1: 2}", "[]", "", "{'a': 1", "(" * 4000, "{" * 90])

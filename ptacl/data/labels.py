@@ -65,10 +65,14 @@ def _known(column: pd.Series) -> pd.Series: # text -> without spaces around it, 
     cells = column.str.strip()
     return cells.mask(cells.str.lower().isin(_NOT_KNOWN), "")
 
+def _answers(column: pd.Series) -> pd.Series: # text
+    "Cells of a target, yes and true as 1, no and false as 0."
+    cells = _known(column)
+    return cells.str.lower().map(_WORDS).where(cells.str.lower().isin(_WORDS), cells)
+
 def _target_of(name: str, column: pd.Series) -> Target: # column: text, "" where not known
     "A column as a target. Raises `PtaclError` where it can be none."
-    cells = _known(column)
-    cells = cells.str.lower().map(_WORDS).where(cells.str.lower().isin(_WORDS), cells)
+    cells = _answers(column)
     numbers = pd.to_numeric(cells.where(cells != ""), errors="coerce")
     if not (cells != "").any():
         raise PtaclError(f"the column {name} is empty")
@@ -112,7 +116,7 @@ def _separator_of(head: str) -> str: # the first line
     return next((separator for separator in ",;\t" if cells(separator) & {*_FILE}), ",")
 
 # %% ../../nbs/34_labels.ipynb #bc6770d0
-def _read_text(path: Path) -> pd.DataFrame:
+def _read_text(path: Path) -> tuple: # table, what separates its columns
     "A CSV as text, columns in lower case. Raises `PtaclError` where it is none."
     raw = gzip.open if path.suffix.lower() == ".gz" else open
     try:
@@ -123,13 +127,7 @@ def _read_text(path: Path) -> pd.DataFrame:
         raise PtaclError(f"cannot be read as CSV ({type(e).__name__})", where=given_path(path)) from None
     table.columns = [str(c).strip() for c in table.columns]
     lower = {c: c.lower() for c in table if c.lower() in {*_FILE, *_PATIENT, "split", "age", "sex"}}
-    table = table.rename(columns=lower)
-    if separator != ";":
-        return table
-    try:
-        return decimal_points(table)  # where it stands between columns, a comma may stand in numbers
-    except PtaclError as e:
-        raise PtaclError(e.reason, e.remedy, given_path(path)) from None
+    return table.rename(columns=lower), separator
 
 def _splits_of(table: pd.DataFrame) -> np.ndarray:
     "Raises `PtaclError` on another word than train, val and test."
@@ -141,8 +139,9 @@ def _splits_of(table: pd.DataFrame) -> np.ndarray:
         raise PtaclError(f"the column split holds {mask_ids(odd[0])[:20]!r}: expected train, val or test")
     return words.map(_SPLITS).to_numpy(str)
 
-def _targets_of(table: pd.DataFrame, wanted: list, reserved: set) -> list[Target]:
+def _target_names(table: pd.DataFrame, wanted: Iterable[str], reserved: set) -> list[str]:
     "The columns that are targets. Raises `PtaclError` on one that is not there, and where there is none."
+    wanted = list(dict.fromkeys(wanted))
     unknown = [name for name in wanted if name not in table]
     if unknown:
         reason = f"the table has no column {', '.join(unknown)}"
@@ -150,7 +149,30 @@ def _targets_of(table: pd.DataFrame, wanted: list, reserved: set) -> list[Target
     names = wanted or [c for c in table if c not in reserved and (_known(table[c]) != "").any()]
     if not names:
         raise PtaclError("the table has no column besides file, patient, split, age and sex: nothing to tell")
-    return [_target_of(name, table[name]) for name in names]
+    return names
+
+# %% ../../nbs/34_labels.ipynb #18b383d3
+def _is_number(column: pd.Series) -> bool: # text
+    "Whether every cell that is known is a number, with a decimal comma or a point."
+    cells = _answers(column).str.replace(",", ".")
+    return bool(pd.to_numeric(cells[cells != ""], errors="coerce").notna().all())
+
+def _with_points(table: pd.DataFrame, targets: list, separator: str) -> pd.DataFrame: # targets: their names
+    "Decimal commas as points, in age and targets. Raises `PtaclError` where commas may part thousands."
+    columns = {name for name in targets if _is_number(table[name])} | ({"age"} & set(table))
+    numbers = [name for name in table if name in columns]
+    if not numbers:
+        return table
+    cells = table[numbers].stack()
+    cells = cells[cells.str.contains(",")]
+    thousands = cells.str.fullmatch(r"\s*[-+]?[1-9]\d{0,2},\d{3}\s*")
+    if separator != ";" and len(cells) and thousands.all():
+        row, name = cells.index[0]
+        raise PtaclError(f"the column {name} holds a number such as 1,234 (row {row + 2}): "
+                         "whether of thousands cannot be told", "Write it without the comma, or with a point.")
+    table = table.copy()
+    table[numbers] = decimal_points(table[numbers])
+    return table
 
 # %% ../../nbs/34_labels.ipynb #12f07fc6
 _MALE = {"m": 1.0, "male": 1.0, "f": 0.0, "female": 0.0}
@@ -190,7 +212,7 @@ def read_labels(
 ) -> Labelled:
     "A table of labels. Raises `PtaclError` on one that does not say what is meant."
     path = Path(path)
-    table = _read_text(path)
+    table, separator = _read_text(path)
     file, patient = _column(table, _FILE), _column(table, _PATIENT)
     if file is None:
         raise PtaclError(f"has no column {', '.join(_FILE[:-1])} or {_FILE[-1]}", where=given_path(path))
@@ -201,10 +223,14 @@ def read_labels(
     if table[file].duplicated().any():
         raise PtaclError("names a recording twice", "Keep one row of each.", given_path(path))
     folder = Path(folder) if folder else path.parent
-    reserved = {file, patient, "split", "age", "sex"}
+    names = _target_names(table, targets, {file, patient, "split", "age", "sex"})
+    try:
+        table = _with_points(table, names, separator)
+    except PtaclError as e:
+        raise PtaclError(e.reason, e.remedy, given_path(path)) from None
     return Labelled(
         files=[inside(folder, name) for name in table[file]],
         patients=_patients_of(table, patient),
         splits=_splits_of(table),
-        targets=_targets_of(table, list(targets), reserved),
+        targets=[_target_of(name, table[name]) for name in names],
         demographics=_demographics(table))
