@@ -131,6 +131,17 @@ def test_commas_of_words_stay(tmp_path):
     with pytest.raises(PtaclError, match="decimal comma .row 2. and a decimal point .row 3"): read_labels(tmp_path / "l.csv", targets=["note"])
 
 
+@pytest.mark.parametrize("same", ["./a.hea", "a.hea ", ".//a.hea", "a.dat", "a", r".\a.HEA"])
+def test_one_recording_has_one_row(tmp_path, same):
+    (tmp_path / "l.csv").write_text(f"file,split,x\na.hea,train,1\nb.hea,test,1\n{same},test,0\n")
+    with pytest.raises(PtaclError, match="l.csv: names a recording twice, in row 2, 4"): read_labels(tmp_path / "l.csv")
+
+
+def test_names_of_files_have_no_spaces_around(tmp_path):
+    (tmp_path / "l.csv").write_text("file,x\n a.hea ,1\n1.2.3,0\n1.2.4,1\n")
+    assert read_labels(tmp_path / "l.csv").files == [tmp_path / name for name in ("a.hea", "1.2.3", "1.2.4")]
+
+
 # PTB-XL
 
 @pytest.mark.parametrize("text", ["__import__('os').system('true')", "{'a': open('x')}", "{1: 2}", "[]", "", "{'a': 1", "(" * 4000, "{" * 90])

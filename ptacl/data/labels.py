@@ -124,7 +124,7 @@ def _read_text(path: Path) -> tuple: # table, what separates its columns
             separator = _separator_of(text.readline())
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=separator)
     except (OSError, ValueError) as e:
-        raise PtaclError(f"cannot be read as CSV ({type(e).__name__})", where=given_path(path)) from None
+        raise PtaclError(f"cannot be read as CSV ({type(e).__name__})") from None
     table.columns = [str(c).strip() for c in table.columns]
     lower = {c: c.lower() for c in table if c.lower() in {*_FILE, *_PATIENT, "split", "age", "sex"}}
     return table.rename(columns=lower), separator
@@ -169,10 +169,26 @@ def _with_points(table: pd.DataFrame, targets: list, separator: str) -> pd.DataF
     if separator != ";" and len(cells) and thousands.all():
         row, name = cells.index[0]
         raise PtaclError(f"the column {name} holds a number such as 1,234 (row {row + 2}): "
-                         "whether of thousands cannot be told", "Write it without the comma, or with a point.")
+                         "whether of thousands cannot be told",
+                         "Write it without the comma, or with a point.")
     table = table.copy()
     table[numbers] = decimal_points(table[numbers])
     return table
+
+# %% ../../nbs/34_labels.ipynb #966c9a56
+_WFDB = (".hea", ".dat", ".mat") # files of one record
+
+def _files_of(column: pd.Series, folder: Path) -> list[Path]: # column: text
+    "The recordings. Raises `PtaclError` on a row that names none, and on rows that name the same one."
+    names = _known(column)
+    if (names == "").any():
+        raise PtaclError(f"names no recording in row {rows_of((names == '').to_numpy())}", "Take it out.")
+    files = [inside(folder, name) for name in names]
+    records = pd.Series([file.with_suffix("") if file.suffix.lower() in _WFDB else file for file in files])
+    twice = records.duplicated(keep=False)
+    if twice.any():
+        raise PtaclError(f"names a recording twice, in row {rows_of(twice.to_numpy())}", "Keep one row of each.")
+    return files
 
 # %% ../../nbs/34_labels.ipynb #12f07fc6
 _MALE = {"m": 1.0, "male": 1.0, "f": 0.0, "female": 0.0}
@@ -205,32 +221,33 @@ def _demographics(table: pd.DataFrame) -> pd.DataFrame:
     return demographics_of(age, None if sex is None else sex.map(_MALE))
 
 # %% ../../nbs/34_labels.ipynb #5b0cc104
+def _labelled(path: Path, folder: Path, targets: Iterable[str]) -> Labelled:
+    "As `read_labels`. Raises `PtaclError` on a table that does not say what is meant."
+    table, separator = _read_text(path)
+    file, patient = _column(table, _FILE), _column(table, _PATIENT)
+    if file is None:
+        raise PtaclError(f"has no column {', '.join(_FILE[:-1])} or {_FILE[-1]}")
+    if table.empty:
+        raise PtaclError("has no rows")
+    files = _files_of(table[file], folder)
+    names = _target_names(table, targets, {file, patient, "split", "age", "sex"})
+    table = _with_points(table, names, separator)
+    return Labelled(
+        files=files,
+        patients=_patients_of(table, patient),
+        splits=_splits_of(table),
+        targets=[_target_of(name, table[name]) for name in names],
+        demographics=_demographics(table))
+
 def read_labels(
     path: str | Path,                 # CSV, also .csv.gz
     folder: str | Path | None = None, # of the recordings; None: that of the table
     targets: Iterable[str] = (),      # columns; none: all that mean nothing else
 ) -> Labelled:
-    "A table of labels. Raises `PtaclError` on one that does not say what is meant."
+    """A table of labels.
+    Raises `PtaclError` on one that does not say what is meant, or names a recording or a column twice."""
     path = Path(path)
-    table, separator = _read_text(path)
-    file, patient = _column(table, _FILE), _column(table, _PATIENT)
-    if file is None:
-        raise PtaclError(f"has no column {', '.join(_FILE[:-1])} or {_FILE[-1]}", where=given_path(path))
-    if table.empty:
-        raise PtaclError("has no rows", where=given_path(path))
-    if (table[file].str.strip() == "").any():
-        raise PtaclError("has a row that names no recording", "Take it out.", given_path(path))
-    if table[file].duplicated().any():
-        raise PtaclError("names a recording twice", "Keep one row of each.", given_path(path))
-    folder = Path(folder) if folder else path.parent
-    names = _target_names(table, targets, {file, patient, "split", "age", "sex"})
     try:
-        table = _with_points(table, names, separator)
+        return _labelled(path, Path(folder) if folder else path.parent, targets)
     except PtaclError as e:
-        raise PtaclError(e.reason, e.remedy, given_path(path)) from None
-    return Labelled(
-        files=[inside(folder, name) for name in table[file]],
-        patients=_patients_of(table, patient),
-        splits=_splits_of(table),
-        targets=[_target_of(name, table[name]) for name in names],
-        demographics=_demographics(table))
+        raise PtaclError(mask_ids(e.reason), mask_ids(e.remedy), given_path(path)) from None

@@ -175,14 +175,16 @@ def _check_lines(lines, separator: str, columns: int, first: int = 2) -> None:
                          f"(separated by {_SEPARATORS[separator]})", "Export the table anew.")
 
 # %% ../../nbs/33_tables.ipynb #5b0cc103
+_NUMBER = r"\s*[-+]?\d*{}\d+(?:[eE][-+]?\d+)?\s*" # with a decimal comma or point in the middle
+
 def decimal_points(table: pd.DataFrame) -> pd.DataFrame: # of text
     "Decimal commas as points. Raises `PtaclError` where both are used."
     ours = [column for column in table.columns if column not in _ID_COLUMNS]
     text = table[ours].astype("string")
-    comma = text.apply(lambda cells: cells.str.fullmatch(r"\s*[-+]?\d*,\d+(?:[eE][-+]?\d+)?\s*")).fillna(False)
+    comma = text.apply(lambda cells: cells.str.fullmatch(_NUMBER.format(","))).fillna(False)
     if not comma.any(axis=None):
         return table
-    point = text.apply(lambda cells: cells.str.fullmatch(r"\s*[-+]?\d*\.\d+(?:[eE][-+]?\d+)?\s*")).fillna(False)
+    point = text.apply(lambda cells: cells.str.fullmatch(_NUMBER.format(r"\."))).fillna(False)
     if point.any(axis=None):
         rows = [int(np.argmax(x.any(axis=1).to_numpy())) + 2 for x in (comma, point)]
         raise PtaclError(f"has a decimal comma (row {rows[0]}) and a decimal point (row {rows[1]}): "
