@@ -1,4 +1,5 @@
 """Labels of any kind: tables, PTB-XL's layout, splits, scores, model cards, the loader that stands alone, the shell."""
+import gzip
 import json
 import os
 import subprocess
@@ -110,7 +111,11 @@ def test_kinds_of_targets():
 @pytest.mark.parametrize("text, words", [("a,b\n1,2\n", "no column file"), ("file,x\n", "no rows"), ("file\na.hea\n", "nothing to tell"),
     ("file,x\n/etc/a.hea,1\n", "outside"), ("file,x\n..\\a.hea,1\n", "outside"), ("file,split,x\na,maybe,1\n", "expected train"),
     ("file,sex,x\na,F,1\nb,2,1\n", "neither F nor M .*in row 3"), ("file,age,x\na,old,1\n", "age holds no number in row 2"),
-    ("file,x\na,1\na,0\n", "names a recording twice")])
+    ("file,x\na,1\na,0\n", "names a recording twice"), ("file,lvef\na,55,2\nb,61,5\n", "row 2 has 3 cells, and the first 2"),
+    ("file,lvef\na,55\n\nb,61,5\n", "row 4 has 3 cells"), ("file,x,y\na,1,2\nb,1\n", "row 3 has 2 cells, and the first 3"), ("", "is empty"),
+    ("file,File,x\na,b,1\n", "the column file more"), ("file,split,Split,x\na,test,test,1\n", "the column split more"),
+    ("file,age,Age,x\na,1,1,1\n", "the column age more"), ("file,x, x\na,1,0\n", "the column x more than once. Keep one"),
+    ("file,age,x\na,50,1\nb,-3,0\nc,300,1\n", "not from 0 to 130 years in row 3, 4"), ('file,x\na,"1\n', "cannot be read as CSV")])
 def test_tables_that_do_not_say_what_is_meant(tmp_path, text, words):
     (tmp_path / "l.csv").write_text(text)
     with pytest.raises(PtaclError, match=words): read_labels(tmp_path / "l.csv")
@@ -140,6 +145,21 @@ def test_one_recording_has_one_row(tmp_path, same):
 def test_names_of_files_have_no_spaces_around(tmp_path):
     (tmp_path / "l.csv").write_text("file,x\n a.hea ,1\n1.2.3,0\n1.2.4,1\n")
     assert read_labels(tmp_path / "l.csv").files == [tmp_path / name for name in ("a.hea", "1.2.3", "1.2.4")]
+
+
+@pytest.mark.parametrize("text", ["sep=;\nfile;lvef\na;55,2\n", "sep=,\r\nlvef,file\r\n55.2,a\r\n", "\ufeffsep=\t\nfile\tlvef\na\t55,2\n",
+    'file,lvef,note,note\na,55.2,"in two\nlines, quoted",\n\n', "age,file,lvef\n130,a,55.2\n", "age,file,lvef\n0,a,55.2\n"])
+def test_tables_as_programs_write_them(tmp_path, text):
+    (tmp_path / "l.csv").write_bytes(text.encode())
+    read = read_labels(tmp_path / "l.csv", targets=["lvef"])
+    assert read.files == [tmp_path / "a"] and read.targets[0].y.tolist() == [[55.2]]
+
+
+def test_tables_that_are_cut_off(tmp_path):
+    table = gzip.compress(b"file,x\n" + b"".join(b"%d,%d\n" % (k, k**3 % 7) for k in range(5000)))
+    for broken in (table[:len(table) // 2], table[:40] + bytes(200) + table[240:]):
+        (tmp_path / "l.csv.gz").write_bytes(broken)
+        with pytest.raises(PtaclError, match="l.csv.gz: cannot be read as CSV .(EOFError|error)"): read_labels(tmp_path / "l.csv.gz")
 
 
 # PTB-XL

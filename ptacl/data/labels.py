@@ -6,7 +6,10 @@
 __all__ = ['Target', 'Labelled', 'read_labels']
 
 # %% ../../nbs/34_labels.ipynb #72c37617
+import csv
 import gzip
+import itertools
+import zlib
 import numpy as np
 import pandas as pd
 from collections.abc import Iterable
@@ -86,6 +89,7 @@ def _target_of(name: str, column: pd.Series) -> Target: # column: text, "" where
 # %% ../../nbs/34_labels.ipynb #7eef9bcf
 _FILE = ("file", "path", "filename", "recording")
 _PATIENT = ("patient", "patient_id", "participant", "subject")
+_MEANT = {*_FILE, *_PATIENT, "split", "age", "sex"} # columns that are no targets
 _SPLITS = {"train": "train", "training": "train", "test": "test", "": "",
            "val": "val", "valid": "val", "validation": "val", "dev": "val"}
 
@@ -112,23 +116,56 @@ def numbered(names: Iterable) -> np.ndarray: # patients -> (n,) counted from 0
 # %% ../../nbs/34_labels.ipynb #95ffcf18
 def _separator_of(head: str) -> str: # the first line
     "What separates the columns: what leaves one that names files."
-    cells = lambda separator: {cell.strip(' "\n').lower() for cell in head.split(separator)}
+    cells = lambda separator: {cell.strip(' "\r\n').lower() for cell in head.split(separator)}
     return next((separator for separator in ",;\t" if cells(separator) & {*_FILE}), ",")
+
+# %% ../../nbs/34_labels.ipynb #e5e6e604
+def _text_of(path: Path): # -> text stream
+    "A table as text, unpacked."
+    raw = gzip.open if path.suffix.lower() == ".gz" else open
+    return raw(path, "rt", encoding="utf-8-sig", newline="")
+
+def _layout(text) -> tuple: # lines of text -> names of the columns, what separates them, lines before them
+    "How a CSV is written. Raises `PtaclError` on a row that has other cells than the first."
+    head = text.readline()
+    told = int(head.startswith("sep=")) # Excel's line for itself
+    head = text.readline() if told else head
+    if not head.strip():
+        raise PtaclError("is empty, or begins with an empty line")
+    separator = _separator_of(head)
+    rows = csv.reader(itertools.chain([head], text), delimiter=separator) # a cell may hold several lines
+    names = next(rows)
+    for row, cells in enumerate(rows, 2):
+        if len(cells) != len(names) and "".join(cells).strip():
+            raise PtaclError(f"row {row} has {len(cells)} cells, and the first {len(names)}",
+                             "Put quotation marks around a cell that holds what separates the others.")
+    return names, separator, told
 
 # %% ../../nbs/34_labels.ipynb #bc6770d0
 def _read_text(path: Path) -> tuple: # table, what separates its columns
     "A CSV as text, columns in lower case. Raises `PtaclError` where it is none."
-    raw = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        with raw(path, "rt", encoding="utf-8-sig") as text:
-            separator = _separator_of(text.readline())
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=separator)
-    except (OSError, ValueError) as e:
+        with _text_of(path) as text:
+            names, separator, told = _layout(text)
+        with _text_of(path) as text:
+            table = pd.read_csv(text, dtype=str, keep_default_na=False, sep=separator, skiprows=told)
+    except PtaclError:
+        raise
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as e: # EOFError: a .gz that is cut off
         raise PtaclError(f"cannot be read as CSV ({type(e).__name__})") from None
-    table.columns = [str(c).strip() for c in table.columns]
-    lower = {c: c.lower() for c in table if c.lower() in {*_FILE, *_PATIENT, "split", "age", "sex"}}
-    return table.rename(columns=lower), separator
+    # as in the file, where pandas numbers a name that is there twice, and makes one up where there is none
+    names = [name.strip() or made for name, made in zip(names, table.columns)]
+    table.columns = [name.lower() if name.lower() in _MEANT else name for name in names]
+    return table, separator
 
+def _check_names(table: pd.DataFrame, targets: list) -> None: # targets: none are all columns
+    "Raises `PtaclError` where a column that is read stands there twice."
+    twice = dict.fromkeys(table.columns[table.columns.duplicated()])
+    read = [name for name in twice if not targets or name in _MEANT or name in targets]
+    if read:
+        raise PtaclError(f"has the column {', '.join(read)} more than once", "Keep one.")
+
+# %% ../../nbs/34_labels.ipynb #0f083a38
 def _splits_of(table: pd.DataFrame) -> np.ndarray:
     "Raises `PtaclError` on another word than train, val and test."
     if "split" not in table:
@@ -187,10 +224,12 @@ def _files_of(column: pd.Series, folder: Path) -> list[Path]: # column: text
     records = pd.Series([file.with_suffix("") if file.suffix.lower() in _WFDB else file for file in files])
     twice = records.duplicated(keep=False)
     if twice.any():
-        raise PtaclError(f"names a recording twice, in row {rows_of(twice.to_numpy())}", "Keep one row of each.")
+        raise PtaclError(f"names a recording twice, in row {rows_of(twice.to_numpy())}",
+                         "Keep one row of each.")
     return files
 
 # %% ../../nbs/34_labels.ipynb #12f07fc6
+_OLDEST = 130 # years
 _MALE = {"m": 1.0, "male": 1.0, "f": 0.0, "female": 0.0}
 
 def _known_or(odd: pd.Series, what: str) -> None: # odd: bool, of rows
@@ -215,7 +254,10 @@ def _demographics(table: pd.DataFrame) -> pd.DataFrame:
     cells = {name: _known(table[name]).str.lower() for name in ("age", "sex") if name in table}
     age, sex = cells.get("age"), cells.get("sex")
     if age is not None:
-        _known_or(~np.isfinite(pd.to_numeric(age, errors="coerce")) & (age != ""), "age holds no number")
+        years = pd.to_numeric(age, errors="coerce")
+        _known_or(~np.isfinite(years) & (age != ""), "age holds no number")
+        _known_or((years < 0) | (years > _OLDEST),
+                  f"age holds a number that is not from 0 to {_OLDEST} years")
     if sex is not None:
         _known_or(~sex.isin(_MALE) & (sex != ""), "sex holds neither F nor M (nor female, male)")
     return demographics_of(age, None if sex is None else sex.map(_MALE))
@@ -223,7 +265,9 @@ def _demographics(table: pd.DataFrame) -> pd.DataFrame:
 # %% ../../nbs/34_labels.ipynb #5b0cc104
 def _labelled(path: Path, folder: Path, targets: Iterable[str]) -> Labelled:
     "As `read_labels`. Raises `PtaclError` on a table that does not say what is meant."
+    targets = list(targets)
     table, separator = _read_text(path)
+    _check_names(table, targets)
     file, patient = _column(table, _FILE), _column(table, _PATIENT)
     if file is None:
         raise PtaclError(f"has no column {', '.join(_FILE[:-1])} or {_FILE[-1]}")
