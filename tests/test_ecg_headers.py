@@ -8,9 +8,12 @@ from makers import ID, muse, record, strip, voltages
 
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS
+from ptacl.data.ecg_arrays import obeys_einthoven
 from ptacl.data.ecg_files import read_ecg
-from ptacl.data.prepare import verdict_on
+from ptacl.data.prepare import prepare_ecg
 from ptacl.data.standard_leads import lead_name, make_ecg, to_millivolt
+from ptacl.inference.screening import screen
+from ptacl.simulate.patients import simulate
 
 
 @pytest.fixture
@@ -64,13 +67,30 @@ def test_names_in_large_and_small_letters(tmp_path, x):
         np.testing.assert_allclose(read_ecg(tmp_path / name).signal, x, atol=2e-4)
 
 
-def test_limb_leads_that_contradict_each_other(x):
+def verdict_of(x, tmp_path):
+    (tmp_path / "x.xml").write_bytes(strip(x))
+    return prepare_ecg(tmp_path / "x.xml")[2]
+
+
+def test_limb_leads_that_contradict_each_other(x, tmp_path):
     "What a shift of bytes, a gain of its own or exchanged names make of them is seen, whoever names the leads."
-    assert verdict_on(x, 500) == "good"
+    assert verdict_of(x, tmp_path) == "good"
     for wrong in (np.roll(x, 1, axis=0), x * np.where(np.arange(12) == 2, -1, 1)[:, None], x[[1, 0, *range(2, 12)]]):
-        assert verdict_on(wrong, 500).startswith("contradictory: limb leads")
+        assert verdict_of(wrong, tmp_path).startswith("contradictory: limb leads")
     filtered = x + 0.02 * np.random.default_rng(0).normal(size=x.shape)  # in each lead for itself
-    assert verdict_on(filtered, 500) == "good"
+    assert verdict_of(filtered, tmp_path) == "good"
+
+
+def test_another_fault_hides_no_contradiction_and_drift_is_none(tmp_path):
+    x = simulate(1, 3, cine=False).ecg[0].numpy()
+    drift = 0.05 * np.sin(2 * np.pi * (0.2 * np.arange(5000) / 500 + np.random.default_rng(0).random((12, 1))))
+    assert not obeys_einthoven(0.5 * x + drift, 0.25) and verdict_of(0.5 * x + drift, tmp_path) == "good"
+    x[11, 2000:] = 0.1  # V6
+    assert verdict_of(x, tmp_path) == "flat: V6"
+    assert verdict_of(x[[1, 0, *range(2, 12)]], tmp_path).startswith("flat: V6; contradictory: limb leads")
+    with pytest.raises(PtaclError, match="contradictory"): screen(tmp_path / "x.xml", allow=["flat"])
+    x[5] = x[11]        # aVF, too: a flat limb lead contradicts the others, which says nothing more
+    assert verdict_of(x, tmp_path) == "flat: aVF, V6"
 
 
 def test_a_signal_file_without_its_header(tmp_path, x):

@@ -34,14 +34,21 @@ from ..signal.ecg import lead_words, preprocess_ecg
 _CONTRADICTS = 0.25 # of what the limb leads show; a filter of its own in each lead makes some percent
 _CONTRADICTION = "contradictory: limb leads, III is not II − I, or aVR not −(I + II)/2"
 
-def verdict_on(signal: np.ndarray, fs: float) -> str: # (12, N) mV
+def verdict_on(
+    signal: np.ndarray, # (12, N) mV, as recorded
+    fs: float,          # sampling rate, Hz
+    clean: np.ndarray,  # the same, denoised: a slow drift of its own in each lead contradicts nothing
+) -> str:
     "Which leads are flat, clipped or worse, whether limb leads contradict each other, or good."
     faults = {}
     for lead, word in zip(LEADS, lead_words(signal[None], fs)[0]):
         if word != "good":
             faults.setdefault(word, []).append(lead)
-    said = "; ".join(f"{word}: {', '.join(leads)}" for word, leads in faults.items())
-    return said or ("good" if obeys_einthoven(signal, _CONTRADICTS) else _CONTRADICTION)
+    said = [f"{word}: {', '.join(leads)}" for word, leads in faults.items()]
+    limb_leads_good = not any(lead in LEADS[:6] for leads in faults.values() for lead in leads)
+    if limb_leads_good and not obeys_einthoven(clean, _CONTRADICTS):
+        said.append(_CONTRADICTION)
+    return "; ".join(said) or "good"
 
 # %% ../../nbs/42_prepare.ipynb #5b0ca001
 def beats_of(found: FoundBeats) -> list: # for each record (R,) s and what more `table_rows` takes
@@ -104,7 +111,7 @@ def _prepared(ecg: ECG, signal: np.ndarray, clean: np.ndarray, found: tuple) -> 
         facts["marks"] = _compared_with(ecg.r_peaks, r_peaks)
         if facts["marks"]["agree"] < _MARKS_AGREE:
             beats["beat_quality"] = _with_doubt(beats["beat_quality"], facts["marks"])
-    return to_counts(clean), r_peaks, verdict_on(signal, ecg.fs), facts
+    return to_counts(clean), r_peaks, verdict_on(signal, ecg.fs, clean), facts
 
 # %% ../../nbs/42_prepare.ipynb #7d0f9262
 def prepare_ecg(path) -> tuple: # counts (12, 5000) int16, r_peaks s, verdict, facts about the file

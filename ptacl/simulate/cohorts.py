@@ -58,7 +58,7 @@ def _prepare(
     else:
         film = preprocess_cine(film, spacing, SIZE, labels=labels)
     grey = np.rint(film * 255).astype(np.uint8)
-    return _Prepared(to_counts(clean), grey, verdict_on(signal, FS))
+    return _Prepared(to_counts(clean), grey, verdict_on(signal, FS, clean))
 
 # %% ../../nbs/44_virtual_cohorts.ipynb #d64e9e4d
 def _truth_of(patients: VirtualPatients, k: int) -> dict:
