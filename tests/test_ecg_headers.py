@@ -179,6 +179,21 @@ def test_an_encoding_that_is_wrong_or_rare(tmp_path, x, encoding):
     np.testing.assert_allclose(read_ecg(tmp_path / "x.xml").signal, x, atol=0.01)
 
 
+@pytest.mark.parametrize("maker", [muse, strip])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "unicode", "gb2312", "ISO-8859-1", "cp999", "iso_8859-1:1987"])
+def test_the_mark_of_utf_8_goes_before_what_is_declared(tmp_path, x, encoding, maker):
+    data = maker(x[:, :5000]).decode("latin-1").replace("ISO-8859-1", encoding)
+    for end in ("", "\r\n"):
+        (tmp_path / "x.xml").write_text(data.replace("?>", "?>" + end), encoding="utf-8-sig")
+        np.testing.assert_allclose(read_ecg(tmp_path / "x.xml").signal, x[:, :5000], atol=0.01)
+
+
+@pytest.mark.parametrize("encoding", ["cp999", "gbx"])
+def test_an_encoding_that_nobody_knows_is_named(tmp_path, x, encoding):
+    (tmp_path / "x.xml").write_bytes(muse(x).replace(b"ISO-8859-1", encoding.encode()))
+    with pytest.raises(PtaclError, match=f"names an encoding that nobody knows, {encoding}. Export"): read_ecg(tmp_path / "x.xml")
+
+
 def test_where_an_xml_is_wrong(tmp_path, x):
     file = tmp_path / "x.xml"
     file.write_bytes(strip(x[:, :600]).replace(b"<StripData>", b"\n<StripData>").replace(b"</StripData>", b"</Strip>"))

@@ -11,10 +11,12 @@ import defusedxml.ElementTree as ElementTree
 import json
 import numpy as np
 import re
+from codecs import BOM_UTF8
 from defusedxml.common import DefusedXmlException
 from xml.etree.ElementTree import ParseError
 from xml.parsers.expat import ErrorString
 from ..core.errors import PtaclError
+from ..core.privacy import mask_ids
 from .recordings import ECG, MAX_XML_MARKS, read_bytes
 from .standard_leads import lead_name, make_ecg, to_millivolt
 from .vendor_files import read_vendor_ecg
@@ -60,21 +62,36 @@ def _parse_samples(
     except (ValueError, OverflowError):
         raise PtaclError("a sample is not a whole number") from None
 
-# %% ../../nbs/30_xml_exports.ipynb #ebde331f
-_BROKEN_OFF = (3, 5) # expat's codes: no element found, unclosed token
-
-_DECLARED = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([-\w]{1,40})["'][^>]*\?>""")
+# %% ../../nbs/30_xml_exports.ipynb #f23cad66
+_DECLARED = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([-.:+\w]{1,40})["'][^>]*\?>""")
 # of China, Japan and Korea
 _OF_TWO_BYTES = re.compile(r"gb\w*|big5\w*|shift_?jis|euc-(jp|kr|cn)|cp9\d\d", re.IGNORECASE)
 
+def _unmarked(data: bytes) -> bytes:
+    "An XML without the byte order mark of UTF-8, and without a declaration that may name another encoding."
+    if not data.startswith(BOM_UTF8):
+        return data
+    data = data.removeprefix(BOM_UTF8)
+    head = _DECLARED.match(data)
+    return data[head.end():] if head else data
+
 def _in_utf8(data: bytes) -> bytes:
-    "An XML without its declaration, where that names an encoding which expat does not know, or a wrong one."
+    """An XML without its declaration, where that names an encoding which expat does not know, or a wrong one.
+    Raises `PtaclError` where nobody knows it."""
     head = _DECLARED.match(data)
     if head is None:
         return data
     name, body = head[1].decode(), data[head.end():]
-    # UTF-16 cannot be named in letters of one byte
-    return body.decode(name, "replace").encode() if _OF_TWO_BYTES.fullmatch(name) else body
+    if not _OF_TWO_BYTES.fullmatch(name): # UTF-16 cannot be named in letters of one byte
+        return body
+    try:
+        return body.decode(name, "replace").encode()
+    except LookupError:
+        raise PtaclError(f"its XML names an encoding that nobody knows, {mask_ids(name)}",
+                         "Export the recording anew, in UTF-8.") from None
+
+# %% ../../nbs/30_xml_exports.ipynb #ebde331f
+_BROKEN_OFF = (3, 5) # expat's codes: no element found, unclosed token
 
 def _mended(data: bytes) -> bytes:
     "An XML without what some programs leave in comments: control characters, bare &, letters of Latin-1."
@@ -86,7 +103,7 @@ def _mended(data: bytes) -> bytes:
     try:
         data.decode("utf-8")
     except UnicodeDecodeError:
-        head = re.match(rb"(?:\xef\xbb\xbf)?<\?xml[^>]*\?>", data) # one without an encoding
+        head = re.match(rb"<\?xml[^>]*\?>", data) # one without an encoding
         body = data[head.end():] if head else data
         data = b'<?xml version="1.0" encoding="ISO-8859-1"?>' + body
     return data
@@ -107,7 +124,7 @@ def _entities(error: DefusedXmlException) -> PtaclError:
 
 def _parse_xml(path): # -> root element
     "The root of an XML file. Raises `PtaclError` where it is no such file or has too many tags."
-    data = read_bytes(path)
+    data = _unmarked(read_bytes(path))
     if max(data.count(b"<"), data.count(b"=")) > MAX_XML_MARKS:
         raise PtaclError(f"more than {MAX_XML_MARKS:,} tags: not one ECG")
     try:
