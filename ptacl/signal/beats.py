@@ -186,14 +186,8 @@ def _slow_beats(slope: Tensor, shown: Tensor, beats: Tensor, step: float) -> Ten
     return at.masked_fill(~ok, _NOWHERE)
 
 # %% ../../nbs/21_beats.ipynb #91c91952
-def _alternating_beats(
-    sharp: Tensor,  # (n, L)
-    slope: Tensor,  # (n, L)
-    shown: Tensor,  # (n, L)
-    beats: Tensor,  # (n, K) places
-    step: float,    # s
-) -> Tensor:        # (n, C) places
-    "Beats that are low each time, between others."
+def _alternating_beats(sharp: Tensor, slope: Tensor, shown: Tensor, beats: Tensor, step: float) -> Tensor:
+    "Beats (n, C) that are low each time, between others (n, K), from envelopes (n, L) of all leads."
     steep = F.max_pool1d(slope[:, None], 9, 1, 4)[:, 0]
     at = _tops(sharp, 0.3, round(0.15 / step))
     since, until = _since_until(at, beats)
