@@ -262,7 +262,7 @@ def _explore_command(
         metavar="ecg-cmr|ecg-echo|echo-cmr",
         help="modalities to begin with, where the models have them")] = "",
     echo: Annotated[Path | None, typer.Option(
-        help="folder of the cohort's echoes, {id}.dcm, for models that take one")] = None,
+        help="folder of the cohort's echoes, {id}.dcm or with visit {id}-3.dcm, for models of one")] = None,
     key: Annotated[Path | None, typer.Option(
         help="file with the key of the pseudonyms, as in ingest: it tells whose echo is whose")] = None,
     port: Annotated[int, typer.Option(
@@ -273,6 +273,8 @@ def _explore_command(
     "Look at alignment maps in a browser."
     kept = "what was exported is kept; the same command opens the explorer again"
     with one_sentence(kept, gently=True):
+        if key and not echo:
+            raise PtaclError("--key tells whose echo is whose", "Give the folder of the echoes, too: --echo")
         need("voila", "ipywidgets", "plotly")
         from ptacl.app.serving import serve
         status = serve(cohort, model or (), patients, port, browser, pair, echo, key)

@@ -9,6 +9,7 @@ __all__ = ['echo_files', 'Echoes', 'read_films', 'read_echoes']
 import joblib
 import numpy as np
 import pandas as pd
+import re
 import torch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -40,29 +41,61 @@ def _key_of(key, cohort: Cohort) -> bytes: # key: as in `echo_files`
         raise PtaclError("no such key", "Give the one with which the cohort was made", given_path(key))
     return read_key(key, cohort.path, make=False)
 
+# %% ../../nbs/43_echoes.ipynb #0591262e
+_OF_VISIT = re.compile(r"(.+)-(\d)") # person, visit
+
+class _Rows:
+    "Which rows of a cohort the name of a file can mean."
+    def __init__(self, cohort: Cohort):
+        self.visits: dict[str, int] = {}       # name with the number of the visit -> row
+        self.people: dict[str, list[int]] = {} # pseudonym -> rows of all visits
+        for row, (name, person) in enumerate(zip(cohort.ids, cohort.table.participant)):
+            self.visits[f"{person}-2" if name == person else name] = row # as `visit_name` has it
+            self.people.setdefault(person, []).append(row)
+
+    def needs_key(self, name: str) -> bool: # of a file, without its suffix
+        "Not where a name is that of the cohort itself, as virtual patients' are."
+        visit = _OF_VISIT.fullmatch(name)
+        names = [name, visit[1]] if visit else [name]
+        return not any(is_virtual(each) or each in self.people for each in names)
+
+    def of(self, name: str, secret: bytes) -> list[int]:
+        "The row of a visit that the name has a number of; without a number, all rows of a person."
+        def person_of(name): return name if name in self.people else pseudonym(name, secret)
+        rows: set = set(self.people.get(person_of(name), []))
+        visit = _OF_VISIT.fullmatch(name)
+        if visit:
+            rows |= {self.visits.get(f"{person_of(visit[1])}-{visit[2]}")} - {None}
+        return sorted(rows)
+
+# %% ../../nbs/43_echoes.ipynb #f06b93e8
+_NAME_VISITS = "Name the visits in the names of the files: {id}-2.dcm, and {id}-3.dcm for the repeat visit"
+
 def echo_files(
-    folder,         # of {id}.dcm, at any depth
+    folder,         # of {id}.dcm, at any depth; {id}-2.dcm, {id}-3.dcm name a visit
     cohort: Cohort,
     key=None,       # file with the key of the cohort's pseudonyms; None: the usual one
 ) -> dict[int, Path]: # row of the cohort -> file
-    """Who of a cohort has an echo in a folder.
-    Raises `PtaclError` where nobody has, and where somebody has several."""
+    """Who of a cohort has an echo in a folder. A file that names no visit is of a person's only row.
+    Raises `PtaclError` where nobody has one, where a row has several,
+    and where a person has several rows and the file names no visit."""
     clips = _clips_in(Path(folder))
-    place = {name: row for row, name in enumerate(cohort.ids)}
-    # without a key where all names are those of the cohort itself, as virtual patients' are
-    strangers = any(not is_virtual(file.stem) and file.stem not in place for file in clips)
-    secret = _key_of(key, cohort) if strangers else b""
-    files: dict[int, Path] = {}
-    for file in clips:
-        row = place.get(file.stem if file.stem in place else pseudonym(file.stem, secret))
-        if row in files:
-            remedy = "Leave one file for each patient"
-            raise PtaclError("several echoes in the folder", remedy, cohort.ids[row])
-        if row is not None:
-            files[row] = file
-    if not files:
+    known = _Rows(cohort)
+    secret = _key_of(key, cohort) if any(known.needs_key(file.stem) for file in clips) else b""
+    meant = {file: rows for file in clips if (rows := known.of(file.stem, secret))}
+    if not meant:
         raise PtaclError(f"none of {len(clips)} echoes is of a patient of the cohort",
                          "Give the key with which the cohort was made (key=, --key)")
+    unclear = [rows for rows in meant.values() if len(rows) > 1]
+    if unclear:
+        reason = f"echoes that name no visit of a patient who has several in the cohort: {len(unclear)}"
+        raise PtaclError(reason, _NAME_VISITS, cohort.ids[unclear[0][0]])
+    files: dict[int, Path] = {}
+    for file, (row,) in meant.items():
+        if row in files:
+            remedy = f"Leave one file for each patient. {_NAME_VISITS}"
+            raise PtaclError("several echoes in the folder", remedy, cohort.ids[row])
+        files[row] = file
     return files
 
 # %% ../../nbs/43_echoes.ipynb #c53da56f
@@ -111,7 +144,7 @@ def read_films(
     return Echoes(films, pd.DataFrame(reasons, index, ["reason", "remedy"]))
 
 def read_echoes(
-    folder,         # of {id}.dcm, at any depth
+    folder,         # as in `echo_files`
     cohort: Cohort,
     key=None,       # as in `echo_files`
     frames: int = ECHO_FRAMES, # over the beat
@@ -119,5 +152,5 @@ def read_echoes(
     workers: int = -1,         # processes; -1: one for each core
 ) -> Echoes:
     """The echoes of all patients of a cohort who have one in a folder.
-    Raises `PtaclError` where nobody has, and where somebody has several."""
+    Raises `PtaclError` as `echo_files` does."""
     return read_films(echo_files(folder, cohort, key), cohort, frames, size, workers)
