@@ -25,10 +25,14 @@ from ptacl.inference import benchmark
 from ptacl.inference.benchmark import _auroc, probe_labels, probe_text, _r_squared, _split_recordings, _untrained
 from ptacl.inference.cards import Card, Score, card_of_result, card_text, save_pretrained
 from ptacl.inference.embedding import ECGFeatures
+from ptacl.inference.export import FilmFeatures
+from ptacl.nets.encoders import CMREncoder, ECGEncoder, EchoEncoder
 from ptacl.nets.joint import JointModel, PTACL
+from ptacl.nets.mae import MAE
 from ptacl.nets.weights import from_pretrained
 from ptacl.nets.weights import save_weights
 from ptacl.simulate.ecg_tasks import write_ecg_task, write_like_ptbxl
+from ptacl.train.finetune import Tuned
 
 tiny = replace(workshop, width=16, heads=2, proj_dim=8)
 shell = CliRunner()
@@ -323,6 +327,20 @@ def test_any_set_of_modalities_is_handed_on(names, tmp_path):
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f'load("{first}")(recordings)' in card and ("resting ECGs" in card) == ("ecg" in names) == ("denoised" in card)
     assert ("short-axis" in card) == ("cmr" in names) and 'load("echo")' in card and from_pretrained(folder).names == names
+
+
+@pytest.mark.parametrize("kind, encoder, name", [("autoencoder", CMREncoder, "cmr"), ("autoencoder", EchoEncoder, "echo"),
+                                                 ("fine-tuned", CMREncoder, "cmr"), ("fine-tuned", ECGEncoder, "ecg")])
+def test_an_encoder_alone_is_handed_on(kind, encoder, name, tmp_path):
+    model = (MAE(encoder(tiny)) if kind == "autoencoder" else Tuned(encoder(tiny), ["LVEF", "LVM"])).eval()
+    folder = save_pretrained(model, tmp_path / "shared", export=True)
+    assert [f.name for f in folder.glob("*.onnx")] == [f"{name}_encoder.onnx"]
+    module = ECGFeatures(model) if name == "ecg" else FilmFeatures(model, name)
+    x = np.random.default_rng(0).random((2, *module.shape), np.float32)
+    np.save(tmp_path / "in.npy", x)
+    done = alone(folder, tmp_path)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad(): np.testing.assert_allclose(np.load(tmp_path / "out.npy"), module(torch.from_numpy(x)), atol=1e-4)
 
 
 def test_a_model_is_replaced_and_nothing_else_is(model, tmp_path):

@@ -16,7 +16,7 @@ from ..core.presets import FS, LEADS
 from .embedding import ECGFeatures
 from .export import FilmFeatures, export_encoder
 from .prediction import fingerprint
-from ..nets.cards import Card, Score, card_text
+from ..nets.cards import Card, Score, card_text, modalities_of
 from ..nets.weights import model_folder, save_weights
 
 # %% ../../nbs/79_cards.ipynb #bc1f944f
@@ -90,8 +90,9 @@ def _digest(model: nn.Module, folder: Path) -> str:
     return seen.hexdigest()
 
 def _exported(model: nn.Module) -> dict[str, nn.Module]: # name of a modality -> what is written of it
-    "The ECG encoder of any model, and the films' of a joint one."
-    names = getattr(model, "names", ("ecg",))
+    "What a model has encoders of; of a rival's two encoders that of the ECG."
+    known = modalities_of(model)
+    names = known if len(known) == 1 else getattr(model, "names", ("ecg",))
     return {name: ECGFeatures(model) if name == "ecg" else FilmFeatures(model, name) for name in names}
 
 def _export_beside(model: nn.Module, folder: Path) -> None:

@@ -22,13 +22,13 @@ from ..nets.joint import JointModel
 
 # %% ../../nbs/78_export.ipynb #ae9a5115
 class FilmFeatures(nn.Module):
-    "Films of one beat, (B, frames, size, size) from 0 to 1, → features (B, D), of a joint model's encoder."
+    "Films of one beat, (B, frames, size, size) from 0 to 1, → features (B, D)."
     key = "film"
     takes = "grey from 0 (black) to 1; the frames of one beat, from end-diastole on"
 
-    def __init__(self, model: JointModel, name: str): # of a modality: cmr, echo
+    def __init__(self, model: nn.Module, name: str): # joint or of films alone; a modality: cmr, echo
         super().__init__()
-        self.encoder = model.encoder(name)
+        self.encoder = model.encoder(name) if isinstance(model, JointModel) else model.encoder
         self.shape = (self.encoder.preset.frames, self.encoder.preset.size, self.encoder.preset.size)
         self.eval()
 
