@@ -191,8 +191,9 @@ def _alternating_beats(sharp: Tensor, slope: Tensor, shown: Tensor, beats: Tenso
     steep = F.max_pool1d(slope[:, None], 9, 1, 4)[:, 0]
     at = _tops(sharp, 0.3, round(0.15 / step))
     since, until = _since_until(at, beats)
-    ok = (since * step > 0.4) & (until * step > 0.25) & (_at(shown, at) > 0.6)
-    ok &= _at(sharp, at) > 0.8 * _at(steep, at)
+    ok = (since * step > 0.4) & (until * step > 0.35) & (_at(shown, at) > 0.6)
+    ratio = _at(sharp, at) / _at(steep, at).clamp(min=1e-6)
+    ok &= (ratio > 0.8) & (ratio < 1.25)
     ok &= (at > 0) & (at < sharp.shape[1] - 1)
     many = ok.sum(1) >= (0.3 * (beats < _NOWHERE).sum(1)).clamp(min=3)
     return at.masked_fill(~(ok & many[:, None]), _NOWHERE)
