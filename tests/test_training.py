@@ -348,6 +348,14 @@ def test_gradients_are_clipped(pairs):
     assert len(norms) == 2 and norms == pytest.approx([tiny.clip] * 2, rel=1e-3)
 
 
+@pytest.mark.parametrize("first, second", [("no", "bf16"), ("bf16", "no")])
+def test_a_second_training_may_have_another_precision(first, second, monkeypatch):
+    "One of many in a notebook, or after another module's tests."
+    for wanted in (first, second):
+        monkeypatch.setattr(ptacl.train.accelerator, "precision", lambda: wanted)
+        assert ptacl.train.accelerator.start_accelerator(None, None, "run", {}).mixed_precision == wanted
+
+
 # --- compiled blocks -----------------------------------------------------------------------------------------------------
 
 def test_nothing_is_compiled_on_a_cpu_unless_asked(monkeypatch):

@@ -14,7 +14,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from joblib.externals.loky import ProcessPoolExecutor, get_reusable_executor
+from joblib.executor import get_memmapping_executor
+from joblib.externals.loky import ProcessPoolExecutor
 from pathlib import Path
 from ..core.errors import PtaclError
 from ..core.presets import FS
@@ -282,7 +283,8 @@ class _LoneWorker:
 def _submit(workers: int, function: Callable, item) -> Future:
     "Hand an item to the pool, which is made where there is none or the last one has died."
     try:
-        return get_reusable_executor(workers, **_POOL).submit(function, item)
+        # joblib.Parallel may take the same pool next, and wants one that joblib has made
+        return get_memmapping_executor(workers, max_nbytes=None, **_POOL).submit(function, item)
     except BrokenProcessPool as e:
         broken = Future()
         broken.set_exception(e)

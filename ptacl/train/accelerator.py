@@ -69,6 +69,9 @@ def _rendezvous(**options) -> "Accelerator": # of Accelerator
     """Accelerate, with the processes that were started together.
     Raises `PtaclError` where they do not find each other."""
     from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.state import AcceleratorState, is_initialized
+    if is_initialized() and AcceleratorState().mixed_precision != precision():
+        AcceleratorState._reset_state()  # of an earlier training in this process, in another precision
     limit = InitProcessGroupKwargs(timeout=timedelta(seconds=_TIME_LIMIT))
     # unless told, Accelerate takes several processes without GPUs for one
     cpus = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
