@@ -352,7 +352,7 @@ def test_gradients_are_clipped(pairs):
 def test_a_second_training_may_have_another_precision(first, second, monkeypatch):
     "One of many in a notebook, or after another module's tests."
     for wanted in (first, second):
-        monkeypatch.setattr(ptacl.train.accelerator, "precision", lambda: wanted)
+        monkeypatch.setattr(ptacl.train.accelerator, "precision", lambda wanted=wanted: wanted)
         assert ptacl.train.accelerator.start_accelerator(None, None, "run", {}).mixed_precision == wanted
 
 
