@@ -7,7 +7,6 @@ __all__ = ['Target', 'Labelled', 'read_labels']
 
 # %% ../../nbs/34_labels.ipynb #72c37617
 import csv
-import gzip
 import itertools
 import zlib
 import numpy as np
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from ..core.errors import PtaclError, did_you_mean
 from ..core.privacy import given_path, mask_ids
-from .tables import decimal_points, rows_of
+from .tables import decimal_points, head_of, rows_of, text_of
 
 # %% ../../nbs/34_labels.ipynb #5edf9386
 @dataclass(repr=False)
@@ -120,18 +119,9 @@ def _separator_of(head: str) -> str: # the first line
     return next((separator for separator in ",;\t" if cells(separator) & {*_FILE}), ",")
 
 # %% ../../nbs/34_labels.ipynb #e5e6e604
-def _text_of(path: Path): # -> text stream
-    "A table as text, unpacked."
-    raw = gzip.open if path.suffix.lower() == ".gz" else open
-    return raw(path, "rt", encoding="utf-8-sig", newline="")
-
 def _layout(text) -> tuple: # lines of text -> names of the columns, what separates them, lines before them
     "How a CSV is written. Raises `PtaclError` on a row that has other cells than the first."
-    head = text.readline()
-    told = int(head.startswith("sep=")) # Excel's line for itself
-    head = text.readline() if told else head
-    if not head.strip():
-        raise PtaclError("is empty, or begins with an empty line")
+    head, told = head_of(text)
     separator = _separator_of(head)
     rows = csv.reader(itertools.chain([head], text), delimiter=separator) # a cell may hold several lines
     names = next(rows)
@@ -145,9 +135,9 @@ def _layout(text) -> tuple: # lines of text -> names of the columns, what separa
 def _read_text(path: Path) -> tuple: # table, what separates its columns
     "A CSV as text, columns in lower case. Raises `PtaclError` where it is none."
     try:
-        with _text_of(path) as text:
+        with text_of(path, "strict") as text:
             names, separator, told = _layout(text)
-        with _text_of(path) as text:
+        with text_of(path, "strict") as text:
             table = pd.read_csv(text, dtype=str, keep_default_na=False, sep=separator, skiprows=told)
     except PtaclError:
         raise

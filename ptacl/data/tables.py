@@ -13,6 +13,7 @@ import io
 import re
 import warnings
 from pathlib import Path
+from typing import TextIO
 import numpy as np
 import pandas as pd
 import pyarrow.parquet
@@ -105,6 +106,30 @@ def _column_values(
                       stacklevel=2)
     return values.mask(nothing).mean(axis=1)
 
+# %% ../../nbs/33_tables.ipynb #e7861e34
+def _encoding(start: bytes) -> str: # how a file begins
+    "Of a text file, by its byte order mark or by the zeros of UTF-16."
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
+    if len(start) > 3 and start[1:8:2].strip(b"\0") == b"" and start[0]:
+        return "utf-16-le"
+    return "utf-8-sig"
+
+def text_of(path: Path, errors: str = "replace"): # of what cannot be decoded, as of `open` -> text stream
+    "A table as text, unpacked and decoded."
+    raw = gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")
+    encoding = _encoding(raw.peek(8)[:8])
+    return io.TextIOWrapper(raw, encoding, errors=errors)
+
+def head_of(text: TextIO) -> tuple[str, int]: # the line that names the columns, lines before it
+    "How a table begins. Raises `PtaclError` where it begins with nothing."
+    head = text.readline()
+    told = int(head.startswith("sep=")) # Excel's line for itself
+    head = text.readline() if told else head
+    if not head.strip():
+        raise PtaclError("is empty, or begins with an empty line")
+    return head, told
+
 # %% ../../nbs/33_tables.ipynb #ffd83cd8
 _ID_COLUMNS = ("eid", "f.eid", "participant.eid")
 _OUR_FIELDS = {field for field, _ in _FIELDS.values()}
@@ -119,20 +144,6 @@ def _is_ours(column: str) -> bool:
     "Whether a column holds the id or one of our fields, at any visit."
     key = _ukb_column(_bare(column))
     return _bare(column) in _ID_COLUMNS or (key is not None and key[0] in _OUR_FIELDS)
-
-def _encoding(start: bytes) -> str: # how a file begins
-    "Of a text file, by its byte order mark or by the zeros of UTF-16."
-    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        return "utf-16"
-    if len(start) > 3 and start[1:8:2].strip(b"\0") == b"" and start[0]:
-        return "utf-16-le"
-    return "utf-8-sig"
-
-def _text_of(path: Path): # -> text stream
-    "A table as text, unpacked and decoded."
-    raw = gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")
-    encoding = _encoding(raw.peek(8)[:8])
-    return io.TextIOWrapper(raw, encoding, errors="replace")
 
 def _separator_of(head: str) -> str: # the first line
     "What separates the columns. Raises `PtaclError` where no column is an id."
@@ -195,12 +206,8 @@ def decimal_points(table: pd.DataFrame) -> pd.DataFrame: # of text
 # %% ../../nbs/33_tables.ipynb #824de8a2
 def _read_text(path: Path) -> pd.DataFrame:
     "Our columns of a text table. Raises `PtaclError` on a line that does not fit."
-    with _text_of(path) as text:
-        head = text.readline()
-        told = int(head.startswith("sep=")) # Excel's line for itself
-        head = text.readline() if told else head
-        if not head.strip():
-            raise PtaclError("is empty, or begins with an empty line")
+    with text_of(path) as text:
+        head, told = head_of(text)
         separator = _separator_of(head)
         columns = _cells(head.rstrip("\n"), separator)
         if columns < 0:
@@ -208,7 +215,7 @@ def _read_text(path: Path) -> pd.DataFrame:
         _check_names(head.rstrip("\n").split(separator))
         _check_lines(text, separator, columns, 2 + told)
     tabs = separator == "\t" # there quotation marks mean nothing
-    with _text_of(path) as text:
+    with text_of(path) as text:
         table = pd.read_csv(text, dtype=str, usecols=_is_ours, sep=separator, skiprows=told,
                             quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
     table = table.rename(columns=_bare)
