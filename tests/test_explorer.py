@@ -11,8 +11,9 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
@@ -465,8 +466,9 @@ def waits(port):
 
 
 def voila_is_there(port):
+    "Between the two servers a request may be refused, reset or cut short: then it is not there yet."
     try: return not waits(port)
-    except (HTTPError, URLError) as e: return isinstance(e, HTTPError)
+    except (OSError, HTTPException) as e: return isinstance(e, HTTPError)
 
 
 def kernels(): return [p for p in descendants(os.getpid()) if "ipykernel_launcher" in " ".join(command_of(p))]

@@ -143,10 +143,9 @@ def _read_text(path: Path) -> tuple: # table, what separates its columns
         raise
     except (OSError, EOFError, ValueError, csv.Error, zlib.error) as e: # EOFError: a .gz that is cut off
         raise PtaclError(f"cannot be read as CSV ({type(e).__name__})") from None
-    # as in the file, where pandas numbers a name that is there twice, and makes one up where there is none
-    names = [name.strip() or made for name, made in zip(names, table.columns)]
+    names = [name.strip() for name in names] # as in the file, where pandas numbers one that is there twice
     table.columns = [name.lower() if name.lower() in _MEANT else name for name in names]
-    return table, separator
+    return table.loc[:, [bool(name) for name in names]], separator # row numbers have no name
 
 def _check_names(table: pd.DataFrame, targets: list) -> None: # targets: none are all columns
     "Raises `PtaclError` where a column that is read stands there twice."
@@ -179,14 +178,32 @@ def _target_names(table: pd.DataFrame, wanted: Iterable[str], reserved: set) -> 
     return names
 
 # %% ../../nbs/34_labels.ipynb #18b383d3
-def _is_number(column: pd.Series) -> bool: # text
-    "Whether every cell that is known is a number, with a decimal comma or a point."
-    cells = _answers(column).str.replace(",", ".")
-    return bool(pd.to_numeric(cells[cells != ""], errors="coerce").notna().all())
+_SIGNS_BETWEEN = (              # a sign that parts thousands, for sure: there twice, or before another one
+    r"\d{1,3}([.,' ])\d{3}(?:\1\d{3})+",
+    r"\d{1,3}(?:[.' ]\d{3})+,\d+",
+    r"\d{1,3}(?:[,' ]\d{3})+\.\d+")
+_GROUPED = "[-+]?(?:" + "|".join(_SIGNS_BETWEEN) + ")"
 
+def _is_number(cells: pd.Series) -> bool: # text, "" where not known
+    "Whether every cell that is known is a number, with a decimal comma or a point."
+    points = cells[cells != ""].str.replace(",", ".")
+    return bool(pd.to_numeric(points, errors="coerce").notna().all())
+
+def _check_thousands(name: str, cells: pd.Series) -> None: # cells: text, "" where not known
+    "Raises `PtaclError` where a column would be numbers, were it not for signs between thousands."
+    grouped = cells.str.fullmatch(_GROUPED)
+    if grouped.any() and _is_number(cells[~grouped]):
+        raise PtaclError(f"the column {name} parts thousands in row {rows_of(grouped.to_numpy())}",
+                         "Write its numbers without signs between thousands.")
+
+
+# %% ../../nbs/34_labels.ipynb #e8bcc944
 def _with_points(table: pd.DataFrame, targets: list, separator: str) -> pd.DataFrame: # targets: their names
     "Decimal commas as points, in age and targets. Raises `PtaclError` where commas may part thousands."
-    columns = {name for name in targets if _is_number(table[name])} | ({"age"} & set(table))
+    answers = {name: _answers(table[name]) for name in targets}
+    for name, cells in answers.items():
+        _check_thousands(name, cells)
+    columns = {name for name, cells in answers.items() if _is_number(cells)} | ({"age"} & set(table))
     numbers = [name for name in table if name in columns]
     if not numbers:
         return table
@@ -201,6 +218,7 @@ def _with_points(table: pd.DataFrame, targets: list, separator: str) -> pd.DataF
     table = table.copy()
     table[numbers] = decimal_points(table[numbers])
     return table
+
 
 # %% ../../nbs/34_labels.ipynb #966c9a56
 _WFDB = (".hea", ".dat", ".mat") # files of one record
@@ -264,7 +282,7 @@ def _labelled(path: Path, folder: Path, targets: Iterable[str]) -> Labelled:
     if table.empty:
         raise PtaclError("has no rows")
     files = _files_of(table[file], folder)
-    names = _target_names(table, targets, {file, patient, "split", "age", "sex"})
+    names = _target_names(table, targets, _MEANT)
     table = _with_points(table, names, separator)
     return Labelled(
         files=files,

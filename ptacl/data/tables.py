@@ -200,8 +200,10 @@ def decimal_points(table: pd.DataFrame) -> pd.DataFrame: # of text
         rows = [int(np.argmax(x.any(axis=1).to_numpy())) + 2 for x in (comma, point)]
         raise PtaclError(f"has a decimal comma (row {rows[0]}) and a decimal point (row {rows[1]}): "
                          "which of its numbers are thousands cannot be told")
-    return table.assign(**{name: text[name].mask(comma[name], text[name].str.replace(",", ".")).astype(object)
-                           for name in ours})  # words keep their commas
+    points = text.apply(lambda cells: cells.str.replace(",", "."))
+    table = table.copy()
+    table[ours] = text.mask(comma, points).astype(object)  # words keep their commas
+    return table
 
 # %% ../../nbs/33_tables.ipynb #824de8a2
 def _read_text(path: Path) -> pd.DataFrame:

@@ -9,107 +9,13 @@ __all__ = []
 import math
 import numpy as np
 import torch
-import torch.nn.functional as F
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from torch import Tensor
 from ..core.presets import SIZE, SPACING
-from .draws import cosine_, folded, square_and_phase, uniform16
+from .draws import cosine_, folded, square_and_phase
 from .heart import DRIFT, WOBBLE_ORDERS, coverage, cross_sections, most_beyond
 from .heart import polar_maps, rv_width
-
-# %% ../../nbs/16_image.ipynb #b2941f33
-@cache
-def _stretch(k: int, size: int) -> Tensor: # (size, k)
-    "From `k` coarse pixels to `size` fine ones, bicubic."
-    return F.interpolate(torch.eye(k)[None, None], size=(size, k), mode="bicubic")[0, 0]
-
-# %% ../../nbs/16_image.ipynb #629e6bbe
-def _texture(
-    bits: Tensor, # (n, k, k) int32, random
-    size: int,    # pixels of a side
-) -> Tensor:      # (n, 1, 1, size, size), about mean 0 and SD 1
-    "A smooth random field."
-    coarse = (uniform16(bits >> 16 & 0xFFFF) - 0.5) * 12**0.5
-    finer = _stretch(bits.shape[-1], size).to(bits.device)
-    # one by one: BLAS rounds otherwise for another number of them
-    smooth = torch.stack([finer @ field @ finer.T for field in coarse])
-    return smooth[:, None, None] * 1.25
-
-# %% ../../nbs/16_image.ipynb #5f8cdbe1
-@dataclass(frozen=True)
-class _Canvas:
-    "Where the surround is painted: all but `cm` with axes (n, moments, 1, size, size)."
-    x: Tensor     # cm to the right of the middle
-    y: Tensor     # cm downwards
-    cm: float     # side of a pixel
-    rough: Tensor # textures
-    fine: Tensor
-    pulse: Tensor # 0 at end-diastole, 1 at end-systole
-    body: Tensor  # (16, n, 1, 1, 1, 1) standard normal, what differs between people
-
-    def away(self, cx, cy) -> Tensor:
-        "How far each pixel lies from a place, cm."
-        return ((self.x - cx).square() + (self.y - cy).square()).sqrt_()
-
-    def inside(self, depth: Tensor, soft: float = 1.) -> Tensor:
-        "Share of each pixel inside a border, from its distance in cm."
-        return (depth / (self.cm * soft)).add_(0.5).clamp_(0, 1)
-
-# %% ../../nbs/16_image.ipynb #29031e42
-def _organs(canvas: _Canvas) -> Iterator: # (cover, grey level) of each
-    "Liver, stomach, spine and aorta from back to front."
-    b, inside, rough, fine, pulse = canvas.body, canvas.inside, canvas.rough, canvas.fine, canvas.pulse
-    bulge = 0.10 * pulse
-    depth = 6.2 + 0.4 * b[2] - canvas.away(-5.6 + 0.6 * b[0], 9.5 + 0.5 * b[1] - bulge)
-    yield inside(depth + 0.15), 0.06  # diaphragm
-    vessels = 0.16 * (fine - 1.0).clamp(min=0)
-    yield inside(depth), (0.26 + 0.03 * b[3]) * (1 + 0.10 * rough) + vessels  # liver
-    depth = 4.9 + 0.4 * b[6] - canvas.away(2.0 + 0.8 * b[4], 9.1 + 0.4 * b[5] - bulge)
-    yield inside(depth + 0.25), 0.50  # fat under the diaphragm
-    yield inside(depth), (0.24 + 0.10 * b[7]).clamp(0.08, 0.5) + 0.07 * rough  # stomach
-    yield inside(2.7 - canvas.away(9.6 + 0.3 * b[8], 9.3 + 0.3 * b[9]), 1.5), 0.30 + 0.05 * fine  # spine
-    radius = 1.15 + 0.09 * b[12] + 0.05 * pulse
-    depth = radius - canvas.away(6.0 + 0.3 * b[10], 5.7 + 0.3 * b[11])
-    yield inside(depth + 0.2), 0.14
-    yield inside(depth), 0.60 + 0.03 * fine - 0.06 * pulse  # aorta
-
-# %% ../../nbs/16_image.ipynb #341a7980
-def _chest_wall(canvas: _Canvas) -> Iterator: # (cover, grey level) of each
-    "Fat, muscle and ribs in front."
-    b, inside, rough, fine = canvas.body, canvas.inside, canvas.rough, canvas.fine
-    chest = 11.2 + 0.45 * b[13] + 0.03 * canvas.pulse
-    out = canvas.away(3.2, 4.6) - chest + 0.12 * rough  # cm outside of the chest wall's inside
-    thick = 0.35 + 0.3 * (0.5 * b[14]).exp()
-    yield inside(out + 0.75 + 0.35 * rough), 0.50 + 0.07 * fine  # fat behind the sternum
-    yield inside(out), 0.17 + 0.03 * fine
-    angle = torch.atan2(canvas.y - 4.6, canvas.x - 3.2)
-    from_rib = torch.remainder(angle * 13 + 2 * b[15], 6.5) - 3.2
-    across = (from_rib * 0.8).square()
-    yield inside(0.42 - (across + (out - 0.75).square()).sqrt_()), 0.36
-    yield inside(out - 1.4 - 0.1 * fine), 0.70 + 0.05 * rough
-    yield inside(out - 1.4 - 2.5 * thick), 0.02
-
-# %% ../../nbs/16_image.ipynb #15c037cf
-def _surround(
-    a: dict,       # anatomy
-    size: int,
-    cm: float,     # side of a pixel
-    rough: Tensor, fine: Tensor, # (n, 1, 1, size, size) textures
-    pulse: Tensor, # (P,) 0 at end-diastole, 1 at end-systole
-) -> Tensor:       # (n, P, 1, size, size)
-    "Lung, liver, stomach, chest wall, spine and aorta, painted from back to front."
-    c = (torch.arange(size, device=rough.device) - (size - 1) / 2) * cm
-    body = a["body"].T
-    canvas = _Canvas(
-        x=c.view(1, 1, 1, 1, -1), y=c.view(1, 1, 1, -1, 1), cm=cm, rough=rough, fine=fine,
-        pulse=pulse.view(1, -1, 1, 1, 1), body=body.reshape(*body.shape, 1, 1, 1, 1))
-    lung = 0.05 + 0.09 * (fine - 0.6).clamp(min=0) + 0.015 * rough  # with vessels
-    img = lung.repeat(1, len(pulse), 1, 1, 1)
-    for cover, value in (*_organs(canvas), *_chest_wall(canvas)):
-        img.lerp_(torch.as_tensor(value, dtype=img.dtype, device=img.device), cover)
-    return img
+from .surround import surround, texture
 
 # %% ../../nbs/16_image.ipynb #e3a83529
 def _per_patient(x: Tensor) -> Tensor: # (n,) -> (n, 1, 1, 1, 1), beside (n, Z, F, size, size)
@@ -155,9 +61,9 @@ def _scenery(
 ) -> dict:         # maps (n, 1, 1, size, size)
     "What the frames of a patient share."
     m = polar_maps(a, size, spacing)
-    rough, fine = (_texture(b, size) for b in bits)
+    rough, fine = (texture(b, size) for b in bits)
     pulse = torch.arange(2, device=rough.device)
-    still, moved = _surround(a, size, m["cm"], rough, fine, pulse).split(1, 1)
+    still, moved = surround(a, size, m["cm"], rough, fine, pulse).split(1, 1)
     return m | _tissues(a, m, rough, fine) | _papillary_muscles(a, m, fine) | dict(still=still, moved=moved)
 
 # %% ../../nbs/16_image.ipynb #b77a5132
