@@ -15,7 +15,8 @@ _HOMES = {
     "simulate.patients": ("simulate",),
     "signal.ecg": ("denoise", "normalize"),
     "signal.cmr": ("preprocess",),
-    "signal.beats": ("detect_r_peaks", "segment_beats"),
+    "signal.beats": ("detect_r_peaks",),
+    "signal.segments": ("segment_beats",),
     "nets.encoders": ("ECGEncoder", "CMREncoder"),
     "nets.mae": ("MAE",),
     "nets.losses": (

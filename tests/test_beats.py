@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from makers import muse, record
 from pydicom.data import get_testdata_file
 
-from ptacl.signal.beats import beat_weights, detect_r_peaks, find_beats, _pad_r_peaks, r_peaks_of, segment_beats
+from ptacl.signal.beats import detect_r_peaks, find_beats, _pad_r_peaks, r_peaks_of
+from ptacl.signal.segments import beat_weights, segment_beats
 from ptacl.signal.sure_beats import judge_beats, rhythm_of, sure_r_peaks
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import LEADS

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from hypothesis import given, strategies as st
 
 from ptacl.bench import bench, data, measure, plain, training
-from ptacl.signal.beats import beat_weights, detect_r_peaks, r_peaks_of, segment_beats
+from ptacl.signal.beats import detect_r_peaks, r_peaks_of
+from ptacl.signal.segments import beat_weights, segment_beats
 from ptacl.signal.ecg import denoise
 from ptacl.nets.encoders import _attend
 from ptacl.core.errors import PtaclError

@@ -211,6 +211,9 @@ def test_files_say_whose_maps_and_all_that_is_set(cohort):
     e.group.value = "all"
     name, content = exported(e, "CSV")
     assert name == "mean-of-5_mean-of-all.csv" and set(pd.read_csv(io.BytesIO(content)).patient) == {"mean-of-5"}
+    e.shift.value = 100; e.drop["V1"].value = True                                      # means are of undisturbed records
+    assert exported(e, "CSV") == (name, content) and e.page.view["state"] == "mean of all" and "undisturbed" in e.page.view["alert"]
+    assert e.asked().shift == 0.1                                                       # and come back with one patient
     e.circular.value = True
     assert exported(e, "scores")[0] == "scores_circular-time.csv"
 
@@ -262,7 +265,13 @@ def test_a_view_is_opened_again_from_its_address(cohort):
     e.page.patient = 4; e.page.cell = [3, 7]; e.shown["σ = 0"].value = False; e.shift.value = -50; e.softmax.value = True; e.film.value = "still"
     again = AlignmentExplorer(cohort, models, query=e.page.query)
     assert again.asked() == e.asked() and again.page.patient == 4 and again.page.cell == [3, 7] and again.page.view["state"] == e.page.view["state"]
-    odd = AlignmentExplorer(cohort, models, query="patient=nobody&cell=99-1&depth=77&drop=V9&film=backwards&group=x&shown=none&carries=me&token=abc")
+    e.tabs.selected_index = e.plane_tab; e.of_model.index = 1; e.colour.index = 2
+    again = AlignmentExplorer(cohort, models, query=e.page.query)
+    assert (again.tabs.selected_index, again.of_model.index, again.colour.index) == (e.plane_tab, 1, 2) and again.page.plane
+    again.reset()
+    assert (again.of_model.index, again.colour.index) == (0, 0)
+    nonsense = "patient=nobody&cell=99-1&depth=77&drop=V9&film=backwards&group=x&shown=none&carries=me&token=abc&plane=none&colour=none"
+    odd = AlignmentExplorer(cohort, models, query=nonsense)
     assert odd.asked().film == "" and odd.page.cell == [0, 0] and "token" not in odd.page.query
 
 

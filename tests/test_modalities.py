@@ -20,7 +20,7 @@ from ptacl.nets.losses import alignment_matrix
 from ptacl.nets.mae import MAE
 from ptacl.nets.trimodal import start_modalities
 from ptacl.nets.weights import from_pretrained
-from ptacl.signal.beats import segment_beats
+from ptacl.signal.segments import segment_beats
 from ptacl.studies.experiments import run_experiment
 from ptacl.studies.unpaired import WAYS, _Rounds, groups_of, _pairs_needed, _pseudo_pair_step, _transport
 from ptacl.train.loop import fit
@@ -208,7 +208,7 @@ def test_pairs_that_are_saved_lie_on_the_curve():
 
 
 @pytest.mark.parametrize("name, changes", [("trimodal", {"shares": [0.5], "arms": ["ECG + echo", "ECG + CMR + echo"]}),
-                                           ("unpaired", {"shares": [0.25, 1.0], "n_train": 28, "n_val": 4})])
+                                           ("unpaired", {"shares": [0.25, 1.0], "n_train": 28, "n_val": 4, "settings": {"views": "strong"}})])
 def test_a_study_says_what_it_found_and_whether_it_learned(tmp_path, name, changes):
     small = {"n_train": 24, "n_test": 20, "epochs": 1, "n_boot": 10, "seeds": [0], "output_dir": str(tmp_path)}
     folder, found = run_experiment(name, small | changes)
@@ -218,3 +218,4 @@ def test_a_study_says_what_it_found_and_whether_it_learned(tmp_path, name, chang
     assert (folder / f"{name}.html").exists()
     if name == "unpaired":
         assert {x["way"] for x in found["parameters"]["pairs_saved"]} == set(WAYS[1:]) and found["parameters"]["pairs"]["25%"] == 6
+        assert found["parameters"]["settings"] == {"views": "strong"} and "workshop, views strong" in (folder / f"{name}.html").read_text()

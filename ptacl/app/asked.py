@@ -71,6 +71,11 @@ class Asked(dict):
         "Is the ECG another one than the cohort's?"
         return bool(self.shift or self.noise or self.drop or self.rhythm)
 
+    def undisturbed(self) -> "Asked":
+        "The same of records as the cohort has them, of which means are."
+        of_one_record = ("shift", "noise", "drop", "rhythm", "carries")
+        return Asked(**self | {key: self.DEFAULTS[key] for key in of_one_record})
+
 # %% ../../nbs/70_asked.ipynb #b7a12079
 def _words_of_maps(asked: Asked, names: list) -> list[str]:
     "Whose maps are drawn, and how."

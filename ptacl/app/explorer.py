@@ -78,6 +78,7 @@ def _make_controls(self: AlignmentExplorer):
     tabs = {"Compare": self._compare_tab(), "What if": self._disturb_tab(), "Inside": self._inside_tab(),
             "All patients": self._plane_tab(), "Export": self._export_tab()}
     self.tabs = W.Tab(list(tabs.values()), titles=list(tabs))
+    self.plane_tab = list(tabs).index("All patients")
     self.controls = [self.pair, self.group, *self.shown.values(), self.difference,
                      self.softmax, self.temperature,
                      self.target, self.circular, self.shift, self.noise, *self.drop.values(), self.rhythm,
@@ -238,7 +239,7 @@ def set_asked(self: AlignmentExplorer, asked: Asked):
         for name in ("group", "difference", "target", "circular", "noise", "rhythm", "film", "carries"):
             _set(getattr(self, name), asked[name])
 
-
+# %% ../../nbs/72_explorer.ipynb #b2841a6c
 @patch
 def reset(self: AlignmentExplorer):
     "Everything as it was at the start, but for the patient who is open."
@@ -246,6 +247,8 @@ def reset(self: AlignmentExplorer):
     with self._quietly():
         for control, value in zip(self.controls, self.defaults):
             control.value = value
+        for control in (self.of_model, self.colour):
+            control.index = 0
     self.refresh()
 
 # %% ../../nbs/72_explorer.ipynb #c325458f
@@ -258,6 +261,10 @@ def _take_query(self: AlignmentExplorer, query: str):
         self.page.patient = ids.index(more["patient"])
     self.page.ticked = [ids.index(name) for name in more.get("ticked", "").split(",") if name in ids]
     self.set_asked(asked)
+    if "plane" in more:
+        self.tabs.selected_index = self.plane_tab
+        _set(self.of_model, more["plane"])
+        _set(self.colour, more.get("colour", ""))
     cell = [int(x) for x in more.get("cell", "").split("-") if x.isdigit()]
     if len(cell) == 2 and cell[0] < self.both.T and cell[1] < self.both.columns:
         self.page.cell = cell
@@ -267,9 +274,13 @@ def _take_query(self: AlignmentExplorer, query: str):
 def _say_address(self: AlignmentExplorer):
     "What is set, for the address."
     asked = self.asked()
+    plane = {}
+    if self.tabs.selected_index == self.plane_tab:
+        plane = {"plane": self.of_model.value, "colour": self.colour.value}
     ticked = ",".join(self.both.ids[i] for i in self.page.ticked) if asked.group == "ticked" else ""
     cell = "-".join(map(str, self.page.cell)) if any(self.page.cell) else ""
-    self.page.query = to_query(asked, patient=self.both.ids[self.page.patient], cell=cell, ticked=ticked)
+    patient = self.both.ids[self.page.patient]
+    self.page.query = to_query(asked, patient=patient, cell=cell, ticked=ticked, **plane)
 
 # %% ../../nbs/72_explorer.ipynb #41100a6a
 @patch
@@ -332,22 +343,22 @@ def refresh(self: AlignmentExplorer, alert: str = ""):
     if self.quiet:
         return
     alert = self._use_pair() or alert
-    asked = self.asked()
+    asked, own = self.asked(), self.own
     over = None
     try:
         over = self.selection()
     except PtaclError as e:
         alert = str(e)
-    if over is not None and (asked.disturbed() or self.own):
-        alert = alert or _UNDISTURBED
+    if over is not None:
+        alert = alert or (_UNDISTURBED if asked.disturbed() or own else "")
+        asked, own = asked.undisturbed(), None
     try:
-        view, self.maps = view_of(self.both, self.page.patient, asked, self.own, over, alert, self.doubts)
+        view, self.maps = view_of(self.both, self.page.patient, asked, own, over, alert, self.doubts)
     except PtaclError as e: # of a rhythm that this patient cannot have
         self._without_rhythm(str(e))
         return
     self.page.view = view
-    self.label = _label_of(view["patient"], state_words(asked, list(self.both.models)), bool(self.own), over)
-    self._say_address()
+    self.label = _label_of(view["patient"], state_words(asked, list(self.both.models)), bool(own), over)
     self._show_plane()
 
 
@@ -369,9 +380,9 @@ def _label_of(patient: str, words: list, own: bool, over: list | None) -> str:
 
 @patch
 def _show_plane(self: AlignmentExplorer):
-    "All patients, while their tab is open."
-    is_open = self.tabs.titles[self.tabs.selected_index or 0] == "All patients"
-    if not is_open:
+    "All patients, while their tab is open; the address says so."
+    self._say_address()
+    if self.tabs.selected_index != self.plane_tab:
         self.page.plane = {}
         return
     fig = plane_figure(self.both, self.of_model.value, self.colour.value, self.page.patient)

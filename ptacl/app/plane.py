@@ -55,17 +55,24 @@ def _pairs(a: np.ndarray, b: np.ndarray) -> go.Scatter: # (n, 2) each
                       connectgaps=False, showlegend=False)
 
 
+def _in_words(colour: pd.Series, label: str) -> list[str]:
+    "What a mark says of its patient."
+    say = {0: "F", 1: "M"}.get if label == "sex" else "{:.3g}".format
+    return colour.map(say, na_action="ignore").fillna("not known").tolist()
+
+
 def _cloud(
     at: np.ndarray, modality: str, symbol: str, colour: pd.Series, label: str, ids: list
 ) -> go.Scatter:
     "One mark for each patient. Grey: not known."
     known = colour.notna().to_numpy()
-    shown = f"%{{text}}, {modality}<br>{label} %{{marker.color:.3g}}<extra></extra>"
+    shown = f"%{{text}}, {modality}<br>{label} %{{hovertext}}<extra></extra>"
     marker = {"symbol": symbol, "size": 8, "color": colour.fillna(colour.mean()).tolist(),
               "coloraxis": "coloraxis", "opacity": np.where(known, 1.0, 0.15).tolist(),
               "line": {"width": 0.5, "color": "#222"}}
     return go.Scatter(x=at[:, 0].tolist(), y=at[:, 1].tolist(), mode="markers", text=ids, name=modality,
-                      customdata=list(range(len(ids))), hovertemplate=shown, marker=marker)
+                      hovertext=_in_words(colour, label), hovertemplate=shown,
+                      customdata=list(range(len(ids))), marker=marker)
 
 
 _RING = {"line": {"width": 2.5}}

@@ -28,7 +28,8 @@ from ..data.store import to_counts
 from ..evaluate.regression import linear_probe
 from ..evaluate.retrieval import nearest, phenotype_retrieval
 from ..signal.augment import CMRAugment
-from ..signal.beats import MANY_RECORDS, detect_r_peaks, r_peaks_of, segment_beats
+from ..signal.beats import MANY_RECORDS, detect_r_peaks, r_peaks_of
+from ..signal.segments import segment_beats
 from ..signal.ecg import denoise
 from ..simulate.cohorts import write_virtual
 from ..simulate.patients import simulate

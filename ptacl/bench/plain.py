@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from ..signal.augment import CMRAugment, augment_ecg, corrupt_ecg, random_crop
-from ..signal.beats import segment_beats
+from ..signal.segments import segment_beats
 from ..signal.ecg import wavelet_bands
 from ..nets.encoders import CMREncoder
 from ..core.errors import PtaclError

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from ..core.presets import FS
 from .judging import ask, expect, judge, passed, same, to_array
-from ..signal.beats import segment_beats
+from ..signal.segments import segment_beats
 
 # %% ../../nbs/93_session_3_beats.ipynb #1f94a6c5
 _R_PEAKS = np.array([0.35, 1.15, 2.05, 2.75, 3.6, 4.5])  # s, the R-peaks of `_strip`
