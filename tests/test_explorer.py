@@ -667,12 +667,15 @@ def check_sizes(page):
 
 
 def check_axe(page):
-    "axe-core finds nothing serious, in either scheme."
-    axe = Axe()
+    "axe-core finds nothing serious in any tab, in either scheme."
+    axe, tabs = Axe(), page.get_by_role("tab").all()                                     # a page of its own has none
     for scheme in ("dark", "light"):
-        page.emulate_media(color_scheme=scheme); page.wait_for_timeout(800)
-        found = [(v["impact"], v["id"], v["nodes"][0]["html"][:200]) for v in axe.run(page).response["violations"]]
-        assert not [v for v in found if v[0] in ("serious", "critical")], found
+        page.emulate_media(color_scheme=scheme)
+        for tab in tabs or [None]:
+            if tab: tab.click()
+            page.wait_for_timeout(800)
+            found = [(v["impact"], v["id"], v["nodes"][0]["html"][:200]) for v in axe.run(page).response["violations"]]
+            assert not [v for v in found if v[0] in ("serious", "critical")], (tab and tab.inner_text(), found)
 
 
 def test_another_pair_in_voila(chromium, three, tmp_path):

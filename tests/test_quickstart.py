@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ptacl.app.cli import app
+from ptacl.app.comparison import Compared, open_models
 from ptacl.core.errors import PtaclError
 from ptacl.studies.experiments import check_parameters, find_experiment, parameters_of
 from ptacl.nets.joint import PTACL
@@ -80,6 +82,19 @@ def test_last_lines_say_where_and_the_key_numbers(run):
     for model, scores in run.result["alignment"].items():
         line = next(line for line in said if line.split()[:1] == [model])
         assert f"within_one {scores['within_one']:.3f}" in line and f"exact {scores['exact']:.3f}" in line
+
+
+def test_what_it_says_to_do_next_can_be_done_as_printed(run, tmp_path, monkeypatch):
+    "`share` is run; of `explore`, whose page has tests of its own, the models and the cohort are opened."
+    last = [cell for cell in run.notebook["cells"] if cell.get("outputs")][-1]
+    printed = "".join("".join(output["data"]["text/markdown"]) for output in last["outputs"])
+    look, look_at_files, share = [shlex.split(line)[1:] for line in printed.splitlines() if line.startswith("    ptacl ")]
+    monkeypatch.chdir(tmp_path)
+    shared = CliRunner().invoke(app, share)
+    assert shared.exit_code == 0 and (tmp_path / "shared_model" / "README.md").exists(), shared.output
+    assert look[0] == look_at_files[0] == "explore" and look[1:] == look_at_files[1:-2] and look_at_files[-2] == "--cohort"
+    models = [folder for option, folder in zip(look[1::2], look[2::2]) if option == "--model"]
+    assert list(Compared(look_at_files[-1], models).models) == list(open_models(models)) and len(models) == 2
 
 
 def test_progress_is_seen_while_it_runs(run):
