@@ -236,8 +236,8 @@ def test_a_gain_that_makes_an_impossible_qrs(fs):
     t = np.arange(10 * fs) / fs
     qrs = sum(np.exp(-.5 * ((t - k) / .012) ** 2) for k in np.arange(.5, 10, .8))
     wander = 2 * np.sin(2 * np.pi * .3 * t)
-    for size, good in ((1.5, True), (4.5, True), (7.5, False), (15, False)):
-        pairs = [(lead, size * qrs + wander) for lead in LEADS]
+    for size, good in ((0.001, False), (0.01, False), (0.1, True), (1.5, True), (4.5, True), (7.5, False), (15, False)):
+        pairs = [(lead, size * qrs + min(size, 1) * wander) for lead in LEADS]
         if good: assert make_ecg(pairs, fs).signal.shape == (12, 10 * fs)
         else:
             with pytest.raises(PtaclError, match="a typical .* unit or gain is wrong"): make_ecg(pairs, fs)

@@ -43,9 +43,9 @@ def test_numpy(tmp_path, x):
 
 def test_what_an_npz_holds_beside_the_array(tmp_path, x):
     order = [*range(6, 12), *range(6)]
-    named = npz(ecg=x[order], fs=250, units="uVolt", lead_names=[f"ECG {LEADS[k]}" for k in order])
+    named = npz(ecg=1000 * x[order], fs=250, units="uVolt", lead_names=[f"ECG {LEADS[k]}" for k in order])
     ecg = read_ecg(written(tmp_path, "a.npz", named), unit="mV", fs=500)  # the file's own word counts
-    np.testing.assert_allclose(ecg.signal, x / 1000, atol=1e-6)
+    np.testing.assert_allclose(ecg.signal, x, atol=1e-6)
     assert ecg.fs == 250 and ecg.meta["leads_by"] == "name"
     with pytest.raises(PtaclError, match="2 arrays of it have an axis of twelve"): read_ecg(written(tmp_path, "b.npz", npz(a=x, b=x)), **FACTS)
 

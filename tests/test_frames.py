@@ -261,7 +261,7 @@ def test_a_name_that_says_another_packing(tmp_path):
 
 # where a film begins
 
-@pytest.mark.parametrize("shift, said", [(0, False), (1, False), (-1, False), (10, True), (-8, True)])
+@pytest.mark.parametrize("shift, said", [(0, False), (1, False), (-1, False), (10, True), (-8, True), (-6, True)])
 def test_a_film_that_begins_elsewhere_is_said_to(tmp_path, shift, said):
     cine = np.roll(beating(), shift, axis=0)
     for file in (written(tmp_path, ukb_zip(scan(cine))), written(tmp_path, nifti(cine), "sa.nii")):

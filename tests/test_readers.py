@@ -225,7 +225,7 @@ def in_pressure(ds):
     (in_pressure, "unknown unit"),
     (lambda ds: setattr(ds.WaveformSequence[0], "WaveformOriginality", "DERIVED"), "no original waveform"),
     (lambda ds: setattr(ds.WaveformSequence[0], "NumberOfWaveformSamples", 2_000_000_000), "lasts 33333 min"),
-    (lambda ds: setattr(ds.WaveformSequence[0], "NumberOfWaveformSamples", 200_000), "ValueError"),
+    (lambda ds: setattr(ds.WaveformSequence[0], "NumberOfWaveformSamples", 200_000), "shorter than the .* bytes .*cut short"),
     (lambda ds: delattr(ds, "WaveformSequence"), "no waveform in it"),
 ])
 def test_dicom_refused(changed, edit, why):

@@ -70,6 +70,8 @@ def _slow(curve: np.ndarray) -> np.ndarray: # (F,)
     harmonics[4:] = 0
     return np.fft.irfft(harmonics, len(curve))
 
+_LESS_BLOOD = 1 / 3 # of the range between the emptiest and the fullest frame
+
 def _beginning(cine: Cine) -> tuple: # of warnings
     "What is to be said of a film that does not begin at end-diastole."
     F = len(cine.frames)
@@ -80,10 +82,10 @@ def _beginning(cine: Cine) -> tuple: # of warnings
         return ()
     slow = _slow(curve)
     low, high = slow.min(), slow.max()
-    if high - low < 0.1 * high or slow[0] > (low + high) / 2:
+    if high - low < 0.1 * high or slow[0] > high - _LESS_BLOOD * (high - low):
         return ()
-    return (f"frame 0 shows less blood than half of the frames' range, and frame {slow.argmax()} of {F} "
-            "the most: the film seems not to begin at end-diastole (the R-peak)",)
+    return (f"frame 0 shows less blood than two thirds of the frames' range, and frame {slow.argmax()} "
+            f"of {F} the most: the film seems not to begin at end-diastole (the R-peak)",)
 
 # %% ../../nbs/33_dicom.ipynb #2716acb4
 def _folder_reader(path: Path): # -> function of the path

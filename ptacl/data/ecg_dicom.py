@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pydicom.filereader import read_sequence
 from pydicom.tag import Tag
 from pydicom.waveforms import multiplex_array
+from pydicom.waveforms.numpy_handler import WAVEFORM_DTYPES
 from ..core.errors import PtaclError
 from ..core.presets import LEADS
 from .recordings import ECG, MAX_HEADER_READS, MAX_NESTED_BYTES, check_duration, read_bytes
@@ -25,7 +26,7 @@ SCP_LEADS = dict(zip(("1", "2", "61", "62", "63", "64", *"345678"), LEADS))
 
 def _channel_lead(channel) -> str | None: # item of a ChannelDefinitionSequence
     "Our name of a DICOM channel: by its meaning, its label, or its code."
-    source = channel.ChannelSourceSequence[0]
+    source = (channel.get("ChannelSourceSequence") or [pydicom.Dataset()])[0]
     code = re.split(r"[-:]", str(source.get("CodeValue", "")))
     by_code = SCP_LEADS.get(code[-1]) if len(code) > 1 else None
     return lead_name(source.get("CodeMeaning")) or lead_name(channel.get("ChannelLabel")) or by_code
@@ -34,7 +35,10 @@ def _channel_scale(channel) -> tuple: # mV of one stored unit, baseline in mV
     "The scale of a DICOM channel. Raises `PtaclError` where it has no unit."
     if channel.get("ChannelSensitivity") is None:
         raise PtaclError("a channel has no sensitivity: its voltages have no unit")
-    mv = to_millivolt(channel.ChannelSensitivityUnitsSequence[0].CodeValue)
+    units = channel.get("ChannelSensitivityUnitsSequence")
+    if not units or not units[0].get("CodeValue"):
+        raise PtaclError("a channel's sensitivity has no unit (ChannelSensitivityUnitsSequence)")
+    mv = to_millivolt(units[0].CodeValue)
     correction = channel.get("ChannelSensitivityCorrectionFactor")
     factor = float(channel.ChannelSensitivity) * float(1 if correction is None else correction)
     return factor * mv, float(channel.get("ChannelBaseline") or 0) * mv
@@ -52,6 +56,29 @@ def _without_skew(x: np.ndarray, channel, fs: float) -> np.ndarray: # (N,); NaN 
     times = np.arange(len(x))
     return np.interp(times, times + samples, x, left=np.nan, right=np.nan)
 
+# %% ../../nbs/31_ecg_dicom.ipynb #fb20b382
+_SIZES = ("NumberOfWaveformSamples", "NumberOfWaveformChannels", "SamplingFrequency")
+
+def _is_positive(value) -> bool:
+    "Whether a DICOM value is one number above 0."
+    try:
+        return 0 < float(value) < np.inf
+    except (TypeError, ValueError): # not there, several, or no number
+        return False
+
+def _check_group(group, number: int) -> None: # item of a WaveformSequence; from 1
+    "Raises `PtaclError` where a multiplex group does not say how many samples it has, and of which kind."
+    wrong = [name for name in _SIZES if not _is_positive(group.get(name))]
+    if wrong:
+        raise PtaclError(f"{wrong[0]} of waveform {number} is missing, or no number above 0")
+    bits = group.get("WaveformBitsAllocated")
+    bits = int(bits) if _is_positive(bits) else 0
+    if (bits, str(group.get("WaveformSampleInterpretation"))) not in WAVEFORM_DTYPES:
+        raise PtaclError(f"WaveformBitsAllocated and WaveformSampleInterpretation of waveform {number} are "
+                         "missing, or none that DICOM knows")
+    if not group.get("ChannelDefinitionSequence"):
+        raise PtaclError(f"waveform {number} does not say which leads it holds (ChannelDefinitionSequence)")
+
 # %% ../../nbs/31_ecg_dicom.ipynb #fd603245
 def _rhythm_group(groups) -> int: # items of a WaveformSequence -> index of the rhythm strip
     "The original multiplex group with most leads, and the longest of these."
@@ -61,6 +88,8 @@ def _rhythm_group(groups) -> int: # items of a WaveformSequence -> index of the 
     original = [i for i, g in enumerate(groups) if g.get("WaveformOriginality") != "DERIVED"]
     if not original:
         raise PtaclError("holds no original waveform, only derived ones such as a median beat")
+    for i in original:
+        _check_group(groups[i], i + 1)
     return max(original, key=leads_and_seconds)
 
 # %% ../../nbs/31_ecg_dicom.ipynb #28a12a60
@@ -157,10 +186,15 @@ def _open_waveforms(path): # -> DICOM dataset
     return ds
 
 def _group_samples(ds, i: int) -> np.ndarray: # (N, channels) stored units, NaN where a sample is padding
-    "The samples of a multiplex group."
+    "The samples of a multiplex group. Raises `PtaclError` where there are too few."
+    group = ds.WaveformSequence[i]
+    values = int(group.NumberOfWaveformSamples) * int(group.NumberOfWaveformChannels)
+    needed = values * group.WaveformBitsAllocated // 8
+    if len(group.get("WaveformData") or b"") < needed:
+        raise PtaclError(f"WaveformData of waveform {i + 1} is shorter than the {needed} bytes that its "
+                         "header promises: it is cut short", "Fetch it again.")
     raw = multiplex_array(ds, i, as_raw=True)
     samples = raw.astype(float)
-    group = ds.WaveformSequence[i]
     if "WaveformPaddingValue" in group:
         padding = np.frombuffer(group.WaveformPaddingValue[:raw.itemsize], raw.dtype)
         samples[raw == padding] = np.nan

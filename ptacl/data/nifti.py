@@ -125,9 +125,13 @@ def _check_voxels(header, shape: tuple) -> None: # (F, Z, H, W)
 
 # %% ../../nbs/32_nifti.ipynb #5a31b0da
 def _one_slice(image, f: int, z: int) -> np.ndarray: # nibabel array proxy -> (H, W) float32
-    "One slice of one frame. Raises `PtaclError` unless all of it is finite."
+    "One slice of one frame. Raises `PtaclError` unless all of it is there and finite."
+    try:
+        stored = image[(..., z, f)[:len(image.shape) - 1]]
+    except ValueError: # nibabel's, where there are too few bytes
+        raise PtaclError("has fewer voxels than its header says: cut short", "Fetch it again.") from None
     with np.errstate(over="ignore"):
-        voxels = image[(..., z, f)[:len(image.shape) - 1]].T.astype(np.float32)
+        voxels = stored.T.astype(np.float32)
     if not np.isfinite(voxels).all():
         raise PtaclError("its voxels are not all finite numbers")
     return voxels

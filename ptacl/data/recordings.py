@@ -6,9 +6,12 @@
 __all__ = ['ECG', 'Cine']
 
 # %% ../../nbs/30_recordings.ipynb #1af4be67
+import gzip
 import numpy as np
+import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +19,7 @@ from importlib import import_module
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
+from xml.etree.ElementTree import ParseError
 from ..core.errors import PtaclError
 from ..core.presets import LEADS
 from ..core.privacy import mask_ids
@@ -49,6 +53,12 @@ class Cine:
         return f"Cine({self.meta.get('format')}, {size}, {self.spacing} mm)"
 
 # %% ../../nbs/30_recordings.ipynb #adf35b35
+# what a library raises on a file that ends too early, or of which a part is wrong
+_DAMAGE = (
+    EOFError, struct.error, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile, ParseError, UnicodeDecodeError)
+_DAMAGED = "It is damaged, cut short or of another format: fetch it again."
+_NOT_FORESEEN = "It is of another format, damaged, or says something that is not foreseen here."
+
 @contextmanager
 def reading(
     path,      # the file
@@ -69,8 +79,7 @@ def reading(
         raise PtaclError("is a folder", "Give the file in it that is meant.", name) from None
     except Exception as e:
         why = f"cannot be read as {what} ({type(e).__name__})"
-        remedy = "It is damaged, cut short or of another format: fetch it again."
-        raise PtaclError(why, remedy, name) from None
+        raise PtaclError(why, _DAMAGED if isinstance(e, _DAMAGE) else _NOT_FORESEEN, name) from None
 
 # %% ../../nbs/30_recordings.ipynb #15cfc67e
 def extra_library(name: str): # -> module

@@ -47,7 +47,8 @@ def _bulk_file(name: str) -> tuple | None: # id, visit, kind
     return match[1], int(match[3]), "ecg" if match[2] == "20205" else "cine"
 
 _SUFFIXES = { # by folder
-    "ecg": ("ecg", (".xml", ".hea", ".dcm", ".npy", ".npz", ".h5", ".hdf5", ".csv", ".edf", ".bdf")),
+    "ecg": ("ecg", (".xml", ".hea", ".dcm", ".npy", ".npz", ".h5", ".hdf5", ".csv", ".tsv", ".mat", ".scp",
+                    ".edf", ".bdf")),
     "cmr": ("cine", (".zip", ".nii", ".nii.gz")),
 }
 
@@ -76,7 +77,9 @@ def _files_in(here: Path, folders: list, files: list, top: bool) -> Iterator: # 
     "What one folder of `os.walk` holds. Folders that are a recording themselves are taken out of `folders`."
     folders[:] = _visible(folders)
     files = _visible(files)
-    for name in sorted(files + folders):
+    records = [name for name in files if name.lower().endswith(".hea")]
+    signals = {f"{name[:-4]}.mat" for name in records} # MATLAB's files, where they belong to a WFDB record
+    for name in sorted({*files, *folders} - signals):
         found = _bulk_file(name) or (None if name in folders else _plain_file(here.name, name))
         if found:
             yield *found, here/name

@@ -101,7 +101,8 @@ def _without_gaps(signals: dict) -> tuple: # the same with bridged gaps, number 
     return {lead: _bridge_gaps(x) for lead, x in signals.items()}, sum(gaps.values())
 
 # %% ../../nbs/30_standard_leads.ipynb #f518742c
-_LARGEST_QRS = 6 # mV in a typical lead
+_LARGEST_QRS = 6     # mV in a typical lead
+_SMALLEST_QRS = 0.02 # mV, a tenth of what is called low voltage is 0.05
 
 def _check_typical(signal: np.ndarray) -> None: # (12, N) mV
     "Raises `PtaclError` where a typical lead spans more than a heart can."
@@ -111,7 +112,7 @@ def _check_typical(signal: np.ndarray) -> None: # (12, N) mV
         raise PtaclError(f"a typical lead spans {span:.0f} mV: its unit or gain is wrong in the file")
 
 def _check_qrs(signal: np.ndarray, fs: float) -> None: # (12, N) mV
-    "Raises `PtaclError` where the quick part of a typical lead is larger than any QRS."
+    "Raises `PtaclError` where the quick part of a typical lead is larger or smaller than any QRS."
     around = max(3, round(0.6 * fs) | 1)
     if signal.shape[1] <= around:
         return
@@ -121,6 +122,9 @@ def _check_qrs(signal: np.ndarray, fs: float) -> None: # (12, N) mV
     if span > _LARGEST_QRS:
         raise PtaclError(f"a typical QRS of it spans {span:.1f} mV, and no heart's does: "
                          "its unit or gain is wrong in the file")
+    if 0 < span < _SMALLEST_QRS: # 0: a flat record is for the quality verdict
+        raise PtaclError(f"a typical QRS of it spans {1000 * span:.1f} µV, and no heart's does: "
+                         "its unit or gain is wrong in the file, or no electrode was on")
 
 def make_ecg(
     pairs: Iterable, # (lead as the file calls it, (N,) mV) of each channel; others than the 12 are left out

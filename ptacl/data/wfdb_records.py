@@ -23,6 +23,7 @@ from .standard_leads import lead_name, make_ecg, to_millivolt
 _WFDB_SUFFIXES = (".hea", ".dat", ".mat")
 _SAMPLE_BYTES = {"8": 1, "16": 2, "24": 3, "32": 4, "61": 2, "80": 1, "160": 2, "212": 1.5,
                  "310": 4 / 3, "311": 4 / 3} # by format
+_FORMATS = {*_SAMPLE_BYTES, "508", "516", "524"} # and those that are compressed
 # format, samples in a frame, skew, bytes before the first sample
 _FORMAT = re.compile(r"(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?")
 
@@ -112,7 +113,7 @@ def _check_signals(signals: list, count: int) -> None: # lines of signals, in wo
         raise PtaclError(f"its header has {len(signals)} lines of signals, and its first line says {count}")
     for k, words in enumerate(signals, 1):
         form = _FORMAT.fullmatch(words[1]) if len(words) > 1 else None
-        if form is None:
+        if form is None or form[1] not in _FORMATS or form[2] == "0":
             raise PtaclError(f"the format of signal {k} in its header is none of WFDB")
         if int(form[2] or 1) > 16:
             raise PtaclError(f"signal {k} has {form[2]} samples in a frame: no resting ECG")
