@@ -155,7 +155,7 @@ def _ingest_command(
     withdrawn: Annotated[Path | None, typer.Option(
         help="file with the ids of those who withdrew, one a line: they are removed")] = None,
     quarantine: Annotated[Path | None, typer.Option(
-        help="write those who could not be read, or whose R-peaks are doubtful, to this CSV file")] = None,
+        help="write those who could not be read, or whose R-peaks or film are doubtful, to this CSV")] = None,
     names: Annotated[Path | None, typer.Option(
         help="write ids and pseudonyms to this CSV file; as secret as the key")] = None,
 ):

@@ -125,7 +125,7 @@ class Ingested:
     doubtful: pd.DataFrame = field(default_factory=pd.DataFrame) # of the cohort: `doubtful_records`
 
     def listed(self) -> pd.DataFrame: # patient, what, reason, remedy
-        "Those who could not be read, and behind them those who are kept with doubtful R-peaks."
+        "Those who could not be read, and behind them those who are kept with doubtful R-peaks or films."
         return pd.concat([self.quarantine, self.doubtful], ignore_index=True)
 
     def __repr__(self):
@@ -133,9 +133,12 @@ class Ingested:
         total += f"; {len(self.quarantine)} in quarantine" + f"; {self.removed} removed" * bool(self.removed)
         lines = [total]
         lines += [f"  {k:5d}  {what}: {reason}" for (what, reason), k in counts_of(self.quarantine).items()]
-        if len(self.doubtful):
-            lines.append(f"  R-peaks of {len(self.doubtful)} in the cohort are doubtful: "
+        kept = self.doubtful.get("what", pd.Series(dtype=object)).value_counts()
+        if "R-peaks" in kept:
+            lines.append(f"  R-peaks of {kept['R-peaks']} in the cohort are doubtful: "
                          "kept, without a beat in the local loss")
+        if "film" in kept:
+            lines.append(f"  films of {kept['film']} in the cohort came with a warning: kept as they are")
         if len(self.quarantine) + len(self.doubtful):
             lines.append("  who they are and what to do: ptacl ingest … --quarantine FILE; "
                          "which files: --names FILE")

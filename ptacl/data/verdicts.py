@@ -8,6 +8,7 @@ __all__ = ['beat_verdicts', 'verdicts_in_words']
 # %% ../../nbs/39_verdicts.ipynb #1f719d78
 import numpy as np
 import pandas as pd
+from collections.abc import Iterable
 from .cohort import Cohort
 
 # %% ../../nbs/39_verdicts.ipynb #cb25649d
@@ -31,19 +32,25 @@ def beat_verdicts(
 
 # %% ../../nbs/39_verdicts.ipynb #d370249a
 _KEPT = "Kept, without a beat in the local loss: look at the record, and repair or replace it if it is wrong"
+_FILM_KEPT = "Kept as it is: look at the film, and repair or replace it if it is wrong"
 
+def _rows(patients: Iterable, what: str, reasons: Iterable, remedy: str) -> pd.DataFrame:
+    "Rows in the columns of the quarantine."
+    found = pd.DataFrame({"patient": list(patients), "what": what, "reason": list(reasons), "remedy": remedy})
+    return found.astype(object)
+
+# %% ../../nbs/39_verdicts.ipynb #155e1298
 def doubtful_records(
     cohort: Cohort,
 ) -> pd.DataFrame: # patient, what, reason, remedy: columns of the quarantine
-    "Patients of the cohort whose R-peaks cannot be relied on, and why."
+    "Patients of the cohort whose R-peaks cannot be relied on, and those whose film came with a warning."
     verdicts = cohort.table["beat_quality"]
     doubtful = verdicts[verdicts.str.startswith("doubtful")]
-    return pd.DataFrame({
-        "patient": doubtful.index.to_numpy(object),
-        "what": "R-peaks",
-        "reason": doubtful.to_numpy(object),
-        "remedy": _KEPT,
-    })
+    said = ((facts.get("cine") or {}).get("warnings") for facts in cohort.provenance)
+    films = {patient: "; ".join(words) for patient, words in zip(verdicts.index, said) if words}
+    return pd.concat([
+        _rows(doubtful.index, "R-peaks", doubtful, _KEPT),
+        _rows(films, "film", films.values(), _FILM_KEPT)], ignore_index=True)
 
 # %% ../../nbs/39_verdicts.ipynb #afdf3e1a
 def _kind_of(reason: str) -> str:
