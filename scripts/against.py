@@ -22,7 +22,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 THREADS = 2
-PATIENTS = {"ukb": 48, "nifti": 48, "wfdb": 256}   # format -> virtual patients in the folder of that name
+PATIENTS = {"ukb": 192, "nifti": 48, "wfdb": 256}   # format -> virtual patients in the folder of that name
 
 PREAMBLE = '''
 import json, sys, time
@@ -72,6 +72,14 @@ SIMULATE = '''
 simulate = take("ptacl.simulate.patients.simulate", "ptacl.virtual.simulate")
 simulate(2, 0)
 say(seconds=seconds_of(simulate, 32, 1))
+'''
+
+BEATS = '''
+simulate = take("ptacl.simulate.patients.simulate", "ptacl.virtual.simulate")
+r_peaks_of = take("ptacl.signal.beats.r_peaks_of", "ptacl.beats.r_peaks_of")
+ecgs = simulate(128, 1, cine=False).ecg.numpy().repeat(32, 0)
+r_peaks_of(ecgs[:8], 500)
+say(seconds=seconds_of(r_peaks_of, ecgs, 500))
 '''
 
 INGEST = '''
@@ -199,6 +207,7 @@ ROWS = {
     "mae_ecg": Row("MAE step ECG, workshop, batch 128", STEP).filled(KIND="mae_ecg", SIZE=128),
     "mae_cmr": Row("MAE step CMR, workshop, batch 128", STEP).filled(KIND="mae_cmr", SIZE=128),
     "simulator": Row("simulator, ECG and 50 frames, 32 patients", SIMULATE),
+    "beats": Row("R-peaks of 4,096 records of twelve leads", BEATS),
     "ingest": Row("ingest, UK Biobank zips, 2 workers", INGEST, ("ukb",)).filled(FORMAT="ukb", WORKERS=2),
     "plain": Row("ingest against a plain loop, NIfTI, 1 worker (its time / the loop's)", PLAIN, ("nifti",)),
     "embed": Row(f"embed, {PATIENTS['wfdb']} WFDB records, with starting", EMBED, ("wfdb",)).filled(RECORDS=0),
