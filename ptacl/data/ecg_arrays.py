@@ -83,6 +83,16 @@ def obeys_einthoven(x: np.ndarray, share: float = 0.05) -> bool: # (12, N), of t
     size = np.sqrt((limb**2).mean()) if limb.size else 0
     return bool(size > 0 and np.sqrt(((limb - EINTHOVEN @ limb[:2])**2).mean()) < share * size)
 
+_ORDERS = (LEADS, ("I", "II", "III", "aVR", "aVF", "aVL", *LEADS[6:])) # the second is MIMIC's
+
+def _order_of(x: np.ndarray) -> tuple | None: # (12, N)
+    "Which of the orders that occur unnamed leads have, by Einthoven's law."
+    for order in _ORDERS:
+        rows = [order.index(lead) for lead in LEADS]
+        if obeys_einthoven(x[rows]):
+            return order
+    return None
+
 def array_ecg(array, told: dict, form: str) -> ECG: # told: of `_TOLD` and "record"
     "An ECG from an array and what is known of it. Raises `PtaclError` on what is not known."
     leads = list(told["leads"]) if told.get("leads") is not None else None
@@ -91,12 +101,13 @@ def array_ecg(array, told: dict, form: str) -> ECG: # told: of `_TOLD` and "reco
         if told.get(key) is None:
             raise PtaclError(f"does not say its {what}", f"Give {key}=, or a JSON beside it: "
                              '{"fs": 500, "unit": "mV"} with the right values.')
-    if leads is None and not obeys_einthoven(x):
+    order = leads or _order_of(x)
+    if order is None:
         raise PtaclError("does not name its leads, and they are not in the usual order: III is not II − I, "
                          "or aVR not −(I + II)/2", "Give leads=, twelve names in their order.")
     mv = to_millivolt(told["unit"])
     known = {"leads_by": "name" if leads else "Einthoven's law"}
-    return make_ecg(zip(leads or LEADS, x * mv), float(told["fs"]), format=form, **known)
+    return make_ecg(zip(order, x * mv), float(told["fs"]), format=form, **known)
 
 # %% ../../nbs/31_ecg_arrays.ipynb #ea69b5ae
 def _the_array(arrays: dict): # name -> array -> the one that can be an ECG

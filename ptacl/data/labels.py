@@ -193,7 +193,8 @@ def _check_thousands(name: str, cells: pd.Series) -> None: # cells: text, "" whe
     "Raises `PtaclError` where a column would be numbers, were it not for signs between thousands."
     grouped = cells.str.fullmatch(_GROUPED)
     if grouped.any() and _is_number(cells[~grouped]):
-        raise PtaclError(f"the column {name} parts thousands in row {rows_of(grouped.to_numpy())}",
+        rows = rows_of(grouped.to_numpy())
+        raise PtaclError(f"the column {name} has signs between thousands in row {rows}",
                          "Write its numbers without signs between thousands.")
 
 

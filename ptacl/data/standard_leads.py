@@ -102,7 +102,7 @@ def _without_gaps(signals: dict) -> tuple: # the same with bridged gaps, number 
 
 # %% ../../nbs/30_standard_leads.ipynb #f518742c
 _LARGEST_QRS = 6     # mV in a typical lead
-_SMALLEST_QRS = 0.02 # mV, a tenth of what is called low voltage is 0.05
+_SMALLEST_QRS = 0.02 # mV; low voltage begins at 0.5 in a limb lead
 
 def _check_typical(signal: np.ndarray) -> None: # (12, N) mV
     "Raises `PtaclError` where a typical lead spans more than a heart can."
