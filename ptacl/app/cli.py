@@ -16,6 +16,7 @@ from .endings import begin, end_by_hand, need, one_sentence
 from .model_commands import model_commands
 from .workshop_commands import workshop_commands
 from ..core.errors import PtaclError, did_you_mean
+from ..core.workers import expect_workers
 
 # %% ../../nbs/99_cli.ipynb #ab521108
 _HELP = "Joint representations of ECG and cardiac MRI. For research, not for clinical use."
@@ -160,6 +161,8 @@ def _ingest_command(
         help="write ids and pseudonyms to this CSV file; as secret as the key")] = None,
 ):
     "Read raw files into a cohort under pseudonyms."
+    if workers != 1 and not cluster:
+        expect_workers("ptacl.data.ingest")
     from ptacl.data.ingest import ingest, write_names
     from ptacl.inference.outputs import check_output
     with one_sentence("patients stored so far are kept; the same command goes on with the rest"):

@@ -67,8 +67,11 @@ class AlignmentExplorer(W.VBox):
         self._listen()
 
     def _repr_mimebundle_(self, **kw):
-        "Widgets live only beside a kernel; where there is none, a notebook shows this picture."
+        """Widgets live only beside a kernel; where there is none, a notebook shows this picture.
+        The page of `ptacl explore` always has one, and is a second quicker without."""
         bundle = super()._repr_mimebundle_(**kw)
+        if self.page.addressed:
+            return bundle
         return bundle | {"image/png": base64.b64encode(self._picture("png")).decode()}
 
 # %% ../../nbs/72_explorer.ipynb #edfd5589

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 from .endings import one_sentence
 from ..core.errors import PtaclError
+from ..core.workers import expect_workers
 
 # %% ../../nbs/98_model_commands.ipynb #9f0a1a60
 model_commands = typer.Typer()
@@ -50,6 +51,14 @@ def _keep_unless(force: bool, out: Path):
     if out.exists() and not force:
         raise PtaclError("exists already", "Give another --out, or --force to replace it", str(out))
 
+
+def _expect_readers(files: list[Path], workers: int, cluster: str | None) -> None:
+    "Processes that read many files load what they need while this one does."
+    many = len(files) > 64 or any(path.is_dir() for path in files)
+    if many and workers != 1 and not cluster:
+        expect_workers("ptacl.inference.screening")
+
+
 # %% ../../nbs/98_model_commands.ipynb #e3b8d1f6
 @model_commands.command("embed")
 def _embed_command(
@@ -59,6 +68,7 @@ def _embed_command(
     allow: _Allow = None, device: _Device = None, force: _Force = False,
 ):
     "Embed ECG files: one row each, the features that a probe works with."
+    _expect_readers(files, workers, cluster)
     from ptacl.inference.embedding import embed
     options = {
         "workers": workers, "cluster": cluster, "key": key, "own_names": own_names, "allow": allow or ()}
@@ -76,6 +86,7 @@ def _predict_command(
     allow: _Allow = None, device: _Device = None, force: _Force = False,
 ):
     "Predict phenotypes of ECG files, each with its interval; without one where a fault was allowed."
+    _expect_readers(files, workers, cluster)
     from ptacl.inference.prediction import load_probe, predict_phenotypes
     options = {
         "workers": workers, "cluster": cluster, "key": key, "own_names": own_names, "allow": allow or ()}

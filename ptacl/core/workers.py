@@ -6,12 +6,22 @@
 __all__ = []
 
 # %% ../../nbs/06_workers.ipynb #6d1e0003
+import cloudpickle
+import gc
 import joblib
-import torch
-from collections.abc import Iterable, Iterator
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import cache
 from threadpoolctl import ThreadpoolController
+from types import ModuleType
+from unittest.mock import patch
 from .errors import PtaclError
 
 # %% ../../nbs/06_workers.ipynb #6d1e0006
@@ -24,6 +34,7 @@ def blas_threads() -> ThreadpoolController:
 @contextmanager
 def one_thread() -> Iterator[None]:
     "torch and NumPy on one thread: the cores are shared out among patients, and threads wait by spinning."
+    import torch # two seconds, which a command spends better while its workers load the same
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -32,13 +43,80 @@ def one_thread() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
 
+# %% ../../nbs/06_workers.ipynb #a49b9077
+def _context(module: str): # -> multiprocessing context
+    "How workers are started; where they are copies, of a process that has loaded a module."
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    if module != "__main__":
+        context.set_forkserver_preload([module]) # heard before the first worker only
+    return context
+
+def expect_workers(module: str) -> None:
+    "Begin to load a module for workers that will come, beside this process. They do without it, too."
+    if _context(module).get_start_method() == "forkserver":
+        from multiprocessing.forkserver import ensure_running # Windows has none
+        ensure_running()
+
+
+# %% ../../nbs/06_workers.ipynb #bccfe3fe
+def _end_with_parent() -> None:
+    "End this process when the one that started it does."
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+def _begin_worker() -> None:
+    "What a worker does first: it hears Ctrl-C, ends without a word, and uses one core."
+    import torch
+    gc.freeze() # what was there stays out of collections, which would write into all of it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+
+def _call(packed: bytes): # by `WorkerPool.submit`
+    "In a worker: what the function returns."
+    function, arguments, options = pickle.loads(packed)
+    return function(*arguments, **options)
+
+
+# %% ../../nbs/06_workers.ipynb #ec7dddf7
+class WorkerPool(ProcessPoolExecutor):
+    "Workers that have loaded a module. At the end, what has not begun is dropped."
+    def __init__(self, workers: int, module: str):
+        super().__init__(workers, _context(module), _begin_worker)
+
+    def submit(self, function: Callable, /, *arguments, **options) -> Future:
+        """Have a worker call any function, also one of a notebook.
+        Raises `BrokenProcessPool` where a worker has died before."""
+        packed = cloudpickle.dumps((function, arguments, options))
+        # a worker begins here, and would run again what it finds in __main__
+        with patch.dict(sys.modules, {"__main__": ModuleType("__main__")}):
+            return super().submit(_call, packed)
+
+    def __exit__(self, *_):
+        self.shutdown(cancel_futures=True)
+
+
 # %% ../../nbs/06_workers.ipynb #b777faaa
 def shared_out(
     calls: Iterable, # of joblib.delayed
-    workers: int,    # processes; -1: one for each core
-) -> Iterable:       # of results, as they are done
-    "Calls on the cores of this machine."
-    return joblib.Parallel(workers, return_as="generator_unordered")(calls)
+    workers: int,    # processes; -1: one for each core; 1: this one
+) -> Iterator:       # of results, as they are done
+    """Calls on the cores of this machine.
+    Raises `BrokenProcessPool` where a worker died."""
+    calls = list(calls)
+    workers = min(joblib.effective_n_jobs(workers), len(calls))
+    if workers <= 1:
+        yield from (function(*arguments, **options) for function, arguments, options in calls)
+        return
+    with WorkerPool(workers, calls[0][0].__module__) as pool:
+        for done in as_completed([pool.submit(function, *arguments, **options)
+                                  for function, arguments, options in calls]):
+            yield done.result()
+
 
 # %% ../../nbs/06_workers.ipynb #6d1e0008
 @contextmanager

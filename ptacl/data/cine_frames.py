@@ -8,9 +8,11 @@ __all__ = []
 # %% ../../nbs/33_cine_frames.ipynb #554687ee
 import csv
 import io
+import math
 import numpy as np
 import pandas as pd
 import re
+from collections import Counter
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from pydicom.pixels import apply_rescale, pixel_array
@@ -63,7 +65,7 @@ def _as_number(value) -> float:
     if value is None or value == "":
         return float("nan")
     value = float(value)
-    return value if np.isfinite(value) else float("nan")
+    return value if math.isfinite(value) else float("nan")
 
 # %% ../../nbs/33_cine_frames.ipynb #520511bc
 _DIMENSIONS_OF_TIME = {Tag(keyword) for keyword in (
@@ -126,7 +128,7 @@ def _component(ds, k: int) -> str: # a value of `_COMPONENTS`, "" where the file
 def _without_phase(table: pd.DataFrame) -> tuple: # its rows, {component: images left out}
     "The images that show anatomy. Raises `PtaclError` where there are only phase, real or imaginary ones."
     other = table["component"].isin(["phase", "real", "imaginary"])
-    counts = table["component"][other].value_counts().to_dict()
+    counts = dict(Counter(table["component"][other]).most_common())
     if other.all():
         raise PtaclError(f"only {' and '.join(counts)} images, none that shows the heart's blood as bright",
                          "Give the magnitude images (ImageType M).")
@@ -276,7 +278,9 @@ def _load_images(path: Path) -> tuple: # table with one row for each frame, list
         # as plain objects: for so few rows the texts of Arrow cost more than they save
         columns = {name: [row[name] for row in heap.rows] for name in heap.rows[0]}
         table = pd.DataFrame(columns | {name: pd.Series(columns[name], dtype=object) for name in _TEXTS})
-        return table.drop_duplicates(["image", "frame", "at", "TriggerTime", "number"]), heap.images
+        if not table["image"].is_unique: # a file that is there twice
+            table = table.drop_duplicates(["image", "frame", "at", "TriggerTime", "number"])
+        return table, heap.images
     if _LONG_AXIS in heap.left_out:
         raise PtaclError(*_NO_LONG_AXIS)
     contours = ", only the scanner's own contours (InlineVF)" if heap.left_out else ""

@@ -9,6 +9,7 @@ __all__ = []
 import numpy as np
 import pandas as pd
 import re
+from collections import Counter
 from dataclasses import dataclass
 from ..core.errors import PtaclError
 from .cine_frames import CONTRASTS
@@ -64,12 +65,12 @@ _CLOCKS = ("AcquisitionTime", "ContentTime")  # where none of these does
 _IN_MS = ("TriggerTime", "FrameTime", "AcquisitionTime")
 
 # %% ../../nbs/33_cine_order.ipynb #49c2cb63
-def _check_one_film(table: pd.DataFrame) -> None: # with columns slice and uid
+def _check_one_film(table: pd.DataFrame) -> None: # with a column slice; one series of each
     "Raises `PtaclError` where the images of a slice lie at several places, or differ in contrast."
-    slices = table.groupby(["slice", "uid"])
+    slices = table.groupby("slice")
     places = slices["at"].max() - slices["at"].min()
     if (places > 1).any(): # mm
-        raise PtaclError(f"the images of slice {places.idxmax()[0]} lie up to {places.max():.3g} mm apart: "
+        raise PtaclError(f"the images of slice {places.idxmax()} lie up to {places.max():.3g} mm apart: "
                          "slices without an axis of time are no cine")
     contrasts = table[list(CONTRASTS)]
     varied = [*contrasts.columns[contrasts.max() > contrasts.min()]] # elsewhere no slice can differ in itself
@@ -81,8 +82,8 @@ def _check_one_film(table: pd.DataFrame) -> None: # with columns slice and uid
 
 def _tells_order(table: pd.DataFrame, source: str) -> bool: # source: a column
     "Whether a source gives each frame of a slice a value of its own."
-    slices = table.groupby("slice")[source]
-    return bool((slices.nunique() == slices.size()).all())
+    values = table[source].tolist()
+    return not pd.isna(values).any() and len(set(zip(table["slice"], values))) == len(values)
 
 def _check_no_two_at_once(table: pd.DataFrame) -> None:
     "Raises `PtaclError` where moments are known, and two images of a slice have the same."
@@ -114,8 +115,11 @@ def _since_first(table: pd.DataFrame, source: str) -> pd.Series: # ms, or steps
 
 def _frame_step(table: pd.DataFrame) -> float: # s, NaN where no times are known
     "Median time between two frames of a slice."
-    steps = table.sort_values("time").groupby("slice")["time"].diff()
-    return float(np.nanmedian(np.append(steps, np.nan))) / 1000
+    time, number = table["time"].to_numpy(float), table["slice"].to_numpy()
+    order = np.lexsort((time, number))
+    steps = np.diff(time[order])[np.diff(number[order]) == 0]
+    steps = steps[np.isfinite(steps)]
+    return float(np.median(steps)) / 1000 if len(steps) else float("nan")
 
 _ONE_BEAT = 250 # ms between two frames: a film of one heartbeat has them nearer
 
@@ -148,13 +152,14 @@ def _timed(table: pd.DataFrame) -> tuple: # with a column "time"; its source; wa
                      f"Export them with {', '.join((*_TIMES[:3:2], *_CLOCKS))}.")
 
 # %% ../../nbs/33_cine_order.ipynb #6041f8a9
-def _series_of_slices(table: pd.DataFrame) -> pd.Series: # with columns slice and uid -> slice of each series
-    "A slice that was taken again is there several times."
-    return table[["slice", "uid"]].drop_duplicates()["slice"]
+def _taken_again(table: pd.DataFrame) -> int: # with columns slice and uid
+    "Of how many slices there are several series."
+    series = Counter(number for number, _ in set(zip(table["slice"], table["uid"])))
+    return sum(n > 1 for n in series.values())
 
 def _last_series(table: pd.DataFrame) -> pd.DataFrame: # with columns slice and uid
     "The rows of the last complete series of each slice."
-    if _series_of_slices(table).is_unique:
+    if not _taken_again(table):
         return table
     frames = table.groupby(["slice", "uid"]).size()
     whole = frames[frames >= frames.groupby("slice").transform("max") / 2].reset_index()
@@ -183,14 +188,14 @@ def _frame_slots(
 def _frames_expected(table: pd.DataFrame) -> int:
     """F of the stack: `CardiacNumberOfImages`, or the frames of the fullest slice.
     Raises `PtaclError` on too many or too few."""
-    found = table.groupby("slice").size()
-    count = table["count"][table["count"] > 0]
-    F = int(count.mode().iloc[0]) if len(count) else int(found.max())
+    numbers, found = np.unique(table["slice"], return_counts=True)
+    counts, often = np.unique(table["count"][table["count"] > 0], return_counts=True)
+    F = int(counts[often.argmax()]) if len(counts) else int(found.max())
     if F < 2:
         raise PtaclError("one frame in each slice: no cine")
-    wrong = found[(found > F) | (found < 0.8 * F)]
-    if len(wrong):
-        reason = f"slice {wrong.index[0]} has {wrong.iloc[0]} frames of {F}: incomplete or mixed"
+    wrong = (found > F) | (found < 0.8 * F)
+    if wrong.any():
+        reason = f"slice {numbers[wrong][0]} has {found[wrong][0]} frames of {F}: incomplete or mixed"
         raise PtaclError(reason, "Fetch it again.")
     return F
 
@@ -232,10 +237,10 @@ def _slice_distance(table: pd.DataFrame) -> float: # mm
 # %% ../../nbs/33_cine_order.ipynb #d6f176d4
 def _frame_size(table: pd.DataFrame) -> tuple: # H, W in pixels; dy, dx in mm
     "The size of all frames. Raises `PtaclError` where they differ."
-    sizes = table[["rows", "columns", "dy", "dx"]].drop_duplicates()
-    if len(sizes) > 1:
+    sizes = table[["rows", "columns", "dy", "dx"]].to_numpy(float)
+    if not np.array_equal(sizes, np.broadcast_to(sizes[0], sizes.shape), equal_nan=True):
         raise PtaclError("its frames differ in size")
-    H, W, dy, dx = sizes.iloc[0]
+    H, W, dy, dx = sizes[0]
     return int(H), int(W), float(dy), float(dx)
 
 # %% ../../nbs/33_cine_order.ipynb #9500a780
@@ -266,5 +271,4 @@ def stack_in_order(table: pd.DataFrame) -> _Stack: # one row for each frame, as 
     interval = plausible_interval(_frame_step(table), F) if source in _IN_MS else None
     if source in _IN_MS and interval is None and F >= 8:
         warnings += (_NO_BEAT.format(source, _frame_step(table) * F),)
-    again = int((_series_of_slices(all_series).value_counts() > 1).sum())
-    return _Stack(rows, shape, spacing, source, interval, missing, again, warnings)
+    return _Stack(rows, shape, spacing, source, interval, missing, _taken_again(all_series), warnings)

@@ -13,6 +13,7 @@ import os
 import pandas as pd
 import shutil
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from filelock import SoftFileLock, Timeout
@@ -59,7 +60,7 @@ def _read_part(file: Path, arrays: bool = True) -> tuple | None: # row, ecg, cin
         return None
 
 # %% ../../nbs/43_ingest.ipynb #b777fab0
-_DIED = (joblib.externals.loky.process_executor.TerminatedWorkerError, OSError)
+_DIED = (BrokenProcessPool, OSError)
 
 def _prepare_visits(visits: list, staging: Path, frames: int, workers: int, cluster, bar: tqdm) -> None:
     "Read the visits with a progress bar. Raises `PtaclError` when a worker dies."

@@ -15,6 +15,8 @@ from contextlib import suppress
 from itertools import product
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
+from unittest.mock import patch
+from wfdb.io import _header as wfdb_headers
 from ..core.errors import PtaclError
 from .recordings import ECG, MAX_ECG_BYTES, check_duration, read_bytes
 from .standard_leads import lead_name, make_ecg, to_millivolt
@@ -142,6 +144,27 @@ def _is_plain(header: Path, first: list, files: dict) -> bool: # first: the firs
     return bool(named) and first == _header_lines(header)[0] and all(
         _PLAIN_FILE.fullmatch(name) and path == header.parent/name for name, path in files.items())
 
+
+# %% ../../nbs/30_wfdb_records.ipynb #3e6d0f8a
+class _Looked:
+    "A table of which single cells are looked up, without the time that pandas takes for each."
+    def __init__(self, table):
+        self.table = table
+        self.index = list(table.index)
+        self.loc = {(row, column): table.at[row, column] for row in self.index for column in table.columns}
+
+    def __getattr__(self, name: str): # all else is as it was
+        return getattr(self.table, name)
+
+_LOOKED = {name: _Looked(getattr(wfdb_headers, name)) for name in ("RECORD_SPECS", "SIGNAL_SPECS")}
+
+def _rdrecord(header: Path): # -> wfdb.Record
+    "The signals of a record. Raises what wfdb raises."
+    with patch.multiple(wfdb_headers, **_LOOKED):
+        return wfdb.rdrecord(str(header.with_suffix("")), smooth_frames=False)
+
+
+# %% ../../nbs/30_wfdb_records.ipynb #a6047e3b
 def _open_segment(header: Path, promised: int = 0) -> tuple: # wfdb.Record with its signals, Hz
     "A record that is not split. Raises `PtaclError` on claims that no resting ECG makes, or that it breaks."
     first, *signals = _header_lines(header)
@@ -160,10 +183,10 @@ def _open_segment(header: Path, promised: int = 0) -> tuple: # wfdb.Record with 
         raise PtaclError(f"a segment of it has {known} samples, and its header says {promised}")
     first = [first[0], str(count), rate, *([str(known)] if known else [])]
     if _is_plain(header, first, files):
-        return wfdb.rdrecord(str(header.with_suffix("")), smooth_frames=False), fs
+        return _rdrecord(header), fs
     with tempfile.TemporaryDirectory() as folder:
         file = _copied(header, first, signals, files, folder)
-        return wfdb.rdrecord(str(file.with_suffix("")), smooth_frames=False), fs
+        return _rdrecord(file), fs
 
 # %% ../../nbs/30_wfdb_records.ipynb #39100a5c
 def _channels_of(

@@ -8,20 +8,17 @@ __all__ = ['find_recordings']
 # %% ../../nbs/75_screening.ipynb #61d566d0
 import joblib
 import numpy as np
-import torch
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
-from joblib.executor import get_memmapping_executor
-from joblib.externals.loky import ProcessPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 from ..core.errors import PtaclError
 from ..core.presets import FS
 from ..core.privacy import is_virtual, mask_ids
 from ..data.ecg_external import OpenECG, places
-from ..core.workers import cluster_client, one_thread
+from ..core.workers import WorkerPool, cluster_client, one_thread
 from ..data.ingest import visit_name
 from ..data.prepare import Visit, prepare_ecg, prepare_ecgs, reason_of
 from ..data.pseudonyms import KEY, pseudonym, read_key
@@ -249,54 +246,48 @@ def read_some(visits: list[Visit], allow: Collection[str] = ()) -> list[tuple | 
     return [_verdict(visit, result, allow) for visit, result in zip(visits, prepared)]
 
 # %% ../../nbs/75_screening.ipynb #0afb397c
-# of joblib's worker processes; idle ones go after the timeout (s)
-_POOL = {"timeout": 20, "initializer": torch.set_num_threads, "initargs": (1,)}
-
-
 def _reader_died() -> PtaclError:
     "Stands for an item whose worker process died."
     remedy = "Give it again alone, or repair the file"
     return PtaclError("its reader died, perhaps for lack of memory", remedy)
 
 
-class _LoneWorker:
-    "One worker for items whose readers died, so that only the item at fault is lost."
-    def __init__(self):
-        self.pool = None
+class _Renewed:
+    "Workers that are replaced when one of them has died."
+    def __init__(self, workers: int):
+        self.workers = workers
+        self.pool = WorkerPool(workers, __name__)
 
-    def run(self, function: Callable, item): # -> what the function returns, or a `PtaclError`
-        "Read it again."
-        self.pool = self.pool or ProcessPoolExecutor(1, **_POOL)
+    def renew(self):
+        "Other workers in place of these."
+        self.close()
+        self.pool = WorkerPool(self.workers, __name__)
+
+    def submit(self, function: Callable, item) -> Future:
+        "Hand an item to a worker."
         try:
-            return self.pool.submit(function, item).result()
+            return self.pool.submit(function, item)
         except BrokenProcessPool:
-            self.close()
-        return _reader_died()
+            self.renew()
+            return self.pool.submit(function, item)
 
     def close(self):
-        "End the worker."
-        if self.pool:
-            self.pool.shutdown()
-            self.pool = None
+        "End the workers."
+        self.pool.shutdown(cancel_futures=True)
+
 
 # %% ../../nbs/75_screening.ipynb #b31de43d
-def _submit(workers: int, function: Callable, item) -> Future:
-    "Hand an item to the pool, which is made where there is none or the last one has died."
-    try:
-        # joblib.Parallel may take the same pool next, and wants one that joblib has made
-        return get_memmapping_executor(workers, max_nbytes=None, **_POOL).submit(function, item)
-    except BrokenProcessPool as e:
-        broken = Future()
-        broken.set_exception(e)
-        return broken
-
-
-def _result(future: Future, function: Callable, item, lone: _LoneWorker):
-    "What an item gave, in the second attempt where its reader died."
+def _result(future: Future, function: Callable, item, alone: _Renewed):
+    "What an item gave; where a reader died, in a second attempt by a worker of its own."
     try:
         return future.result()
     except BrokenProcessPool:
-        return lone.run(function, item)
+        pass
+    try:
+        return alone.submit(function, item).result()
+    except BrokenProcessPool:
+        return _reader_died()
+
 
 # %% ../../nbs/75_screening.ipynb #ab0a1c45
 def in_order(
@@ -311,18 +302,14 @@ def in_order(
         yield from map(function, items)
         return
     waiting = deque()
-    lone = _LoneWorker()
-    try:
+    with closing(_Renewed(workers)) as readers, closing(_Renewed(1)) as alone:
         for item in items:
             if len(waiting) >= ahead:
-                yield _result(*waiting.popleft(), lone)
-            waiting.append((_submit(workers, function, item), function, item))
+                yield _result(*waiting.popleft(), alone)
+            waiting.append((readers.submit(function, item), function, item))
         while waiting:
-            yield _result(*waiting.popleft(), lone)
-    finally:
-        for future, _, _ in waiting:
-            future.cancel()
-        lone.close()
+            yield _result(*waiting.popleft(), alone)
+
 
 # %% ../../nbs/75_screening.ipynb #47bd8070
 def _on_one_thread(function: Callable, item):

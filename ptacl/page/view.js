@@ -108,11 +108,12 @@ function linkedView(root, Plotly, on) {
   async function layout() {
     if (!v) return;
     const wide = $(".px-maps").clientWidth, n = v.maps.length, narrow = root.clientWidth < 640;
-    const one = narrow ? Math.min(wide - (n > 1 ? 40 : 0), 330) : Math.min(Math.floor(wide / n) - 6, Math.max(250, innerHeight * 0.5), 400);
     const maps = divs($(".px-maps"), n, () => 0), ecg = divs($(".px-ecg"), v.ecg.length, () => 0);
     const room = $(".px-ecg").clientWidth, side = $(".px-cycle").clientWidth;
     const tall = (f, width) => { const [x, y] = [f.layout.xaxis.range, f.layout.yaxis.range]; return (width - 8) * 0.4 * (y[1] - y[0]) / (x[1] - x[0]) + 38; };
     const half = Math.floor(room / 2) - 4, two = 2 * Math.max(...v.ecg.map(f => tall(f, half))); // leads twice as large, where maps and all twelve stay on one screen
+    const large = Math.min(Math.floor(wide / n) - 6, Math.max(250, innerHeight * 0.5), 400), left = innerHeight - 60 - two;
+    const one = narrow ? Math.min(wide - (n > 1 ? 40 : 0), 330) : left >= 0.8 * large ? Math.min(large, left) : large;
     const columns = room >= 620 && (room > 1100 || one + 60 + two > innerHeight) ? 4 : 2, column = Math.floor(room / columns) - 4;
     const s = shapes();
     await Promise.all([...v.maps.map((f, i) => draw(maps[i], f, s.maps[i], one, one + 12)),
@@ -177,7 +178,7 @@ function linkedView(root, Plotly, on) {
   }
   const keys = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
   $(".px-panels").addEventListener("keydown", e => {
-    if (e.ctrlKey || e.metaKey || e.altKey || !v) return;
+    if (e.ctrlKey || e.metaKey || e.altKey || !v || e.target.closest(".px-table")) return; // the table has keys of its own
     const move = keys[e.key], into = (x, n) => (x + n) % n;
     if (move) keep(into(cell[0] + move[0], v.T), into(cell[1] + move[1], v.columns));
     else if (e.key === " " && e.target.tagName !== "BUTTON") play();

@@ -75,13 +75,14 @@ function save(message, buffers) {
   document.body.append(link); link.click(); link.remove(); setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 async function render({ model, el }) {
-  el.innerHTML = `<div class="px-page"><div class="px-both"><div class="px-table" role="region" aria-label="patients and scores" tabindex="0"></div><div></div></div></div>`;
+  el.innerHTML = `<div class="px-page"><div class="px-table" role="region" aria-label="patients and scores" tabindex="0"></div><div></div></div>`;
   watchControls(el);
-  const root = el.querySelector(".px-both").lastElementChild, Plotly = await loadPlotly(model);
+  const root = el.querySelector(".px-page").lastElementChild, patients = el.querySelector(".px-table"), Plotly = await loadPlotly(model);
   const open = i => { root.clicked = performance.now(); model.set("patient", i); model.save_changes(); };
-  const table = patientTable(el.querySelector(".px-table"), model, open);
+  const table = patientTable(patients, model, open);
   const view = linkedView(root, Plotly, { open, step: d => table.step(d), cell: (k, t) => { model.set("cell", [k, t]); model.save_changes(); },
     reset: () => { model.set("resets", model.get("resets") + 1); model.save_changes(); } });
+  root.querySelector(".px-below").prepend(patients); // beside the ECG: the maps have the whole width
   let busy = false, again = false;
   async function refresh() {
     if (busy) { again = true; return; }
