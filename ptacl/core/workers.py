@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from functools import cache
 from threadpoolctl import ThreadpoolController
 from types import ModuleType
-from unittest.mock import patch
 from .errors import PtaclError
 
 # %% ../../nbs/06_workers.ipynb #6d1e0006
@@ -83,6 +82,19 @@ def _call(packed: bytes): # by `WorkerPool.submit`
 
 
 # %% ../../nbs/06_workers.ipynb #ec7dddf7
+_ONE_AT_A_TIME = threading.Lock()
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    "A worker that begins within the block runs no script of ours again: it would, with what is in __main__."
+    with _ONE_AT_A_TIME:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+
 class WorkerPool(ProcessPoolExecutor):
     "Workers that have loaded a module. At the end, what has not begun is dropped."
     def __init__(self, workers: int, module: str):
@@ -92,8 +104,7 @@ class WorkerPool(ProcessPoolExecutor):
         """Have a worker call any function, also one of a notebook.
         Raises `BrokenProcessPool` where a worker has died before."""
         packed = cloudpickle.dumps((function, arguments, options))
-        # a worker begins here, and would run again what it finds in __main__
-        with patch.dict(sys.modules, {"__main__": ModuleType("__main__")}):
+        with _without_main():
             return super().submit(_call, packed)
 
     def __exit__(self, *_):
