@@ -32,12 +32,13 @@ from ..simulate.echo_films import simulate_echo_films
 from ..simulate.patients import simulate
 
 # %% ../../nbs/70_comparison.ipynb #72264758
-_SHIPPED = ("global", "sigma-0", "sigma-0.1")
+_SHIPPED = {"global": "global", "σ = 0": "sigma-0", "from R-peak": "from-r-peak"}
 
 
-def shipped_models() -> list[Path]: # folders
-    "The three small models that travel with the package."
-    return [Path(str(files("ptacl") / "models" / name)) for name in _SHIPPED]
+def shipped_models() -> dict[str, Path]: # name -> folder
+    """The three small models that the explorer opens with: without the local loss, with it, and with it
+    on films that begin at the R-peak, by an encoder that may count their frames."""
+    return {name: Path(str(files("ptacl") / "models" / folder)) for name, folder in _SHIPPED.items()}
 
 
 def shipped_cohort(

@@ -42,7 +42,7 @@ class AlignmentExplorer(W.VBox):
     def __init__(
         self,
         cohort=None,         # a `Cohort`, or its path; None: virtual patients
-        models=None,         # as in `open_models`; None: the three that travel with the package
+        models=None,         # as in `open_models`; None: `shipped_models`
         rows=None,           # which patients; None: those of the test split, else all
         most: int = 500,     # patients, the first ones of these
         query: str = "",     # what is set at the start, as in the address of the page
