@@ -30,7 +30,7 @@ from ..core.errors import PtaclError
 from ..core.presets import LEADS
 from ..core.files import KIT_VERSION
 from ..evaluate.figures import standalone
-from ..evaluate.whatif import FILMS, depths
+from ..evaluate.whatif import FILMS
 
 # %% ../../nbs/72_explorer.ipynb #c7a2c963
 _SKIP = "<a class='px-skip' href='#px-maps'>Skip to the maps</a>"
@@ -140,8 +140,7 @@ def _inside_tab(self: AlignmentExplorer) -> W.Box:
     "At which layer, and what carries a cell."
     deepest = self.both.depth
     self.depth = W.IntSlider(deepest, 0, deepest, description="layer", tooltip="of the encoders")
-    ecg, cmr = depths(self.both.preset)[-1]
-    legend = W.HTML(f"0: patches; {deepest}: all blocks ({ecg} of the ECG, {cmr} of the CMR encoder)")
+    legend = W.HTML(f"0: patches; {deepest}: the whole encoders")
     options = [("nothing", ""), *((name, name) for name in self.both.models)]
     self.carries = choice("what carries the cell", "occlusion under a model", options, 270)
     return flow(self.depth, legend, self.carries)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.errors import PtaclError
 from ..core.presets import LEADS, Preset
 from .alignment import cosine_maps, stand_still
-from ..nets.encoders import tokens_by_depth
+from ..nets.encoders import TokenEncoder, tokens_by_depth
 from ..nets.joint import JointModel, PTACL, Pair
 from ..nets.views import Batch, View, turn_name, turned
 from ..signal.cmr import resample_frames
@@ -21,13 +21,12 @@ from ..signal.ecg import normalize
 
 # %% ../../nbs/66_whatif.ipynb #7926dd9b
 def depths(
-    preset: Preset,
-    pair: Pair = ("ecg", "cmr"),  # of modalities
-) -> list:                        # pairs: of the first one's encoder, of the second's
+    first: TokenEncoder,
+    second: TokenEncoder,
+) -> list: # pairs: of the first one, of the second
     "Steps of each encoder that a depth stands for, from the shallowest tokens (0, 0) to the full encoders."
-    before = preset.stem == "conv"  # a stem is looked at before its last stage, too
-    layers = {"ecg": preset.ecg_layers}  # of a film: as many as of the cine
-    e, c = (layers.get(name, preset.cmr_layers) + before for name in pair)
+    # a stem is looked at before its last stage, too
+    e, c = (len(encoder.blocks) + encoder.convolves for encoder in (first, second))
     deeper = max(e, c)
     return [(round(d * e / deeper), round(d * c / deeper)) for d in range(deeper + 1)]
 
@@ -46,7 +45,7 @@ def seen_by(
         encoder = model.encoder(name)
         tokens[name] = [encoder.over_time(x) for x in tokens_by_depth(encoder, view[encoder.key])]
     maps = []
-    for i, j in depths(model.preset, (first, second)):
+    for i, j in depths(model.encoder(first), model.encoder(second)):
         both = {first: tokens[first][i], second: tokens[second][j]}
         maps.append(cosine_maps(*model.moments_of((first, second), both, view)))
     z_first, z_second = (model.project(name, tokens[name][-1].mean(1)) for name in (first, second))
