@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-SHORT = 60  # s, for what takes two on a quiet machine
+SHORT = 300  # s, for what takes some on a quiet machine
 
 
 def until(true, seconds: float = SHORT):
