@@ -211,8 +211,8 @@ def test_growth_is_seen_where_there_is_some():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="malloc_info is glibc's")
 def test_what_is_allocated_is_seen():
     before = allocated(); hold = [np.ones(2**17) for _ in range(16)]
-    assert before > 0 and abs(allocated() - before - 16 * 2**20) < 2**20
-    hold.clear(); assert abs(allocated() - before) < 2**20
+    assert before > 0 and abs(allocated() - before - 16 * 2**20) < 2**21     # others allocate, too
+    hold.clear(); assert abs(allocated() - before) < 2**21
 
 
 @pytest.mark.long

@@ -56,8 +56,9 @@ for done in shared_out([joblib.delayed(time.sleep)(s) for s in (0.1, 0.1, 600, 6
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_what_was_not_begun_is_dropped_at_an_interrupt(tmp_path):
     script = begun(tmp_path, """
-import joblib, pathlib, time
+import joblib, pathlib, signal, time
 from ptacl.core.workers import shared_out
+signal.signal(signal.SIGINT, signal.default_int_handler)      # who runs the tests may not hear it
 def work(k):
     pathlib.Path(f"done-{k}").touch(); time.sleep(0.5)
 try:

@@ -71,7 +71,8 @@ def _begin_worker() -> None:
     "What a worker does first: it hears Ctrl-C, ends without a word, and uses one core."
     import torch
     gc.freeze() # what was there stays out of collections, which would write into all of it
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN: # as of a command behind nohup
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
 
