@@ -27,12 +27,13 @@ def begun(folder: Path, text: str, **options) -> subprocess.Popen:
 
 
 def test_a_script_without_a_guard_is_run_once(tmp_path):
+    "And what is imported while a worker begins stays imported: a second copy of a module has other exceptions."
     script = begun(tmp_path, """
 import joblib, sys
 from ptacl.core.workers import shared_out
 print("begun", flush=True)
 print(sorted(shared_out([joblib.delayed(lambda x: x * x)(k) for k in range(4)], 2)))
-print(vars(sys.modules["__main__"]) is globals(), {"multiprocessing.process", "ptacl.core.errors"} <= set(sys.modules))
+print(vars(sys.modules["__main__"]) is globals(), any(name.startswith("multiprocessing.popen_") for name in sys.modules))
 """)
     said, wrong = script.communicate(timeout=SHORT)
     assert said.splitlines() == ["begun", "[0, 1, 4, 9]", "True True"], wrong

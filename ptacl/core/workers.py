@@ -99,7 +99,8 @@ def _without_main() -> Iterator[None]:
 class WorkerPool(ProcessPoolExecutor):
     "Workers that have loaded a module. At the end, what has not begun is dropped."
     def __init__(self, workers: int, module: str):
-        super().__init__(workers, _context(module), _begin_worker)
+        most = 61 if sys.platform == "win32" else workers # Windows waits for no more
+        super().__init__(min(workers, most), _context(module), _begin_worker)
 
     def submit(self, function: Callable, /, *arguments, **options) -> Future:
         """Have a worker call any function, also one of a notebook.
