@@ -27,9 +27,6 @@ from ..evaluate.alignment import patient_scores
 from ..evaluate.whatif import as_batch, other_film, seen_by
 from ..nets.joint import JointModel, MODALITIES, Pair
 from ..nets.weights import from_pretrained, stored_kind
-from ..simulate.cohorts import write_virtual
-from ..simulate.echo_films import simulate_echo_films
-from ..simulate.patients import simulate
 
 # %% ../../nbs/70_comparison.ipynb #72264758
 _SHIPPED = {"global": "global", "σ = 0": "sigma-0", "from R-peak": "from-r-peak"}
@@ -49,6 +46,8 @@ def shipped_cohort(
     path = Path(folder or user_cache_dir("ptacl")) / f"virtual-{KIT_VERSION}-{n}"
     if path.exists():
         return path
+    from ptacl.simulate.cohorts import write_virtual # a second that who has a cohort does without
+    from ptacl.simulate.patients import simulate
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".making-", dir=path.parent) as tmp:
         new = Path(tmp) / "new"
@@ -219,6 +218,7 @@ def _drawn_echo(cohort: Cohort, row: int, encoder) -> torch.Tensor: # (F, H, W) 
     name, simulated = cohort.table.index[row], cohort.attributes.get("simulated") or {}
     if not is_virtual(name) or "seed" not in simulated:
         raise PtaclError(f"there is no echo of {name}", "Give their folder: --echo, or films: echo=")
+    from ptacl.simulate.echo_films import simulate_echo_films
     number = int(name.removeprefix("sim-"))
     size = {"frames": encoder.preset.frames, "size": encoder.preset.size}
     return simulate_echo_films(1, simulated["seed"], **size, start=number - 1).films[0]
@@ -291,3 +291,27 @@ def worst_first(self: Compared, circular: bool = False) -> dict: # columns, grou
         rows.append([i, self.ids[i], *(None if pd.isna(x) else float(x) for x in values)])
     rows.sort(key=lambda row: (row[-2] is None, row[-2]))
     return {"columns": columns, "groups": list(self.models), "rows": rows, "sort": len(columns) - 2}
+
+# %% ../../nbs/70_comparison.ipynb #e7dc3148
+@patch
+def members(
+    self: Compared,
+    group: str,            # one of `GROUPS` but "one"
+    ticked=(),             # numbers of patients, for "ticked"
+    circular: bool = False,  # how the "worst" are scored
+) -> list[int]:            # numbers of patients
+    "Who belongs to a group and has a map. Raises `PtaclError` where that is nobody."
+    has_map = list(self.maps.values())[-1][:, -1].isfinite().all((1, 2)).numpy()
+    chosen = has_map
+    if group in ("F", "M"):
+        chosen = self.cohort.covariates.sex.iloc[self.rows].to_numpy() == group
+    elif group == "ticked":
+        chosen = np.isin(np.arange(len(self.rows)), ticked)
+    elif group == "worst":
+        within = self.scores(circular)[list(self.models)[-1]].within_one.to_numpy()
+        tenth = max(1, int(has_map.sum()) // 10)
+        chosen = np.isin(np.arange(len(self.rows)), np.argsort(within, kind="stable")[:tenth])
+    chosen = chosen & has_map
+    if not chosen.any():
+        raise PtaclError("nobody is selected: tick patients in the table, or choose another group")
+    return np.flatnonzero(chosen).tolist()

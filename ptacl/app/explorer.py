@@ -284,31 +284,6 @@ def _say_address(self: AlignmentExplorer):
     patient = self.both.ids[self.page.patient]
     self.page.query = to_query(asked, patient=patient, cell=cell, ticked=ticked, **plane)
 
-# %% ../../nbs/72_explorer.ipynb #41100a6a
-@patch
-def selection(self: AlignmentExplorer) -> list[int] | None: # numbers of patients; None: the open one alone
-    "Whose mean is shown. Raises `PtaclError` where that is nobody."
-    kind = self.group.value
-    if kind == "one":
-        return None
-    both = self.both
-    has_map = list(both.maps.values())[-1][:, -1].isfinite().all((1, 2)).numpy()
-    everybody = np.arange(len(both.rows))
-    if kind in ("F", "M"):
-        chosen = both.cohort.covariates.sex.iloc[both.rows].to_numpy() == kind
-    elif kind == "ticked":
-        chosen = np.isin(everybody, self.page.ticked)
-    elif kind == "worst":
-        within = both.scores(self.circular.value)[list(both.models)[-1]].within_one.to_numpy()
-        tenth = max(1, int(has_map.sum()) // 10)
-        chosen = np.isin(everybody, np.argsort(within)[:tenth])
-    else:
-        chosen = has_map
-    chosen = chosen & has_map
-    if not chosen.any():
-        raise PtaclError("nobody is selected: tick patients in the table, or choose another group")
-    return np.flatnonzero(chosen).tolist()
-
 # %% ../../nbs/72_explorer.ipynb #b0f9bdb4
 @patch
 def _use_pair(self: AlignmentExplorer) -> str: # why it cannot be looked at
@@ -346,9 +321,10 @@ def refresh(self: AlignmentExplorer, alert: str = ""):
         return
     alert = self._use_pair() or alert
     asked, own = self.asked(), self.own
-    over = None
+    over = None  # numbers of the patients whose mean is shown; None: the open one alone
     try:
-        over = self.selection()
+        if asked.group != "one":
+            over = self.both.members(asked.group, self.page.ticked, asked.circular)
     except PtaclError as e:
         alert = str(e)
     if over is not None:

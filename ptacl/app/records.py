@@ -23,8 +23,6 @@ from ..evaluate.figures import whole_beats
 from ..evaluate.whatif import disturb
 from ..signal.beats import find_beats
 from ..signal.sure_beats import sure_r_peaks
-from ..simulate.cohorts import virtual_rows
-from ..simulate.patients import simulate
 from .comparison import Compared
 from .asked import Asked, OTHER_RHYTHMS
 
@@ -84,6 +82,8 @@ def can_be_resimulated(cohort: Cohort, name: str) -> bool: # pseudonym
 
 def _resimulated(both: Compared, i: int, rhythm: str) -> Record: # one of OTHER_RHYTHMS
     "A virtual patient in another rhythm. Raises `PtaclError` where that cannot be."
+    from ptacl.simulate.cohorts import virtual_rows # a second, for this alone
+    from ptacl.simulate.patients import simulate
     name = both.ids[i]
     if rhythm not in OTHER_RHYTHMS:
         raise PtaclError(f"unknown rhythm {rhythm!r}: choose from {', '.join(OTHER_RHYTHMS)}")

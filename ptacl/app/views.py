@@ -8,13 +8,13 @@ __all__ = []
 # %% ../../nbs/71_views.ipynb #9559374d
 import anywidget
 import io
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import textwrap
 import torch
 import traitlets
 from plotly.offline import get_plotlyjs
+from typing import TYPE_CHECKING
 from .asked import Asked, OTHER_RHYTHMS, state_line, state_words
 from .comparison import Compared
 from .doubts import STRANGERS, record_doubts
@@ -29,6 +29,10 @@ from ..nets.encoders import CMREncoder
 from ..nets.joint import JointModel, Pair
 from ..nets.views import centre_view
 from ..nets.losses import alignment_matrix
+
+# %% ../../nbs/71_views.ipynb #867d213c
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure # a second, for pictures alone
 
 # %% ../../nbs/71_views.ipynb #aea51286
 def map_values(
@@ -308,8 +312,9 @@ def maps_picture(
     caption: str = "",               # of the frame
     state: str = "",                 # all that is set away from its default
     axes_words: tuple[str, str] = ("ECG segment k", "CMR frame t"), # of rows and columns
-) -> plt.Figure:
+) -> "Figure":
     "The maps on the screen, side by side on one scale, and the frame of the chosen cell."
+    import matplotlib.pyplot as plt
     n = len(values) + (frame is not None)
     heading = [title, *textwrap.wrap(state, 44 * n)]
     size = (2.7 * n + 0.6, 2.9 + 0.2 * len(heading))
@@ -328,11 +333,12 @@ def maps_picture(
 
 
 def figure_bytes(
-    fig: plt.Figure,
+    fig: "Figure",
     kind: str,       # png or svg
     told: str = "",  # what it shows, for those who do not see it, and for who finds the file later
 ) -> bytes:
     "A figure as a file."
+    import matplotlib.pyplot as plt
     out = io.BytesIO()
     fig.savefig(out, format=kind, dpi=160, metadata={"Description": told} if told else None)
     plt.close(fig)

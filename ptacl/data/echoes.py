@@ -20,7 +20,6 @@ from ..core.errors import PtaclError
 from ..core.privacy import given_path, is_virtual, mask_ids
 from ..core.workers import one_thread, shared_out
 from .cohort import Cohort
-from .echo import echo_film, read_echo
 from .pseudonyms import pseudonym, read_key
 from ..signal.echo import ECHO_FRAMES, ECHO_SIZE
 
@@ -101,6 +100,7 @@ def echo_files(
 # %% ../../nbs/43_echoes.ipynb #c53da56f
 def _film_of(row: int, file: Path, frames: int, size: int) -> tuple[int, np.ndarray | PtaclError]:
     "A clip's film (frames, size, size), or why there is none."
+    from ptacl.data.echo import echo_film, read_echo # DICOM: a second, for clips alone
     try:
         with one_thread():
             return row, echo_film(read_echo(file), frames, size)[0].numpy()

@@ -7,21 +7,23 @@ __all__ = ['CONTROLS', 'cosine_maps', 'alignment_map', 'chance_scores', 'patient
            'lag_profile', 'stand_still', 'controlled']
 
 # %% ../../nbs/65_alignment.ipynb #207e3387
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from collections.abc import Callable, Iterable
-from matplotlib.axes import Axes
-from matplotlib.figure import SubFigure
-from matplotlib.image import AxesImage
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from ..core.errors import PtaclError
 from .intervals import bootstrap_weights, percentile_interval
 from ..core.presets import Preset
 from ..nets.views import Batch, View, centre_view, turned_view
 from ..nets.losses import cosine
+
+# %% ../../nbs/65_alignment.ipynb #8949b7c5
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes # a second, for pictures alone
+    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.image import AxesImage
 
 # %% ../../nbs/65_alignment.ipynb #a7b9e0ec
 def cosine_maps(
@@ -132,7 +134,7 @@ def colour_scale(
     return {"cmap": "berlin", "vmin": -most, "vmax": most, "label": f"difference in {unit}"}
 
 # %% ../../nbs/65_alignment.ipynb #5a49840b
-def _draw_map(ax: Axes, m: np.ndarray, title: str, marks: bool, **colours) -> AxesImage:
+def _draw_map(ax: "Axes", m: np.ndarray, title: str, marks: bool, **colours) -> "AxesImage":
     "One map (T, T), with segment k from top to bottom."
     T = len(m)
     image = ax.imshow(m, aspect="equal", **colours)
@@ -159,7 +161,7 @@ def _tiles(maps: dict, patients, temperature: float | None, names=None) -> dict:
     return tiles
 
 # %% ../../nbs/65_alignment.ipynb #8616109f
-def _draw_target(sub: SubFigure, target: Tensor):  # (T, T)
+def _draw_target(sub: "SubFigure", target: Tensor):  # (T, T)
     "The target, with a scale of its own."
     sub.suptitle("target", fontsize=10)
     ax = sub.subplots()
@@ -171,13 +173,13 @@ def _draw_target(sub: SubFigure, target: Tensor):  # (T, T)
     bar.ax.tick_params(labelsize=7)
 
 def _draw_block(
-    sub: SubFigure,
+    sub: "SubFigure",
     name: str,
     tiles: list,
     columns: int,
     marks: bool,
     colours: dict,
-) -> AxesImage:
+) -> "AxesImage":
     "The maps of one model in two rows."
     sub.suptitle(name, fontsize=10)
     grid = sub.subplots(2, columns, sharex=True, sharey=True, squeeze=False).ravel()
@@ -197,9 +199,10 @@ def plot_alignment(
     beat: float = 1.0,                 # seconds of a heartbeat, for the length of a step at the axis
     argmax: bool = True,               # dot at the frame most similar to each segment
     names=None,                        # of all patients; None: their numbers
-) -> plt.Figure:
+) -> "Figure":
     """Fig. 2 of the paper: patients and their mean for each model, and the target.
     Raises `PtaclError` on a patient without a map."""
+    import matplotlib.pyplot as plt
     tiles = _tiles(maps, patients, temperature, names)
     scale = colour_scale([m for block in tiles.values() for _, m in block], temperature)
     colours = {k: scale[k] for k in ("cmap", "vmin", "vmax")}
