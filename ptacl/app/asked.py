@@ -97,7 +97,7 @@ def _words_of_maps(asked: Asked, names: list) -> list[str]:
     return words
 
 
-def _words_of_record(asked: Asked, own: str) -> list[str]:
+def _words_of_record(asked: Asked, own: bool) -> list[str]:
     "What is done to the ECG and to the film."
     words = []
     if asked.shift:
@@ -107,7 +107,7 @@ def _words_of_record(asked: Asked, own: str) -> list[str]:
     if asked.drop:
         words.append(", ".join(asked.drop) + " lost")
     if own:
-        words.append(f"own ECG {own}")
+        words.append("own ECG")
     if asked.rhythm:
         words.append(OTHER_RHYTHMS[asked.rhythm])
     if asked.film:
@@ -118,7 +118,7 @@ def _words_of_record(asked: Asked, own: str) -> list[str]:
 def state_words(
     asked: Asked,
     names: list,     # of all models
-    own: str = "",   # name of another ECG in place of the patient's
+    own: bool = False, # whether another ECG stands in place of the patient's
 ) -> list[str]:
     "All that is set away from its default."
     words = _words_of_maps(asked, names)

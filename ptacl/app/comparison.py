@@ -308,7 +308,7 @@ def members(
     elif group == "ticked":
         chosen = np.isin(np.arange(len(self.rows)), ticked)
     elif group == "worst":
-        within = self.scores(circular)[list(self.models)[-1]].within_one.to_numpy()
+        within = self.scores(circular).xs("within_one", axis=1, level=1).mean(axis=1).to_numpy()
         tenth = max(1, int(has_map.sum()) // 10)
         chosen = np.isin(np.arange(len(self.rows)), np.argsort(within, kind="stable")[:tenth])
     chosen = chosen & has_map

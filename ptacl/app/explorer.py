@@ -11,21 +11,23 @@ import json
 import ipywidgets as W
 import numpy as np
 import os
+import re
 import torch
 import traitlets
 from contextlib import contextmanager
+from dataclasses import replace
 from IPython.display import display
 from fastcore.basics import patch
 from html import escape
 from .asked import Asked, GROUPS, OTHER_RHYTHMS, from_query, pair_title, safe_name
-from .asked import state_words, to_query
+from .asked import state_line, state_words, to_query
 from .comparison import Compared, shipped_cohort, shipped_models
 from .controls import button, choice, flow, toggle
 from .doubts import model_doubts
 from .plane import colour_columns, found_sentence, plane_figure
 from .records import can_be_resimulated, read_upload
 from .views import LinkedView, PERSONAL, axis_words, figure_bytes, map_table, map_values
-from .views import maps_picture, view_of
+from .views import maps_picture, targets_of, view_of
 from ..core.errors import PtaclError
 from ..core.presets import LEADS
 from ..core.files import KIT_VERSION
@@ -34,6 +36,7 @@ from ..evaluate.whatif import FILMS
 
 # %% ../../nbs/72_explorer.ipynb #c7a2c963
 _SKIP = "<a class='px-skip' href='#px-maps'>Skip to the maps</a>"
+_WARNING = (f"PNG, SVG and HTML hold {PERSONAL}; tables hold pseudonyms. No file holds the name of an uploaded one.")
 
 # %% ../../nbs/72_explorer.ipynb #88bf70b7
 class AlignmentExplorer(W.VBox):
@@ -56,14 +59,14 @@ class AlignmentExplorer(W.VBox):
         self.maps = {}         # name -> (T, T'), those on the page
         self.label = ""        # whose they are, as the name of a file
         self.own = None        # the Record of another ECG in place of the patient's
+        self.drawn = None      # what the page shows: Asked, the Record, whose mean
         self.quiet = False     # controls are being set together
         self.doubts = model_doubts(self.both)
         self._make_controls()
         super().__init__([W.HTML(_SKIP), self.tabs, self.page], _dom_classes=("px-explorer",))
         self._fill_table()
         self.page.patient = int(self.page.table["rows"][0][0])
-        self._take_query(query)
-        self.refresh()
+        self.refresh(self._take_query(query))
         self._listen()
 
     def _repr_mimebundle_(self, **kw):
@@ -168,7 +171,7 @@ def _export_tab(self: AlignmentExplorer) -> W.Box:
     buttons = []
     for kind, tooltip in kinds.items():
         buttons.append(button(kind, tooltip, lambda _, kind=kind: self.export(kind)))
-    return flow(*buttons, W.HTML(PERSONAL))
+    return flow(*buttons, W.HTML(_WARNING))
 
 # %% ../../nbs/72_explorer.ipynb #ee8ff408
 @patch
@@ -254,8 +257,16 @@ def reset(self: AlignmentExplorer):
     self.refresh()
 
 # %% ../../nbs/72_explorer.ipynb #c325458f
+def _unmet(asked: Asked, found: Asked, query: str) -> list[str]: # keys; query: the address, which may say nothing of them
+    "What was asked for and could not be set."
+    def differs(key: str) -> bool:
+        numbers = isinstance(asked[key], float) and isinstance(found[key], float)
+        return abs(asked[key] - found[key]) > 0.011 if numbers else asked[key] != found[key]
+    return [key for key in found if f"{key}=" in query and key != "pair" and differs(key)]
+
+
 @patch
-def _take_query(self: AlignmentExplorer, query: str):
+def _take_query(self: AlignmentExplorer, query: str) -> str: # what of it there is not, in a sentence
     "What an address asks for."
     asked, more = from_query(query)
     ids = self.both.ids
@@ -270,6 +281,10 @@ def _take_query(self: AlignmentExplorer, query: str):
     cell = [int(x) for x in more.get("cell", "").split("-") if x.isdigit()]
     if len(cell) == 2 and cell[0] < self.both.T and cell[1] < self.both.columns:
         self.page.cell = cell
+    unmet = _unmet(asked, self.asked(), query)
+    if more.get("patient", ids[0]) not in ids:
+        unmet.insert(0, "patient")
+    return f"The address asks for what there is not here: {', '.join(unmet)}." if unmet else ""
 
 
 @patch
@@ -319,7 +334,16 @@ def refresh(self: AlignmentExplorer, alert: str = ""):
     "Draw what is asked for; say in the page what is wrong."
     if self.quiet:
         return
-    alert = self._use_pair() or alert
+    self.page.busy = True
+    try:
+        self._draw(self._use_pair() or alert)
+    finally:
+        self.page.busy = False
+
+
+@patch
+def _draw(self: AlignmentExplorer, alert: str):
+    "The view of what the controls say."
     asked, own = self.asked(), self.own
     over = None  # numbers of the patients whose mean is shown; None: the open one alone
     try:
@@ -327,9 +351,11 @@ def refresh(self: AlignmentExplorer, alert: str = ""):
             over = self.both.members(asked.group, self.page.ticked, asked.circular)
     except PtaclError as e:
         alert = str(e)
+        asked = Asked(**asked | {"group": "one"})
     if over is not None:
         alert = alert or (_UNDISTURBED if asked.disturbed() or own else "")
         asked, own = asked.undisturbed(), None
+    self.drawn = asked, own, over
     try:
         view, self.maps = view_of(self.both, self.page.patient, asked, own, over, alert, self.doubts)
     except PtaclError as e: # of a rhythm that this patient cannot have
@@ -399,16 +425,29 @@ def _fill_table(self: AlignmentExplorer):
 
 # %% ../../nbs/72_explorer.ipynb #a03abecf
 @patch
+def _nameless(self: AlignmentExplorer) -> dict:
+    "The view for a file: without the name of an uploaded one, and without what was said of the moment."
+    asked, own, over = self.drawn
+    own = own and replace(own, name="an uploaded file")
+    view, _ = view_of(self.both, self.page.patient, asked, own, over, "", self.doubts)
+    return view | {"cell": self.page.cell}
+
+
+@patch
 def _picture(self: AlignmentExplorer, kind: str) -> bytes: # png or svg
-    "What is on the screen, as a file."
-    values, scale = map_values(self.maps, self.asked())
-    view = self.page.view
+    "What is on the screen, as a file; what carries a cell is for the page alone."
+    view, asked = self._nameless(), Asked(**self.drawn[0] | {"carries": ""})
+    values, scale = map_values(self.maps, asked)
+    titles = {name: re.sub("<.*?>", "", figure["layout"]["title"]["text"])
+              for name, figure in zip(values, view["maps"])}
+    targets = {titles[name]: target for name, target in targets_of(self.both, values, asked).items()}
     t = self.page.cell[1]
     shown = min(view["frames"] - 1, t * view["frames"] // view["columns"])
     film = np.frombuffer(view["film"], np.uint8).reshape(view["frames"], view["size"], -1)
-    axes = axis_words(self.both.pair)
-    fig = maps_picture(values, scale, view["title"], film[shown], f"frame {t}", view["state"], axes)
-    told = f"Alignment maps of {view['title']}. {view['state']}".strip()
+    state = state_line(state_words(asked, list(self.both.models), bool(self.drawn[1])))
+    fig = maps_picture({titles[name]: m for name, m in values.items()}, scale, view["title"], film[shown], f"frame {t}",
+                       state, axis_words(self.both.pair), targets, tuple(self.page.cell), view["doubts"])
+    told = f"Alignment maps of {view['title']}. {state}".strip()
     return figure_bytes(fig, kind, told)
 
 
@@ -419,9 +458,8 @@ def _file_of(self: AlignmentExplorer, kind: str) -> tuple[str, str, bytes]: # na
         media = {"PNG": "image/png", "SVG": "image/svg+xml"}[kind]
         return f"{self.label}.{kind.lower()}", media, self._picture(kind.lower())
     if kind == "HTML":
-        warning = PERSONAL.removeprefix("HTML holds ")
-        note = f"ptacl {KIT_VERSION}; for research, not for clinical use. This file holds {warning}"
-        return f"{self.label}.html", "text/html", standalone(self.page.view, note).encode()
+        note = f"ptacl {KIT_VERSION}; for research, not for clinical use. This file holds {PERSONAL}."
+        return f"{self.label}.html", "text/html", standalone(self._nameless(), note).encode()
     if kind == "CSV":
         name, whose = self.label, self.label.split("_")[0]
         table = map_table(map_values(self.maps, self.asked())[0], whose, self.page.view["state"])

@@ -39,6 +39,7 @@ class Record:
     film_beat: float       # s, mean beat of the heart that was filmed; NaN where not known
     name: str = ""         # of the file, where the ECG is not the patient's
     quality: str = "good"  # of the ECG of that file
+    left: str = "good"     # verdict on the R-peaks that are found once the ECG is disturbed
     echo: torch.Tensor | None = None  # (1, F, H, W) uint8, where it is looked at
 
 
@@ -142,4 +143,5 @@ def record_of(
         record = replace(record, mv=own.mv, r_peaks=own.r_peaks, verdict=own.verdict, rhythm=own.rhythm,
                          name=own.name, quality=own.quality)
     changed = disturb(record.mv, record.r_peaks, asked.shift, asked.noise, asked.drop)
-    return replace(record, mv=changed["ecg"], r_peaks=changed["r_peaks"])
+    left = judged(changed["ecg"])[1] if asked.noise or asked.drop else "good"
+    return replace(record, mv=changed["ecg"], r_peaks=changed["r_peaks"], left=left)

@@ -22,7 +22,7 @@ from .records import Record, mean_beat, record_of
 from ..core.presets import FS, Preset
 from ..evaluate.alignment import colour_scale, map_numbers, patient_scores
 from ..evaluate.figures import LEAD_SPACING, asset, best_frames, cycle_figure, ecg_figure, for_page
-from ..evaluate.figures import lead_of_mean_beat, map_figure, plotly_colours, whole_beats
+from ..evaluate.figures import lead_of_mean_beat, map_figure, outline, plotly_colours, whole_beats
 from ..evaluate.whatif import as_batch, begins_at, film, model_end_systole, occlusion, other_film
 from ..evaluate.whatif import phase_of_smallest_cavity, volume_shape
 from ..nets.encoders import CMREncoder
@@ -72,9 +72,11 @@ def _ventricle_curve(record: Record) -> tuple[np.ndarray, str]: # (F,); its unit
     return lvesv + shape * (lvedv - lvesv), "ml"
 
 
-def _ms(phase: float, beat: float) -> str: # of a beat of so many s
+def _ms(phase: float, beat: float, said: bool = False) -> str: # of a beat of so many s; whether these are said
     "When something is, as long as the beat is known."
-    return f"{1000 * phase * beat:.0f} ms" if np.isfinite(beat) else f"phase {phase:.2f}"
+    if not np.isfinite(beat):
+        return f"phase {phase:.2f}"
+    return f"{1000 * phase * beat:.0f} ms" + (f" of {1000 * beat:.0f} ms" if said else "")
 
 
 def _shown_film(record: Record, asked: Asked, encoder: CMREncoder) -> np.ndarray: # (frames, H, W) uint8
@@ -90,9 +92,11 @@ def _cycle_part(record: Record, lead: np.ndarray, maps: dict) -> dict:
     for name, m in maps.items():
         seen[name] = float(model_end_systole(m, systole)) if m.isfinite().all() else None
     beat = mean_beat(record.r_peaks) # of the ECG, which may be another heart's
-    lines = [f"film: {_ms(systole, record.film_beat)}"]
-    lines += [f"{name}: {_ms(phase, beat)}" for name, phase in seen.items() if phase is not None]
-    cycle = cycle_figure(*_ventricle_curve(record), lead, systole, record.film_beat, seen)
+    strange = bool(record.name)
+    lines = [f"film: {_ms(systole, record.film_beat, strange)}"]
+    lines += [f"{name}: {_ms(phase, beat, strange)}" for name, phase in seen.items() if phase is not None]
+    curve, unit = _ventricle_curve(record)
+    cycle = cycle_figure(curve, unit, lead, systole, record.film_beat, seen, beat if strange else np.nan)
     return {"cycle": cycle.to_dict(), "systole": lines}
 
 
@@ -130,6 +134,7 @@ def _map_title(
     name: str,
     m: torch.Tensor | None, # (T, T) cosines; None for a difference
     circular: bool,
+    of_mean: bool = False,  # whether it is the mean of several patients' maps
 ) -> str:
     "A model's name and the score of its map, where there is one."
     if m is None or not m.isfinite().all():
@@ -137,7 +142,7 @@ def _map_title(
     if not best_frames(m)[0]:
         return f"<b>{name}</b>: all frames alike"
     score = patient_scores(m[None], circular).within_one[0]
-    return f"<b>{name}</b>: {score:.2f} within one"
+    return f"<b>{name}</b>: {score:.2f} within one" + (", mean map" if of_mean else "")
 
 
 def _as_lists(m: torch.Tensor) -> list[list]: # (T, T)
@@ -145,16 +150,22 @@ def _as_lists(m: torch.Tensor) -> list[list]: # (T, T)
     return [[round(x, 4) if np.isfinite(x) else None for x in row] for row in m.tolist()]
 
 
-def _map_part(both: Compared, maps: dict, asked: Asked) -> dict: # maps: name -> (T, T)
+def targets_of(both: Compared, names, asked: Asked) -> dict[str, torch.Tensor]: # name -> (T, T'); {}: not asked for
+    "What the local losses of the maps' models asked for; of the last model's, where a map is a difference."
+    if not asked.target:
+        return {}
+    models = {name: both.models.get(name) or list(both.models.values())[-1] for name in names}
+    return {name: _target_of(m, asked.circular, both.T, both.columns) for name, m in models.items()}
+
+
+def _map_part(both: Compared, maps: dict, asked: Asked, of_mean: bool) -> dict: # maps: name -> (T, T)
     "The maps, their values and the scale."
     values, scale = map_values(maps, asked)
+    targets = targets_of(both, values, asked)
     figures = []
     for name, m in values.items():
-        target = None
-        if asked.target: # of the last model, where the map is a difference
-            model = both.models[name if name in maps else list(maps)[-1]]
-            target = _target_of(model, asked.circular, both.T, both.columns)
-        title = _map_title(name, maps.get(name), asked.circular)
+        target = targets.get(name)
+        title = _map_title(name, maps.get(name), asked.circular, of_mean)
         figures.append(map_figure(m, scale, title, target, axis_words(both.pair)).to_dict())
     colours = [colour for _, colour in plotly_colours(scale["cmap"])]
     return {"maps": figures, "names": list(values), "values": [_as_lists(m) for m in values.values()],
@@ -182,25 +193,30 @@ def _title(both: Compared, i: int, record: Record, over) -> str:
     return title
 
 
-def _occlusion_part(model: JointModel, batch: dict, name: str, pair: Pair) -> dict | None: # bytes of float32
+def _occlusion_part(
+    model: JointModel, batch: dict, name: str, pair: Pair, depth: int | None
+) -> dict | None: # bytes of float32
     "What carries each cell, for the page; None where there is no heartbeat."
     leads, places = occlusion(model, batch, pair)
     if not leads.isfinite().all():
         return None
     legend = f"Occlusion under {name}: by how much the cosine of the cell falls without a lead or a place"
+    if depth is not None:
+        legend += f", of the whole encoders and not of layer {depth}"
     most = max(leads.abs().max().item(), places.abs().max().item())
     return {"leads": leads.numpy().astype("<f4").tobytes(),
             "places": places.numpy().astype("<f4").tobytes(), "most": most, "told": legend}
 
 # %% ../../nbs/71_views.ipynb #d99ccd26
 _NO_BEAT = ("No heartbeat to cut: fewer than two R-peaks lie in the {seconds:g} s that the model sees. "
-            "This patient has no map; open another one.")
+            "{who} has no map; {then}.")
 _STILL = ("The film stands still at end-diastole, and nothing in it says which moment it is. A ridge that "
           "stays on the diagonal is read from the number of the frame, not from the heart.")
 _ECHO = ("The film is an echo, apical four chambers, of one beat of its own ECG; "
          "volume and end-systole below are those of the MRI, whose heart beat at another rate.")
-_RHYTHM = ("ECG and film of this virtual heart are drawn anew in another rhythm ({rhythm}); "
+_RHYTHM = ("{what} of this virtual heart {are} drawn anew in another rhythm ({rhythm}); "
            "the table and the plane stay as they were.")
+_WORST = "The worst tenth are those with the lowest mean of *within one* over the models ({names})."
 _ELSEWHERE = (
     "The film begins {by} of {T} moments later, and its frames are put back into their order before they are "
     "compared. A model that sees the heart keeps its ridge on the diagonal; one that counts frames moves it "
@@ -215,7 +231,10 @@ def _notes(both: Compared, record: Record, asked: Asked, patient: str, over) -> 
     if asked.film == "elsewhere":
         told.append(_ELSEWHERE.format(by=begins_at(both.columns), T=both.columns))
     if asked.rhythm and over is None:
-        told.append(_RHYTHM.format(rhythm=OTHER_RHYTHMS[asked.rhythm]))
+        what, are = ("The film", "is") if record.name else ("ECG and film", "are")
+        told.append(_RHYTHM.format(what=what, are=are, rhythm=OTHER_RHYTHMS[asked.rhythm]))
+    if asked.group == "worst" and over is not None:
+        told.append(_WORST.format(names=", ".join(both.models)))
     if both.film.key == "echo":
         told.append(_ECHO)
     if record.name and over is None:
@@ -240,7 +259,7 @@ def _carried(both: Compared, record: Record, asked: Asked) -> dict | None:
     batch = as_batch(record.mv, record.r_peaks, record.cine, both.preset.normalize)
     batch |= {} if record.echo is None else {"echo": record.echo}
     view = other_film(batch, both.first, asked.film, both.pair)
-    return _occlusion_part(both.models[asked.carries], view, asked.carries, both.pair)
+    return _occlusion_part(both.models[asked.carries], view, asked.carries, both.pair, asked.depth)
 
 
 def view_of(
@@ -257,15 +276,17 @@ def view_of(
     maps = _maps_asked_for(both, i, record, asked, over)
     part, lead = _record_part(record, both.preset, both.T)
     if over is None and not part["beats"]:
-        alert = f"{alert} {_NO_BEAT.format(seconds=both.preset.ecg_crop / FS)}".strip()
-    state = state_words(asked, list(both.models), record.name)
+        who, then = ("This ECG", "choose another file") if record.name else ("This patient", "open another one")
+        missing = _NO_BEAT.format(seconds=both.preset.ecg_crop / FS, who=who, then=then)
+        alert = f"{alert} {missing}".strip()
+    state = state_words(asked, list(both.models), bool(record.name))
     # where an echo is compared, neither phases nor milliseconds are those of ECG and film
     on_one_clock = maps if both.pair == ("ecg", "cmr") else {}
     view = {"patient": both.ids[i], "title": _title(both, i, record, over), "state": state_line(state),
             "alert": alert, "doubts": [*record_doubts(record), *doubts],
             "notes": _notes(both, record, asked, both.ids[i], over), "T": both.T, "columns": both.columns,
             "axes": [words[:-2] for words in axis_words(both.pair)], **part,
-            **_cine_part(record, asked, both.film, lead, on_one_clock), **_map_part(both, maps, asked),
+            **_cine_part(record, asked, both.film, lead, on_one_clock), **_map_part(both, maps, asked, over is not None),
             "carries": None}
     if asked.carries in both.models and over is None and both.pair[0] == "ecg":
         view["carries"] = _carried(both, record, asked)
@@ -290,6 +311,7 @@ class LinkedView(anywidget.AnyWidget):
     query = traitlets.Unicode().tag(sync=True)   # what is set, as in an address
     addressed = traitlets.Bool(False).tag(sync=True) # the page's own address says so, too
     resets = traitlets.Int(0).tag(sync=True)     # how often everything was put back
+    busy = traitlets.Bool(False).tag(sync=True)  # another view is being computed
 
     def __init__(self, **kw):
         super().__init__(**kw)
@@ -312,23 +334,35 @@ def maps_picture(
     caption: str = "",               # of the frame
     state: str = "",                 # all that is set away from its default
     axes_words: tuple[str, str] = ("ECG segment k", "CMR frame t"), # of rows and columns
+    targets: dict | None = None,     # name -> (T, T), outlined
+    cell: tuple[int, int] | None = None, # the chosen one, marked
+    doubts=(),                       # sentences, set below
 ) -> "Figure":
     "The maps on the screen, side by side on one scale, and the frame of the chosen cell."
     import matplotlib.pyplot as plt
+    from matplotlib.collections import LineCollection
     n = len(values) + (frame is not None)
     heading = [title, *textwrap.wrap(state, 44 * n)]
-    size = (2.7 * n + 0.6, 2.9 + 0.2 * len(heading))
+    below = [line for doubt in doubts for line in textwrap.wrap(f"! {doubt}", 50 * n)]
+    size = (2.7 * n + 0.6, 2.9 + 0.2 * len(heading) + 0.15 * len(below))
     fig, axes = plt.subplots(1, n, figsize=size, layout="constrained", squeeze=False)
     for ax, (name, m) in zip(axes[0], values.items()):
         im = ax.imshow(m.numpy(), **{k: scale[k] for k in ("cmap", "vmin", "vmax")})
         segments, frames = best_frames(m)
         ax.plot(frames, segments, ".", color="white", ms=4, mec="black", mew=0.4)
-        ax.set(title=name, xlabel=axes_words[1], ylabel=axes_words[0])
+        if targets:
+            ax.add_collection(LineCollection(outline(targets[name]), colors="white", linewidths=1.2))
+        if cell:
+            ax.plot(cell[1], cell[0], "s", mfc="none", mec="#ff2d00", mew=1.5, ms=7)
+        ax.set(xlabel=axes_words[1], ylabel=axes_words[0])
+        ax.set_title(name, fontsize=10)
     fig.colorbar(im, ax=axes[0, :len(values)], label=scale["label"], shrink=0.75)
     if frame is not None:
         axes[0, -1].imshow(frame, cmap="gray")
         axes[0, -1].set(title=caption, xticks=[], yticks=[])
     fig.suptitle("\n".join(heading), fontsize=10)
+    if below:
+        fig.supxlabel("\n".join(below), fontsize=8)
     return fig
 
 
@@ -345,7 +379,7 @@ def figure_bytes(
     return out.getvalue()
 
 # %% ../../nbs/71_views.ipynb #733b10e7
-PERSONAL = "HTML holds individual-level data: pseudonym, ECG and film of a person."
+PERSONAL = "individual-level data: pseudonym, sex, age, ECG or film of a person"
 
 
 def map_table(

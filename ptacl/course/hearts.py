@@ -46,7 +46,7 @@ def subset(view: View, index) -> View:
 def measures(
     n: int,     # patients
     train: int, # the first of them, whose means and spreads set the scale
-) -> tuple:     # dict ecg (n, 103), cine (n, 113); VirtualPatients
+) -> tuple:     # view with ecg (n, 103), cine (n, 113); VirtualPatients
     "What a ruler finds in ECG and cine, as z-scores clipped at ±3."
     patients = simulate(n, 0, frames=small.frames)
 
@@ -54,17 +54,17 @@ def measures(
         scaled = (table - table[:train].mean()) / table[:train].std()
         return torch.tensor(scaled.clip(-3, 3).to_numpy(), dtype=torch.float32)
 
-    view = {
+    view = View({
         "ecg": z_scores(ecg_features(patients.ecg, patients.r_peaks)),
         "cine": z_scores(cine_features(patients.cine)),
-    }
+    })
     return view, patients
 
 # %% ../../nbs/92_hearts.ipynb #3031f1c6
 def practise(
     model: torch.nn.Module,
     loss_of: Callable,   # (model, view of some patients) -> scalar
-    view: dict,
+    view: View,
     steps: int,
     lr: float = 3e-3,
     batch: int = 32,

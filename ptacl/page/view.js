@@ -3,7 +3,7 @@
 
 // The frame of the page. What a pointing finger would tell is also said in words, for those who listen.
 const HTML = `<div data-lm-suppress-shortcuts="true"><div class="px-head"><h1 class="px-title" aria-live="polite"></h1>
-  <div class="px-set" hidden><span class="px-state" aria-live="polite"></span><button class="px-reset" title="everything as it was at the start">Reset</button></div></div>
+  <span class="px-busy" role="status" hidden>computing…</span><div class="px-set" hidden><span class="px-state" aria-live="polite"></span><button class="px-reset" title="everything as it was at the start">Reset</button></div></div>
 <div class="px-alert" role="alert"></div><ul class="px-doubts" aria-label="What to doubt"></ul><ul class="px-notes" aria-label="What is shown"></ul>
 <div class="px-plane" hidden></div>
 <div class="px-panels" id="px-maps" tabindex="0" role="group" aria-label="Alignment maps. Arrow keys choose segment and frame, space plays, N and P open the next and the previous patient.">
@@ -15,7 +15,7 @@ const HTML = `<div data-lm-suppress-shortcuts="true"><div class="px-head"><h1 cl
   <div class="px-left"><div class="px-carried" hidden><span class="px-why"></span> <span class="px-cscale"><span class="px-least"></span><i></i><span class="px-most"></span> cosine</span> <span class="px-first"></span></div>
    <div class="px-ecg"></div></div>
   <div class="px-right"><div class="px-cycle"></div><div class="px-systole"></div><div class="px-told" aria-live="polite"></div></div></section></div>
-<div class="px-help">A dot marks the frame most similar to each segment; every second segment of a beat is shaded. Orange is the chosen segment, red the chosen frame. Point at a cell, click to keep it. Keys: arrows, space to play, N and P for the next and the previous patient, Home for the first moment.</div></div>`;
+<div class="px-help">A dot marks <span class="px-dot"></span>; every second segment of a beat is shaded. Orange is the chosen segment, red the chosen frame. Point at a cell, click to keep it. Keys: arrows, space to play, N and P for the next and the previous patient, Home for the first moment.</div></div>`;
 const bytes = x => typeof x === "string" ? Uint8Array.from(atob(x), c => c.charCodeAt(0)) : new Uint8Array(x.buffer, x.byteOffset, x.byteLength);
 const whole = words => words.replaceAll(" ", "\u00a0"); // on one line
 const floats = x => new Float32Array(bytes(x).slice().buffer);
@@ -119,11 +119,12 @@ function linkedView(root, Plotly, on) {
     await Promise.all([...v.maps.map((f, i) => draw(maps[i], f, s.maps[i], one, one + 12)),
       ...v.ecg.map((f, i) => draw(ecg[i], f, column < 250 ? s.ecg[i].filter(x => x.line?.width !== 0.5) : s.ecg[i], column, tall(f, column), s.names[i])), draw($(".px-cycle"), v.cycle, s.cycle, side, 200), drawPlane()]);
     maps.forEach(listen);
-    v.maps.forEach((f, i) => named(maps[i], `Map of ${v.names[i]}: ` + (v.values[i].some(row => row.includes(null)) ? "none" : "most similar frames of segments 0 to " + (v.T - 1) + ": " + v.values[i].map(row => Math.max(...row) > Math.min(...row) ? row.indexOf(Math.max(...row)) : "all alike").join(", "))));
+    v.maps.forEach((f, i) => named(maps[i], `Map of ${v.names[i]}: ` + (v.values[i].some(row => row.includes(null)) ? "none" : (/^difference/.test(v.scale.label) ? "frames of the largest difference" : "most similar frames") + " of segments 0 to " + (v.T - 1) + ": " + v.values[i].map(row => Math.max(...row) > Math.min(...row) ? row.indexOf(Math.max(...row)) : "all alike").join(", "))));
     ecg.forEach((d, i) => named(d, `ECG, leads ${LEADS.slice(12 / v.ecg.length * i, 12 / v.ecg.length * (i + 1)).join(", ")}, ${v.beats.length} whole beats`));
     named($(".px-cycle"), "Volume of the left ventricle and lead II over the beat. " + (v.systole.join(", ") || NO_SYSTOLE));
     $(".px-scale i").style.background = `linear-gradient(to right, ${v.scale.colours.join(",")})`;
     $(".px-lo").textContent = v.scale.vmin.toFixed(2); $(".px-hi").textContent = v.scale.vmax.toFixed(2); $(".px-scale b").textContent = v.scale.label;
+    $(".px-dot").textContent = /^difference/.test(v.scale.label) ? "the largest difference of each segment" : "the frame most similar to each segment";
     frameOf(...cell, 0); words();
   }
   async function drawPlane() {

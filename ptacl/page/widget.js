@@ -92,6 +92,7 @@ async function render({ model, el }) {
   }
   const address = () => { if (model.get("addressed")) history.replaceState(null, "", location.pathname + (model.get("query") && "?" + model.get("query"))); };
   model.on("change:view", refresh); model.on("change:table", table.fill); model.on("change:patient", table.mark); model.on("msg:custom", save);
+  model.on("change:busy", () => { root.querySelector(".px-busy").hidden = !model.get("busy"); });
   model.on("change:query", address); model.on("change:plane", () => view.plane(model.get("plane")));
   table.fill(); await refresh(); await view.plane(model.get("plane")); view.keep(...model.get("cell")); address(); root.dataset.ready = "1";
   return () => view.off();

@@ -41,6 +41,8 @@ def rhythm_of(
     r_peaks: Tensor,  # (n, R) s, NaN-padded
 ) -> list:            # of n words, of `_REGULARITY`
     "Regular: every interval within 15 % of the middle one. Irregular: more than half of the steps are not."
+    if r_peaks.shape[1] < 2:  # no interval at all
+        return [_REGULARITY[0]] * len(r_peaks)
     interval = r_peaks.diff(dim=1)
     known = interval.isfinite().sum(1)
     interval = interval / interval.nanmedian(1, keepdim=True).values
