@@ -9,9 +9,7 @@ __all__ = ['AlignmentExplorer', 'show_explorer']
 import base64
 import json
 import ipywidgets as W
-import numpy as np
 import os
-import re
 import torch
 import traitlets
 from contextlib import contextmanager
@@ -19,19 +17,16 @@ from dataclasses import replace
 from IPython.display import display
 from fastcore.basics import patch
 from html import escape
-from .asked import Asked, GROUPS, OTHER_RHYTHMS, from_query, pair_title, safe_name
-from .asked import state_line, state_words, to_query
+from .asked import Asked, GROUPS, OTHER_RHYTHMS, from_query, pair_title, to_query
 from .comparison import Compared, shipped_cohort, shipped_models
 from .controls import button, choice, flow, toggle
 from .doubts import model_doubts
 from .plane import colour_columns, found_sentence, plane_figure
 from .records import can_be_resimulated, read_upload
-from .views import LinkedView, PERSONAL, axis_words, figure_bytes, map_table, map_values
-from .views import maps_picture, targets_of, view_of
+from .views import LinkedView, view_of
+from .written import PERSONAL, Shown, file_of, picture_of
 from ..core.errors import PtaclError
 from ..core.presets import LEADS
-from ..core.files import KIT_VERSION
-from ..evaluate.figures import standalone
 from ..evaluate.whatif import FILMS
 
 # %% ../../nbs/72_explorer.ipynb #c7a2c963
@@ -56,10 +51,8 @@ class AlignmentExplorer(W.VBox):
         patients = cohort or shipped_cohort()
         self.both = Compared(patients, models or shipped_models(), rows, most, echo=echo, pair=pair)
         self.page = LinkedView(addressed=addressed)
-        self.maps = {}         # name -> (T, T'), those on the page
-        self.label = ""        # whose they are, as the name of a file
         self.own = None        # the Record of another ECG in place of the patient's
-        self.drawn = None      # what the page shows: Asked, the Record, whose mean
+        self.drawn = Shown(0, Asked()) # what the page shows
         self.quiet = False     # controls are being set together
         self.doubts = model_doubts(self.both)
         self._make_controls()
@@ -75,7 +68,7 @@ class AlignmentExplorer(W.VBox):
         bundle = super()._repr_mimebundle_(**kw)
         if self.page.addressed:
             return bundle
-        return bundle | {"image/png": base64.b64encode(self._picture("png")).decode()}
+        return bundle | {"image/png": base64.b64encode(picture_of(self.both, self.drawn, "png")).decode()}
 
 # %% ../../nbs/72_explorer.ipynb #edfd5589
 @patch
@@ -355,14 +348,14 @@ def _draw(self: AlignmentExplorer, alert: str):
     if over is not None:
         alert = alert or (_UNDISTURBED if asked.disturbed() or own else "")
         asked, own = asked.undisturbed(), None
-    self.drawn = asked, own, over
+    patient = self.page.patient
     try:
-        view, self.maps = view_of(self.both, self.page.patient, asked, own, over, alert, self.doubts)
+        view, _ = view_of(self.both, patient, asked, own, over, alert, self.doubts)
     except PtaclError as e: # of a rhythm that this patient cannot have
         self._without_rhythm(str(e))
         return
     self.page.view = view
-    self.label = _label_of(view["patient"], state_words(asked, list(self.both.models)), bool(own), over)
+    self.drawn = Shown(patient, asked, own, over, tuple(self.page.cell), tuple(self.doubts))
     self._show_plane()
 
 
@@ -376,12 +369,6 @@ def _without_rhythm(self: AlignmentExplorer, alert: str):
     self.refresh(alert)
 
 # %% ../../nbs/72_explorer.ipynb #cca80da0
-def _label_of(patient: str, words: list, own: bool, over: list | None) -> str:
-    "Whose maps a file holds and what is set, as its name. That of an uploaded file stays out of it."
-    who = patient if over is None else f"mean-of-{len(over)}"
-    return safe_name([who, *["own-ECG"] * own, *words])
-
-
 @patch
 def _show_plane(self: AlignmentExplorer):
     "All patients, while their tab is open; the address says so."
@@ -425,54 +412,9 @@ def _fill_table(self: AlignmentExplorer):
 
 # %% ../../nbs/72_explorer.ipynb #a03abecf
 @patch
-def _nameless(self: AlignmentExplorer) -> dict:
-    "The view for a file: without the name of an uploaded one, and without what was said of the moment."
-    asked, own, over = self.drawn
-    own = own and replace(own, name="an uploaded file")
-    view, _ = view_of(self.both, self.page.patient, asked, own, over, "", self.doubts)
-    return view | {"cell": self.page.cell}
-
-
-@patch
-def _picture(self: AlignmentExplorer, kind: str) -> bytes: # png or svg
-    "What is on the screen, as a file; what carries a cell is for the page alone."
-    view, asked = self._nameless(), Asked(**self.drawn[0] | {"carries": ""})
-    values, scale = map_values(self.maps, asked)
-    titles = {name: re.sub("<.*?>", "", figure["layout"]["title"]["text"])
-              for name, figure in zip(values, view["maps"])}
-    targets = {titles[name]: target for name, target in targets_of(self.both, values, asked).items()}
-    t = self.page.cell[1]
-    shown = min(view["frames"] - 1, t * view["frames"] // view["columns"])
-    film = np.frombuffer(view["film"], np.uint8).reshape(view["frames"], view["size"], -1)
-    state = state_line(state_words(asked, list(self.both.models), bool(self.drawn[1])))
-    fig = maps_picture({titles[name]: m for name, m in values.items()}, scale, view["title"], film[shown], f"frame {t}",
-                       state, axis_words(self.both.pair), targets, tuple(self.page.cell), view["doubts"])
-    told = f"Alignment maps of {view['title']}. {state}".strip()
-    return figure_bytes(fig, kind, told)
-
-
-@patch
-def _file_of(self: AlignmentExplorer, kind: str) -> tuple[str, str, bytes]: # name, media type, content
-    "What is on the screen as a PNG, SVG, CSV or HTML file; or the scores of all."
-    if kind in ("PNG", "SVG"):
-        media = {"PNG": "image/png", "SVG": "image/svg+xml"}[kind]
-        return f"{self.label}.{kind.lower()}", media, self._picture(kind.lower())
-    if kind == "HTML":
-        note = f"ptacl {KIT_VERSION}; for research, not for clinical use. This file holds {PERSONAL}."
-        return f"{self.label}.html", "text/html", standalone(self._nameless(), note).encode()
-    if kind == "CSV":
-        name, whose = self.label, self.label.split("_")[0]
-        table = map_table(map_values(self.maps, self.asked())[0], whose, self.page.view["state"])
-    else:
-        table = self.both.scores_table(self.circular.value)
-        name = safe_name(["scores", "circular time"] if self.circular.value else ["scores"])
-    return f"{name}.csv", "text/csv", table.to_csv(index=False).encode()
-
-
-@patch
 def export(self: AlignmentExplorer, kind: str):
     "Hand over a file: PNG, SVG, CSV, scores or HTML."
-    self.page.download(*self._file_of(kind))
+    self.page.download(*file_of(self.both, replace(self.drawn, cell=tuple(self.page.cell)), kind))
 
 # %% ../../nbs/72_explorer.ipynb #14a9201d
 def show_explorer():

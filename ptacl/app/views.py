@@ -379,9 +379,6 @@ def figure_bytes(
     return out.getvalue()
 
 # %% ../../nbs/71_views.ipynb #733b10e7
-PERSONAL = "individual-level data: pseudonym, sex, age, ECG or film of a person"
-
-
 def map_table(
     values: dict[str, torch.Tensor], # name -> (T, T)
     patient: str,
