@@ -114,6 +114,12 @@ class WorkerPool(ProcessPoolExecutor):
 
 
 # %% ../../nbs/06_workers.ipynb #b777faaa
+def check_workers(workers: int):
+    "Raises `PtaclError` on a number that is none of workers."
+    if workers < 1 and workers != -1:
+        raise PtaclError(f"{workers} workers: give 1 or more, or -1 for one on each core")
+
+
 def shared_out(
     calls: Iterable, # of joblib.delayed
     workers: int,    # processes; -1: one for each core; 1: this one

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ..core.errors import PtaclError
 from ..core.files import KIT_VERSION, written_whole
 from ..core.privacy import given_path, is_virtual, mask_ids
-from ..core.workers import on_cluster, one_thread, shared_out
+from ..core.workers import check_workers, on_cluster, one_thread, shared_out
 from .cohort import Cohort
 from .prepare import Visit, prepare, stamp
 from .pseudonyms import KEY, make_once, pseudonym, read_key, staging_of
@@ -175,7 +175,11 @@ def _key_mark(secret: bytes) -> str:
 def _check_key(cohort: Cohort, mark: str) -> None:
     "Raises `PtaclError` where a cohort was made with another key."
     if mark and cohort.attributes.get("key", mark) != mark:
-        raise PtaclError(f"{name_of(cohort.path)} was made with another key: give that (key=)")
+        raise PtaclError(f"{name_of(cohort.path)} was made with another key: give that (key=, --key)")
+
+def _has_key(out) -> bool: # a folder
+    "Whether a cohort is there that was made with a key."
+    return (Path(out) / "zarr.json").exists() and bool(Cohort.open(out).attributes.get("key"))
 
 # %% ../../nbs/43_ingest.ipynb #33002c38
 @dataclass(repr=False)
@@ -207,7 +211,7 @@ def _plan(folder, table, key, out, withdrawn=()) -> _Plan: # the arguments of `i
     ids = {source.id for source in sources}
     wanted = {(source.id, source.visit) for source in sources}
     values, listed = table_values(table or find_table(folder), wanted)
-    secret = b"" if all(map(is_virtual, ids | withdrawn)) else read_key(key, out)
+    secret = b"" if all(map(is_virtual, ids | withdrawn)) else read_key(key, out, known=_has_key(out))
     mark = blake2b(str(Path(folder).resolve()).encode(), key=secret, digest_size=8).hexdigest()
     visits = [
         _visit_of(source, values.get((source.id, source.visit)), secret, mark)
@@ -363,6 +367,18 @@ def _finish(
                     doubtful=doubtful_records(cohort))
 
 # %% ../../nbs/43_ingest.ipynb #47d50dcc
+def _checked_target(out) -> Path:
+    "Where the cohort goes. Raises `PtaclError` on a URL, and on a folder that holds something else."
+    if "://" in str(out):
+        raise PtaclError("ingest writes to a folder; copy the cohort from there", where=name_of(out))
+    out = Path(out).absolute()
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "zarr.json").exists()):
+        raise PtaclError("exists, and is no cohort", "Give a new folder for it", given_path(out))
+    if any((folder / "zarr.json").exists() for folder in out.parents):
+        raise PtaclError("lies inside a cohort", "Give a folder beside it", given_path(out))
+    return out
+
+
 def ingest(
     folder,              # of raw files, see `find_patients`
     out,                 # the cohort; made, gone on with, or added to
@@ -377,9 +393,8 @@ def ingest(
 ) -> Ingested:
     """Raw files into a cohort. Can be killed and started again at any time.
     Raises `PtaclError` on what concerns more than one patient."""
-    if "://" in str(out):
-        raise PtaclError("ingest writes to a folder; copy the cohort from there", where=name_of(out))
-    out = Path(out).absolute()
+    check_workers(workers)
+    out = _checked_target(out)
     staging = staging_of(out)
     plan = _plan(folder, table, key, out, withdrawn)
     with _locked(staging):
@@ -398,17 +413,20 @@ def ingest(
 # %% ../../nbs/43_ingest.ipynb #e8cbabc1
 def write_names(
     folder,   # of raw files
-    file,     # CSV with the columns id, visit, patient
+    file,     # CSV with the columns id, visit, patient, files
     out,      # the cohort
     key=None, # as in `ingest`
 ) -> Path:
     "Which id has which pseudonym. Raises `PtaclError` inside the cohort, and where the key is another."
     file = Path(file).absolute()
-    secret = read_key(key, out)
+    secret = read_key(key, out, known=_has_key(out))
     if Path(out).resolve() in file.resolve().parents:
         raise PtaclError(f"{given_path(file)} would lie inside the store: keep it with the key")
     _check_key(Cohort.open(out), _key_mark(secret))
-    rows = [(s.id, s.visit, visit_name(pseudonym(s.id, secret), s.visit)) for s in find_patients(folder)]
+    rows = []
+    for s in find_patients(folder):
+        inside = "; ".join(str(path.relative_to(folder)) for path in s.files)
+        rows.append((s.id, s.visit, visit_name(pseudonym(s.id, secret), s.visit), inside))
     file.unlink(missing_ok=True)
-    make_once(file, pd.DataFrame(rows, columns=["id", "visit", "patient"]).to_csv(index=False).encode())
+    make_once(file, pd.DataFrame(rows, columns=["id", "visit", "patient", "files"]).to_csv(index=False).encode())
     return file

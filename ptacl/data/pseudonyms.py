@@ -9,6 +9,7 @@ __all__ = ['read_key']
 import os
 import secrets
 import stat
+import sys
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -53,7 +54,7 @@ def _check_place(path: Path, out) -> None:
     for folder in (Path(out), staging_of(out)):
         if folder.resolve() in path.resolve().parents:
             raise PtaclError(f"the key {given_path(path)} would lie inside the store",
-                             "Keep it elsewhere (key=)")
+                             "Keep it elsewhere (key=, --key)")
 
 def _check_private(path: Path) -> None:
     "Raises `PtaclError` where others can read the key."
@@ -62,10 +63,13 @@ def _check_private(path: Path) -> None:
                          "and make a new cohort with a new key if it has been seen")
 
 # %% ../../nbs/40_pseudonyms.ipynb #e66ccd79
+_NEW_KEY = "ptacl: a new key of pseudonyms was made: {}. Its names match those of no earlier cohort; keep it safe."
+
 def read_key(
     path,              # the key file; made where it does not exist; None: the usual one
     out,               # the store
     make: bool = True, # the usual one, too
+    known: bool = False, # whether there is a cohort already, which has a key
 ) -> bytes:
     """The key of the pseudonyms.
     Raises `PtaclError` where others could read it, and where there is none and none is to be made."""
@@ -73,17 +77,20 @@ def read_key(
     path = Path(path or KEY).expanduser()
     _check_place(path, out)
     if not path.exists():
+        if known:
+            raise PtaclError(f"there is no key {given_path(path)}, and the cohort was made with one: give that (key=, --key)")
         if usual and not make:
             raise PtaclError(f"there is no key of pseudonyms at {KEY}: "
                              "give that of your cohort, or a file to make one in (key=, --key)")
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with suppress(FileExistsError):
             make_once(path, secrets.token_bytes(32))
+            print(_NEW_KEY.format(given_path(path)), file=sys.stderr)
     _check_private(path)
     key = path.read_bytes()
     if len(key) != 32:
         raise PtaclError(f"{given_path(path)} is no key: 32 bytes expected, {len(key)} found",
-                         "Restore it, or give another file (key=)")
+                         "Restore it, or give another file (key=, --key)")
     return key
 
 # %% ../../nbs/40_pseudonyms.ipynb #8d29a003

@@ -158,4 +158,4 @@ def find_table(folder) -> Path:
     if len(found) == 1:
         return found[0]
     why = "two tables" if found else "no phenotypes.csv or phenotypes.parquet"
-    raise PtaclError(why, "Say which one by table=", given_path(folder))
+    raise PtaclError(why, "Say which one: --table (table=)", given_path(folder))

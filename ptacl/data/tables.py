@@ -202,7 +202,8 @@ def decimal_points(table: pd.DataFrame) -> pd.DataFrame: # of text
                          "which of its numbers are thousands cannot be told")
     points = text.apply(lambda cells: cells.str.replace(",", "."))
     table = table.copy()
-    table[ours] = text.mask(comma, points).astype(object)  # words keep their commas
+    mended = text.mask(comma, points)  # words keep their commas
+    table[ours] = mended.astype(object).where(mended.notna(), np.nan)
     return table
 
 # %% ../../nbs/33_tables.ipynb #824de8a2

@@ -25,6 +25,8 @@ from typing import Any
 from ..core.devices import choose_device
 from ..core.errors import PtaclError
 from ..core.presets import FS, LEADS, MIN_SD, SAMPLES
+from ..core.privacy import given_path
+from ..core.workers import check_workers
 from ..data.ecg_files import read_by_compiled_code
 from ..data.ingest import counts_of
 from ..data.prepare import Visit
@@ -230,6 +232,14 @@ class _Reading:
         return pd.DataFrame(self.refused, columns=["recording", "reason", "remedy"])
 
 # %% ../../nbs/76_embedding.ipynb #4c481e0d
+def _check_there(files: list): # of Path and OpenECG
+    "Raises `PtaclError` where none of the files is there: a mistyped path is no recording that is refused."
+    gone = [f for f in files if isinstance(f, Path) and not f.exists()]
+    if gone and len(gone) == len(files):
+        raise PtaclError("no such file or folder", "Check the path; one with spaces needs quotes",
+                         given_path(gone[0]))
+
+
 def transform(
     paths: Iterable,     # files, folders, and what other libraries have open, see `places`
     module: ECGFeatures, # on its device
@@ -245,6 +255,7 @@ def transform(
 ) -> Written:
     "Files to rows of a table, in bounded memory. Raises `PtaclError` on what concerns more than one file."
     out = Path(out)
+    check_workers(workers)
     unknown = set(allow) - set(FAULTS)
     if unknown:
         raise PtaclError(f"{', '.join(sorted(unknown))} cannot be allowed: choose from {', '.join(FAULTS)}")
@@ -252,6 +263,7 @@ def transform(
     # what the model or the probe refuses is refused on an empty recording, before any key is read or made
     like = rows_of(features(module, np.zeros((1, len(LEADS), SAMPLES), np.int16)), np.zeros(1, bool))
     files = [file.absolute() for file in find_recordings(paths)] # a cluster works in another folder
+    _check_there(files)
     refused: list = []
     visits = visits_of(files, key, out, own_names, refused)
     reading = _Reading(visits, allow, workers, 2 * size, cluster, refused)

@@ -63,11 +63,12 @@ def _found(X) -> list: # of Path and OpenECG, one for each of X
 
 # %% ../../nbs/79_estimator.ipynb #e1670c84
 def _checked(estimator: BaseEstimator, X, reset: bool) -> np.ndarray: # (n, 12, N) or (n, 12·N)
-    "An array as scikit-learn wants it: finite numbers, as many as in `fit`."
+    """An array as scikit-learn wants it: numbers, as many as in `fit`. What is not finite in them costs
+    no other recording its row: that of each is looked at like a file's."""
     options = {"dtype": [np.float64, np.float32], "allow_nd": True, "reset": reset}
     if hasattr(BaseEstimator, "_validate_data"): # scikit-learn before 1.6
-        return estimator._validate_data(X, **options)
-    return sklearn.utils.validation.validate_data(estimator, X, **options)
+        return estimator._validate_data(X, force_all_finite=False, **options)
+    return sklearn.utils.validation.validate_data(estimator, X, ensure_all_finite=False, **options)
 
 def _signals(x: np.ndarray) -> np.ndarray: # (n, 12, N) or (n, 12·N) -> (n, 12, N)
     "Raises `PtaclError` where the array is none of twelve leads."
@@ -163,6 +164,7 @@ class ECGEmbedder(_ByPath, _Recordings, TransformerMixin, _Settings):
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
+        tags.input_tags.allow_nan = True # a few lost samples are filled in, more refuse the recording
         tags.transformer_tags.preserves_dtype = [] # features are float32, whatever goes in
         return tags
 

@@ -83,7 +83,7 @@ def _conformal_half_widths(probe: Probe, level: float = 0.9) -> np.ndarray: # (P
         needed = math.ceil(level / (1 - level) - 1e-9)
         raise PtaclError(
             f"too few val patients for intervals of {level:.0%}: {short}, and {needed} are needed",
-            "Lower the level, or fit the probe on a larger cohort")
+            "Lower the level (--level, level=), or fit the probe on a larger cohort")
     return probe.residuals[rank - 1, range(len(n))]
 
 # %% ../../nbs/77_prediction.ipynb #1798b62f

@@ -8,6 +8,7 @@ __all__ = ['find_recordings']
 # %% ../../nbs/75_screening.ipynb #61d566d0
 import joblib
 import numpy as np
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future
@@ -43,15 +44,34 @@ def _is_dicom(file: Path) -> bool:
     return False
 
 
+_ECG_SUFFIXES = (".xml", ".hea", ".dcm", ".scp", ".edf", ".bdf")
+_ARRAYS = (".npy", ".npz", ".h5", ".hdf5", ".csv", ".tsv", ".mat") # which may hold something else
+
+
 def _is_recording(file: Path, folder: Path) -> bool: # folder: the one that is searched
     "Whether a file is taken for an ECG: by its suffix, or as DICOM without one; no hidden file, no film."
     parts = file.relative_to(folder).parts
     hidden = any(part.startswith(".") for part in parts)
     if hidden or _is_film(parts):
         return False
-    return file.suffix.lower() in (".xml", ".hea", ".dcm") or _is_dicom(file)
+    return file.suffix.lower() in _ECG_SUFFIXES or _is_dicom(file)
+
 
 # %% ../../nbs/75_screening.ipynb #397b34a6
+def _recordings_in(folder: Path) -> list[Path]:
+    """The ECGs of a folder. Arrays and tables may hold anything: they are taken from folders called `ecg`,
+    and where there is no other ECG; how many are left aside is said."""
+    files = sorted(f for f in folder.rglob("*") if f.is_file())
+    found = [f for f in files if _is_recording(f, folder)]
+    arrays = [f for f in files if f.suffix.lower() in _ARRAYS and not _is_film(f.relative_to(folder).parts)]
+    arrays = [f for f in arrays if not f.stem.startswith((".", "phenotypes")) and f.with_suffix(".hea") not in found]
+    taken = [f for f in arrays if f.parent.name == "ecg" or not found]
+    if len(taken) < len(arrays):
+        left = f"ptacl: {len(arrays) - len(taken)} arrays or tables beside the ECGs are left aside: give them by name"
+        print(left, file=sys.stderr)
+    return sorted(found + taken)
+
+
 def find_recordings(
     paths: Iterable, # files, folders, and what other libraries have open, see `places`
 ) -> list:           # of Path and OpenECG
@@ -61,7 +81,7 @@ def find_recordings(
         if isinstance(path, OpenECG):
             found.append(path)
         elif path.is_dir():
-            found += sorted(f for f in path.rglob("*") if f.is_file() and _is_recording(f, path))
+            found += _recordings_in(path)
         else:
             found.append(path)
     headers = {f.with_suffix("") for f in found if f.suffix.lower() == ".hea"}
@@ -71,7 +91,7 @@ def find_recordings(
 
     files = [f for f in dict.fromkeys(found) if not has_header(f)]
     if not files:
-        raise PtaclError("no ECG there: give files, or folders with .xml, .hea or .dcm in them")
+        raise PtaclError("no ECG there: give files, or folders with files of a format that can be read")
     return files
 
 # %% ../../nbs/75_screening.ipynb #44c9dfda

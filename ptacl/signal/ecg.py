@@ -287,6 +287,8 @@ def stats_of_leads(
     return _pooled(mean, sd, 1 if scope == "record" else (0, 1))
 
 # %% ../../nbs/20_ecg.ipynb #419f44a1
+_SAID = {"missing": "missing (nothing but zeros)"}  # in an error, of a word in _VERDICTS
+
 def _check_leads(ecg: np.ndarray):
     "Refuse what is no ECG of twelve leads. Raises `PtaclError`."
     if ecg.ndim < 2 or ecg.shape[-2] != len(LEADS):
@@ -294,9 +296,10 @@ def _check_leads(ecg: np.ndarray):
         raise PtaclError(f"an ECG has shape (..., 12, N), got {ecg.shape}: "
                          f"give all leads, in the order {order}")
     for i, words in enumerate(_VERDICTS[_unreadable(ecg.reshape(-1, *ecg.shape[-2:]))]):
-        bad = [f"{lead} is {word}" for lead, word in zip(LEADS, words) if word != "good"]
+        bad = [f"{lead} is {_SAID.get(word, word)}" for lead, word in zip(LEADS, words) if word != "good"]
         if bad:
-            reason = f"ECG {i}: lead {', '.join(bad)}"
+            which = f"ECG {i}: " if ecg.ndim > 2 and len(ecg) > 1 else ""
+            reason = f"{which}lead {', '.join(bad)}"
             raise PtaclError(reason, "Leave the record out, or repair the lead first.")
 
 def preprocess_ecg(
