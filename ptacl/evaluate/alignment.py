@@ -196,7 +196,7 @@ def plot_alignment(
     target: Tensor | None = None,      # (T, T) weights of the local loss, drawn at the right
     patients=(0, 1, 2),                # which patients to show beside the mean
     temperature: float | None = None,  # draw softmax(row / temperature) in place of cosines
-    beat: float = 1.0,                 # seconds of a heartbeat, for the length of a step at the axis
+    beat: float | None = None,         # seconds of the heartbeat, where all have one: steps in ms at the axis
     argmax: bool = True,               # dot at the frame most similar to each segment
     names=None,                        # of all patients; None: their numbers
 ) -> "Figure":
@@ -213,7 +213,8 @@ def plot_alignment(
     T = next(iter(maps.values())).shape[-1]
     for sub, (name, block) in zip(blocks, tiles.items()):
         image = _draw_block(sub, name, block, columns, argmax, colours)
-        sub.supxlabel(f"CMR frame t  (step {1000 * beat / T:.0f} ms)", fontsize=8)
+        step = f"1/{T} of a beat" if beat is None else f"{1000 * beat / T:.0f} ms"
+        sub.supxlabel(f"CMR frame t  (step {step})", fontsize=8)
     bar = blocks[len(maps)].colorbar(image, cax=blocks[len(maps)].add_axes((0.1, 0.2, 0.2, 0.62)))
     bar.set_label(scale["label"], fontsize=9)
     bar.ax.tick_params(labelsize=7)
