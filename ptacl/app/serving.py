@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import webbrowser
@@ -24,6 +23,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
+from .endings import scratch_folder
 from ..core.processes import child, own_kernel
 
 # %% ../../nbs/73_serving.ipynb #e5a654c4
@@ -324,13 +324,13 @@ def serve(
     Raises `PtaclError` on what cannot be opened."""
     token = secrets.token_hex(24)
     try:
-        with _page_at(port, token, browser) as page, tempfile.TemporaryDirectory() as tmp:
-            notebook = _write_notebook(Path(tmp))
-            given = Path(tmp) / "given.json"
+        with _page_at(port, token, browser) as page, scratch_folder() as tmp:
+            notebook = _write_notebook(tmp)
+            given = tmp / "given.json"
             def check():
-                what = _checked(page, cohort, models, most, pair, echo, key, Path(tmp))
+                what = _checked(page, cohort, models, most, pair, echo, key, tmp)
                 given.write_text(json.dumps(what))
             command = [sys.executable, "-c", _COMMAND, str(notebook), f"--port={page.port}", *_OPTIONS]
-            return _run_page(page, command, _environment(given, tmp, token), check)
+            return _run_page(page, command, _environment(given, str(tmp), token), check)
     except KeyboardInterrupt:
         return 0
