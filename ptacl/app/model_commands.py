@@ -40,7 +40,8 @@ _Cluster = Annotated[str | None, typer.Option(
     help="address of a Dask scheduler, to read on its machines instead")]
 _Key = Annotated[Path | None, typer.Option(help="file with the key of the pseudonyms, as in ingest")]
 _OwnNames = Annotated[bool, typer.Option(
-    "--own-names", help="call rows by the names of the files, which are nobody's")]
+    "--own-names", help="call rows by the names of the files, which are nobody's; not by one with seven digits")]
+_Names = Annotated[Path | None, typer.Option(help="CSV to write: which row, or refusal, is which file's")]
 _Allow = Annotated[list[str] | None, typer.Option(
     help="a fault of the recording that does not matter: flat, clipped, contradictory, beatless")]
 _Device = Annotated[str | None, typer.Option(help="cuda or cpu; a GPU where there is one")]
@@ -65,13 +66,14 @@ def _embed_command(
     files: _Files, model: _Model, out: _Out,
     projected: Annotated[bool, typer.Option(help="the embedding that is compared with cines")] = False,
     workers: _Workers = -1, cluster: _Cluster = None, key: _Key = None, own_names: _OwnNames = False,
-    allow: _Allow = None, device: _Device = None, force: _Force = False,
+    names: _Names = None, allow: _Allow = None, device: _Device = None, force: _Force = False,
 ):
     "Embed ECG files: one row each, the features that a probe works with."
     _expect_readers(files, workers, cluster)
     from ptacl.inference.embedding import embed
     options = {
-        "workers": workers, "cluster": cluster, "key": key, "own_names": own_names, "allow": allow or ()}
+        "workers": workers, "cluster": cluster, "key": key, "own_names": own_names, "names": names,
+        "allow": allow or ()}
     with one_sentence("nothing was written; the same command begins anew"):
         _keep_unless(force, out)
         written = embed(files, _features_of(model, projected, device), out, **options)
@@ -83,13 +85,14 @@ def _predict_command(
     files: _Files, model: _Model, probe: Annotated[Path, typer.Option(help="of ptacl probe")], out: _Out,
     level: Annotated[float, typer.Option(help="share of patients whose truth lies in the interval")] = 0.9,
     workers: _Workers = -1, cluster: _Cluster = None, key: _Key = None, own_names: _OwnNames = False,
-    allow: _Allow = None, device: _Device = None, force: _Force = False,
+    names: _Names = None, allow: _Allow = None, device: _Device = None, force: _Force = False,
 ):
     "Predict phenotypes of ECG files, each with its interval; without one where a fault was allowed."
     _expect_readers(files, workers, cluster)
     from ptacl.inference.prediction import load_probe, predict_phenotypes
     options = {
-        "workers": workers, "cluster": cluster, "key": key, "own_names": own_names, "allow": allow or ()}
+        "workers": workers, "cluster": cluster, "key": key, "own_names": own_names, "names": names,
+        "allow": allow or ()}
     with one_sentence("nothing was written; the same command begins anew"):
         _keep_unless(force, out)
         module = _features_of(model, device=device)

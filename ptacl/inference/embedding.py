@@ -30,6 +30,7 @@ from ..core.workers import check_workers
 from ..data.ecg_files import read_by_compiled_code
 from ..data.ingest import counts_of
 from ..data.prepare import Visit
+from ..data.pseudonyms import make_once
 from ..data.sources import Source
 from ..data.store import MV
 from .outputs import check_output, output_file
@@ -240,6 +241,13 @@ def _check_there(files: list): # of Path and OpenECG
                          given_path(gone[0]))
 
 
+def _write_names(visits: list[Visit], file):
+    "Which row is which file's: for who may know it, readable by its owner alone."
+    rows = [(visit.name, str(visit.source.ecg[0])) for visit in visits]
+    Path(file).unlink(missing_ok=True)
+    make_once(Path(file), pd.DataFrame(rows, columns=["row", "file"]).to_csv(index=False).encode())
+
+
 def transform(
     paths: Iterable,     # files, folders, and what other libraries have open, see `places`
     module: ECGFeatures, # on its device
@@ -252,6 +260,7 @@ def transform(
     allow: Collection[str] = (), # faults that pass, of `FAULTS`
     exact: bool = False, # full precision also where bf16 is quicker
     cluster=None,        # address of a Dask scheduler, or a distributed.Client, instead of processes
+    names=None,          # CSV to write with the columns row, file: which row, or refusal, is which file's
 ) -> Written:
     "Files to rows of a table, in bounded memory. Raises `PtaclError` on what concerns more than one file."
     out = Path(out)
@@ -266,6 +275,8 @@ def transform(
     _check_there(files)
     refused: list = []
     visits = visits_of(files, key, out, own_names, refused)
+    if names:
+        _write_names(visits, names)
     reading = _Reading(visits, allow, workers, 2 * size, cluster, refused)
     rows = 0
     progress = tqdm(total=len(reading.visits), desc=out.stem, unit="ECG", delay=2, mininterval=0.5)
