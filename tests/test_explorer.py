@@ -268,6 +268,7 @@ def test_a_view_is_opened_again_from_its_address(cohort):
     e.page.patient = 4; e.page.cell = [3, 7]; e.shown["σ = 0"].value = False; e.shift.value = -50; e.softmax.value = True; e.film.value = "still"
     again = AlignmentExplorer(cohort, models, query=e.page.query)
     assert again.asked() == e.asked() and again.page.patient == 4 and again.page.cell == [3, 7] and again.page.view["state"] == e.page.view["state"]
+    assert again.page.view["alert"] == ""
     e.tabs.selected_index = e.plane_tab; e.of_model.index = 1; e.colour.index = 2
     again = AlignmentExplorer(cohort, models, query=e.page.query)
     assert (again.tabs.selected_index, again.of_model.index, again.colour.index) == (e.plane_tab, 1, 2) and again.page.plane
@@ -276,6 +277,9 @@ def test_a_view_is_opened_again_from_its_address(cohort):
     nonsense = "patient=nobody&cell=99-1&depth=77&drop=V9&film=backwards&group=x&shown=none&carries=me&token=abc&plane=none&colour=none"
     odd = AlignmentExplorer(cohort, models, query=nonsense)
     assert odd.asked().film == "" and odd.page.cell == [0, 0] and "token" not in odd.page.query
+    told = odd.page.view["alert"]
+    assert all(key in told for key in ("patient", "depth", "drop", "film", "group", "shown", "carries")) and "nobody" not in told and "V9" not in told
+    assert AlignmentExplorer(cohort, models, query="drop=V2&drop=I&noise=0.05").page.view["alert"] == ""
 
 
 def test_another_rhythm_is_the_same_virtual_heart(tmp_path):

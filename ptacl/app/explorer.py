@@ -253,8 +253,10 @@ def reset(self: AlignmentExplorer):
 def _unmet(asked: Asked, found: Asked, query: str) -> list[str]: # keys; query: the address, which may say nothing of them
     "What was asked for and could not be set."
     def differs(key: str) -> bool:
-        numbers = isinstance(asked[key], float) and isinstance(found[key], float)
-        return abs(asked[key] - found[key]) > 0.011 if numbers else asked[key] != found[key]
+        a, b = asked[key], found[key]
+        if isinstance(a, float) and isinstance(b, float):
+            return abs(a - b) > 0.011  # sliders have steps
+        return set(a) != set(b) if isinstance(a, tuple) else a != b
     return [key for key in found if f"{key}=" in query and key != "pair" and differs(key)]
 
 
