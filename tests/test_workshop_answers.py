@@ -385,7 +385,7 @@ def each_delay(maps): return [best_lag(m, around(len(m))) for m in maps.numpy() 
 
 wrong("delay", "a patient without a heartbeat is NaN", lambda maps: best_lag(maps.mean(0).numpy(), around(maps.shape[-1])))
 wrong("delay", "a patient without a heartbeat is NaN", lambda maps: folded(maps, lambda m: m.mean(0)))
-wrong("delay", "a patient without a heartbeat is NaN", lambda maps: (maps.mean(0).numpy().max() * 0 + best_lag(np.nanmean(maps, 0), around(maps.shape[-1]))))
+wrong("delay", "a patient without a heartbeat is NaN", lambda maps: maps.mean() * 0 + folded(maps, lambda m: np.nanmean(m, 0)))
 wrong("delay", "the median of the best frames' offsets", lambda maps: (maps.nanmean(0).argmax(1) - torch.arange(maps.shape[-1])).median())
 wrong("delay", "the most frequent delay", lambda maps: max(sorted(set(each_delay(maps))), key=each_delay(maps).count))
 wrong("delay", "the median over patients", lambda maps: np.median(each_delay(maps)))
