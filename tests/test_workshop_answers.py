@@ -44,6 +44,18 @@ wrong("heart_rate", "divided by the last R-peak", lambda r: 60 * (r.isfinite().s
 wrong("heart_rate", "a text", lambda r: f"{60 / np.nanmean(np.diff(r.numpy())):.0f}")
 wrong("heart_rate", "is always 72", lambda r: 72)
 wrong("heart_rate", "one number was asked", lambda r: 60 / r[r.isfinite()].diff())
+wrong("heart_rate", "without brackets", lambda r: [60 / float(r[r.isfinite()].diff().mean())])
+wrong("heart_rate", "the padding is no R-peak", lambda r: 60 * len(r) / 10)
+wrong("heart_rate", "NaN was replaced by 0", lambda r: 60 / np.diff(np.nan_to_num(r.numpy())).mean())
+
+
+@wrong("heart_rate", "changes the array")
+def fills_the_padding(r_peaks):
+    bad = ~r_peaks.isfinite()
+    r_peaks[bad] = 0
+    return 60 * ((~bad).sum() - 1) / (r_peaks.max() - r_peaks[0])
+
+
 wrong("ejection_fraction", "round() does not take tensors", lambda v: round(100 * (v.max() - v.min()) / v.max()))
 wrong("ejection_fraction", "rounded", lambda v: round(float(100 * (v.max() - v.min()) / v.max())))
 wrong("ejection_fraction", "brackets", lambda v: 100 * (v.max() - v.min() / v.max()))
@@ -89,6 +101,20 @@ wrong("clean", "one sample more", lambda ecg, fs: pywt.waverec([0 * c if i in (0
 wrong("clean", "detail 2 is still there", lambda ecg, fs: bands(ecg, [0, -1]))
 wrong("clean", "another wavelet", lambda ecg, fs: bands(ecg, [0, -2, -1], "db4"))
 wrong("clean", "too few levels", lambda ecg, fs: bands(ecg, [0, -2, -1], level=6))
+
+
+def typed(*places, zero=0):
+    "What a beginner types: a number in an array's place."
+    def answer(ecg, fs=500):
+        c = pywt.wavedec(ecg, "db6", level=8)
+        for place in places: c[place] = zero
+        return pywt.waverec(c, "db6")[..., :ecg.shape[-1]]
+    return answer
+
+
+wrong("clean", "each entry of the list is an array", typed(0, -2, -1))
+wrong("clean", "each entry of the list is an array", typed(-1, zero=0.0))
+wrong("clean", "each entry of the list is an array", typed(0, zero=np.zeros(1)))
 wrong("clean", "detail 8 is gone too", lambda ecg, fs: bands(ecg, [0, 1, -2, -1]))
 wrong("zscore", "brackets", lambda ecg: ecg - ecg.mean() / ecg.std())
 wrong("zscore", "between 0 and 1", lambda ecg: (ecg - ecg.min()) / (ecg.max() - ecg.min()))
@@ -118,6 +144,29 @@ def crossing(signal, fs):
     return up / fs
 
 
+def rested(signal, fs, share=0.5, wait=0.2): # the first sample above the threshold, then a rest
+    found = []
+    for i in np.flatnonzero(signal > share * signal.max()):
+        if not found or i > found[-1] + wait * fs: found.append(int(i))
+    return np.array(found)
+
+
+def tops(signal, fs): return peaks(signal, 0.5 * signal.max(), int(0.2 * fs))
+
+
+for share in (0.4, 0.5, 0.6): wrong("r_peaks", "take the highest sample", lambda signal, fs, share=share: rested(signal, fs, share) / fs)
+wrong("r_peaks", "6 of 6 times are NaN", lambda signal, fs: tops(signal, fs) * np.nan)
+wrong("r_peaks", "heights of R-peaks", lambda signal, fs: signal[tops(signal, fs)])
+wrong("r_peaks", "intervals between R-peaks", lambda signal, fs: np.diff(tops(signal, fs)) / fs)
+wrong("r_peaks", "minutes", lambda signal, fs: tops(signal, fs) / fs / 60)
+wrong("r_peaks", "// cuts the decimals off", lambda signal, fs: tops(signal, fs) // fs)
+wrong("r_peaks", "hundredths of a second", lambda signal, fs: np.round(tops(signal, fs) / fs, 2))
+wrong("r_peaks", "where that piece begins", lambda signal, fs: [signal[i:i + fs // 5].argmax() / fs for i in rested(signal, fs)])
+wrong("r_peaks", "refractory time longer than a beat", lambda signal, fs: peaks(signal, 0.5 * signal.max(), 2 * fs) / fs)
+wrong("r_peaks", "refractory time longer than a beat", lambda signal, fs: rested(signal, fs, wait=2) / fs)
+wrong("r_peaks", "does the search begin late", lambda signal, fs: tops(signal, fs)[1:] / fs)
+
+
 @wrong("phase", "wrong side of searchsorted")
 def left(t, r_peaks):
     i = np.searchsorted(r_peaks.numpy(), t.numpy())
@@ -139,6 +188,23 @@ def phases(t, r_peaks, scale=1.0, unknown=np.nan, skip=False, closed=False):
 wrong("phase", "0 where no beat is known", lambda t, r_peaks: phases(t, r_peaks, unknown=0.0))
 wrong("phase", "degrees", lambda t, r_peaks: phases(t, r_peaks, 360))
 wrong("phase", "left out", lambda t, r_peaks: phases(t, r_peaks, skip=True))
+wrong("phase", "None in the answer", lambda t, r_peaks: phases(t, r_peaks, unknown=None))
+
+
+def indexed(top, below, clip=True): # r_peaks[i + top] is taken off, r_peaks[i + below[1]] - r_peaks[i + below[0]] divides
+    def answer(t, r_peaks):
+        i = torch.searchsorted(r_peaks, t, right=True)
+        at = lambda by: r_peaks[(i + by).clamp(0, len(r_peaks) - 1)] if clip else r_peaks[i + by]
+        out = (t - at(top)) / (at(below[1]) - at(below[0]))
+        return torch.where((i > 0) & (i < len(r_peaks)), out, torch.nan)
+    return answer
+
+
+for clip in (True, False):
+    wrong("phase", "one R-peak too late", indexed(0, (0, 1), clip))
+    wrong("phase", "the beat that follows", indexed(-1, (0, 1), clip))
+wrong("phase", "the median beat", lambda t, r_peaks: [(x - r_peaks[k - 1]) / np.median(np.diff(r_peaks)) if 0 < k < len(r_peaks) else math.nan
+      for x, k in zip(t, np.searchsorted(r_peaks, t, side="right"))])
 wrong("phase", "divided by the mean beat", lambda t, r_peaks: [(x - a) / float(r_peaks.diff().mean()) if a is not None else np.nan
       for x, a in ((x, max((r for r in r_peaks.tolist() if r <= x), default=None) if x < r_peaks[-1] else None) for x in t.tolist())])
 
@@ -156,6 +222,26 @@ wrong("segment", "half a segment late", lambda *a: beats_of(*a, shift=1).mean(0)
 wrong("segment", "half a token late", lambda *a: beats_of(*a, half=0).mean(0))
 wrong("segment", "divided by the number of R-peaks", lambda tokens, r, w, T: beats_of(tokens, r, w, T).sum(0) / len(r))
 wrong("segment", "not over the beats", lambda *a: beats_of(*a).mean(1))
+
+
+def read_by(weigh, begin=1.0, where=lambda k, T: (k + 0.5) / T, skip=0): # weigh: token before, after, share -> vector
+    def answer(tokens, r_peaks, width, T):
+        beats = []
+        for a, b in list(zip(r_peaks.tolist(), r_peaks.tolist()[1:]))[skip:]:
+            at = [min(max((begin * a + where(k, T) * (b - a)) / width - 0.5, 0), len(tokens) - 1) for k in range(T)]
+            beats.append(torch.stack([weigh(tokens[int(x)], tokens[min(int(x) + 1, len(tokens) - 1)], x - int(x)) for x in at]))
+        return torch.stack(beats).mean(0)
+    return answer
+
+
+def between(x, y, share): return (1 - share) * x + share * y
+
+
+wrong("segment", "the weights are exchanged", read_by(lambda x, y, share: share * x + (1 - share) * y))
+wrong("segment", "the token before in the place of both", read_by(lambda x, y, share: x))
+wrong("segment", "k / (T − 1)", read_by(between, where=lambda k, T: k / (T - 1)))
+wrong("segment", "the first beat is left out", read_by(between, skip=1))
+wrong("segment", "a beat begins at its R-peak a", read_by(between, begin=0.0))
 
 # --- session 4 -------------------------------------------------------------------------------------------------------------
 
@@ -177,6 +263,7 @@ wrong("random_mask", "the numbers of tokens", lambda B, N, ratio: torch.rand(B, 
 wrong("random_mask", "True for hidden", lambda B, N, ratio: (torch.rand(B, N).argsort(1).argsort(1) < round(N * ratio)).float())
 wrong("random_mask", "axes are exchanged", lambda B, N, ratio: torch.rand(N, B).argsort(0).argsort(0) < round(N * ratio))
 wrong("patchify", "keep the first axis", lambda ecg, p: ecg.reshape(-1, p))
+wrong("patchify", "an array was asked", lambda ecg, p: ecg.reshape(len(ecg), -1, p).tolist())
 wrong("patchify", "25 samples are written", lambda ecg, p: ecg.reshape(len(ecg), -1, 25))
 wrong("patchify", "not the number of patches", lambda ecg, p: ecg.reshape(len(ecg), 12 * p, -1))
 wrong("masked_mse", "no gradient flows", lambda guess, target, hidden: (guess.detach() - target)[hidden].pow(2).mean())
@@ -239,6 +326,19 @@ wrong("local_loss", "below 1/T is narrow", lambda a, b, s, tau: sum(asks(x, y, w
 wrong("local_loss", "b gets no gradient", lambda a, b, s, tau: sum(asks(x, y, weights(a.shape[1], s), tau)
       for x, y in ((a, b.detach()), (b.detach(), a))) / 2)
 wrong("local_loss", "no gradient flows", lambda a, b, s, tau: sum(asks(x, y, weights(a.shape[1], s), tau) for x, y in ((a, b), (b, a))).item() / 2)
+wrong("local_loss", "F.normalize takes axis 1", lambda a, b, s, tau: sum(-(weights(a.shape[1], s) * (F.normalize(x) @ F.normalize(y).mT
+      / tau).log_softmax(-1)).sum(-1).mean() for x, y in ((a, b), (b, a))) / 2)
+
+
+def one_axis_wrong(*axes):
+    def answer(z_ecg, z_cmr, sigma, tau):
+        S, P = F.normalize(z_ecg, dim=2) @ F.normalize(z_cmr, dim=2).mT / tau, weights(z_ecg.shape[1], sigma)
+        return sum(-(P * x.log_softmax(axis)).sum(2).mean() for x, axis in zip((S, S.mT), axes)) / 2
+    return answer
+
+
+wrong("local_loss", "softmax where segments ask", one_axis_wrong(1, 2))
+wrong("local_loss", "softmax where frames ask", one_axis_wrong(2, 1))
 wrong("local_loss", "the larger of the two", lambda a, b, s, tau: max(asks(x, y, weights(a.shape[1], s), tau) for x, y in ((a, b), (b, a))))
 wrong("local_loss", "the two directions are added", lambda a, b, s, tau: sum(asks(x, y, weights(a.shape[1], s), tau) for x, y in ((a, b), (b, a))))
 
@@ -251,11 +351,44 @@ def steps(maps): return np.array([[int(row.argmax()) - k for k, row in enumerate
 wrong("within_one", "one is allowed", lambda maps: (abs(steps(maps)) <= 2).mean())
 wrong("within_one", "count as misses", lambda maps: (abs(steps(maps)) <= 1).sum() / maps[..., 0].numel())
 wrong("within_one", "percent", lambda maps: 100 * (abs(steps(maps)) <= 1).mean())
+
+
+@wrong("within_one", "changes the array")
+def fills_the_maps(maps):
+    good = maps.isfinite().all((1, 2))
+    maps[~good] = 0
+    return (abs(steps(maps[good])) <= 1).mean()
+
+
+wrong("phase_error", "no absolute value", lambda maps: np.minimum(steps(maps), maps.shape[-1] - steps(maps)).mean() / maps.shape[-1])
 wrong("phase_error", "the longer way around", lambda maps: np.maximum(abs(steps(maps)), maps.shape[-1] - abs(steps(maps))).mean() / maps.shape[-1])
 wrong("phase_error", "divided by T − 1", lambda maps: np.minimum(abs(steps(maps)), maps.shape[-1] - abs(steps(maps))).mean() / (maps.shape[-1] - 1))
 wrong("delay", "no sign", lambda maps: abs(max(range(-(maps.shape[-1] // 2), (maps.shape[-1] + 1) // 2), key=lambda lag: float(
       np.trace(np.roll(np.nanmean(maps.numpy(), 0), -lag, 1))))))
 wrong("delay", "one stray frame", lambda maps: steps(maps).mean())
+
+
+def best_lag(m, lags): return max(lags, key=lambda lag: float(np.trace(np.roll(m, -lag, 1))))
+
+
+def around(T): return range(-(T // 2), (T + 1) // 2)
+
+
+def folded(maps, mean): # the best of lags 0 … T − 1, then brought between −T/2 and T/2
+    m, T = mean(maps.numpy()), maps.shape[-1]
+    best = int(np.argmax([np.trace(np.roll(m, -lag, 1)) for lag in range(T)]))
+    return best - T if best > T // 2 else best
+
+
+def each_delay(maps): return [best_lag(m, around(len(m))) for m in maps.numpy() if np.isfinite(m).all()]
+
+
+wrong("delay", "a patient without a heartbeat is NaN", lambda maps: best_lag(maps.mean(0).numpy(), around(maps.shape[-1])))
+wrong("delay", "a patient without a heartbeat is NaN", lambda maps: folded(maps, lambda m: m.mean(0)))
+wrong("delay", "a patient without a heartbeat is NaN", lambda maps: maps.mean() * 0 + folded(maps, lambda m: np.nanmean(m, 0)))
+wrong("delay", "the median of the best frames' offsets", lambda maps: (maps.nanmean(0).argmax(1) - torch.arange(maps.shape[-1])).median())
+wrong("delay", "the most frequent delay", lambda maps: max(sorted(set(each_delay(maps))), key=each_delay(maps).count))
+wrong("delay", "the median over patients", lambda maps: np.median(each_delay(maps)))
 
 # --- session 8 -------------------------------------------------------------------------------------------------------------
 
@@ -267,9 +400,9 @@ wrong("probe", "not added to the predictions", lambda x, y, new: new @ np.linalg
 wrong("probe", "always the mean", lambda x, y, new: [y.mean()] * len(new))
 
 
-def shares(q, c, y, k, first=0, tolerance=0.5, own=False):
+def shares(q, c, y, k, first=0, tolerance=0.5, own=False, mark=-2):
     s = F.normalize(q, dim=1) @ F.normalize(c, dim=1).T
-    if not own: s.fill_diagonal_(-2)
+    if not own: s.fill_diagonal_(mark)
     return ((y[s.argsort(1, descending=True)[:, first:first + k]] - y[:, None]).abs() <= tolerance * y.std(correction=0)).float()
 
 
@@ -277,6 +410,7 @@ wrong("precision_at_k", "need not be the same", lambda q, c, y, k: shares(q, c, 
 wrong("precision_at_k", "one standard deviation", lambda q, c, y, k: shares(q, c, y, k, tolerance=1).mean())
 wrong("precision_at_k", "written into the function", lambda q, c, y, k: shares(q, c, y, 5).mean())
 wrong("precision_at_k", "divide by k", lambda q, c, y, k: shares(q, c, y, k).sum(1).mean())
+wrong("precision_at_k", "set to 0", lambda q, c, y, k: shares(q, c, y, k, mark=0).mean())
 
 
 @pytest.mark.parametrize("exercise, answer, words", WRONG, ids=[f"{e}-{w[:28]}" for e, _, w in WRONG])
@@ -317,6 +451,10 @@ def test_refusals_say_more_than_where_the_numbers_differ():
 # --- right answers that look unusual ----------------------------------------------------------------------------------------
 
 RIGHT = [
+    ("r_peaks", lambda signal, fs: [i / fs for i in tops(signal, fs)]),
+    ("r_peaks", lambda signal, fs: peaks(signal, 0.7 * signal.max(), int(0.25 * fs)) / fs),
+    ("delay", lambda maps: torch.tensor([folded(maps, lambda m: np.nanmean(m, 0))])),
+    ("segment", read_by(between)), ("phase", indexed(-1, (-1, 0))),
     ("heart_rate", lambda r: np.float32(60 * (np.isfinite(r.numpy()).sum() - 1) / (np.nanmax(r.numpy()) - np.nanmin(r.numpy())))),
     ("heart_rate", lambda r: torch.tensor([60.0], dtype=torch.float64) / r.double().diff().nanmean()),
     ("ejection_fraction", lambda v: 100 * (1 - sorted(v.tolist())[0] / sorted(v.tolist())[-1])),

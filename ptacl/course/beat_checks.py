@@ -10,14 +10,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from ..core.presets import FS
-from .judging import ask, expect, judge, passed, same, to_array
+from .judging import ask, expect, judge, passed, to_array
 from ..signal.segments import segment_beats
 
 # %% ../../nbs/93_session_3_beats.ipynb #1f94a6c5
-_R_PEAKS = np.array([0.35, 1.15, 2.05, 2.75, 3.6, 4.5])  # s, the R-peaks of `_strip`
+_R_PEAKS = np.array([0.352, 1.152, 2.048, 2.752, 3.608, 4.492])  # s, the R-peaks of `_strip`
 
 
-_HEIGHTS = np.array([1.0, 0.9, 1.05, 0.85, 1.0, 0.95])  # mV
+_HEIGHTS = np.array([1.0, 0.9, 1.05, 0.76, 1.0, 0.95])  # mV
 
 
 def _strip(height: float = 1.0, fs: float = FS, second: float = 0.0) -> np.ndarray:  # (5 s · fs,) mV
@@ -31,21 +31,43 @@ def _strip(height: float = 1.0, fs: float = FS, second: float = 0.0) -> np.ndarr
     return height * (beats * _HEIGHTS).sum(1)
 
 # %% ../../nbs/93_session_3_beats.ipynb #0b0d54c8
-def _expect_seconds(got: np.ndarray, fs: float):
-    "Raises `Hint` where R-peaks are in another unit, or at another sampling rate."
+def _is_all(got: np.ndarray, right: np.ndarray, tolerance: float) -> bool:
+    "As many numbers, and all of them within a tolerance."
+    return got.shape == right.shape and bool(np.abs(got - right).max() <= tolerance)
+
+
+def _expect_times(got: np.ndarray, height: float):  # sorted
+    "Raises `Hint` where something else than times in seconds came."
+    beats = np.sort(np.diff(_R_PEAKS))
+    other = {  # what came, what it looks like, and within which tolerance
+        "milliseconds: the times were asked in seconds": (got / 1000, _R_PEAKS, 0.02),
+        "minutes: the times were asked in seconds": (got * 60, _R_PEAKS, 0.02),
+        "whole seconds: // cuts the decimals off, divide with /": (got, np.floor(_R_PEAKS), 1e-6),
+        "rounded to whole seconds: keep the decimals": (got, np.round(_R_PEAKS), 1e-6),
+        "rounded to tenths of a second: keep the decimals": (got, np.round(_R_PEAKS, 1), 1e-6),
+        "rounded to hundredths of a second: keep the decimals": (got, np.round(_R_PEAKS, 2), 1e-6),
+        "these are heights of R-peaks, in mV: asked is when they come, their places divided by fs":
+            (got / height, np.sort(_HEIGHTS), 0.03),
+        "these are the intervals between R-peaks: the times of the R-peaks themselves were asked":
+            (got, beats, 0.02),
+    }
+    for hint, (numbers, right, tolerance) in other.items():
+        expect(not _is_all(numbers, right, tolerance), hint)
     expect(
-        len(got) != len(_R_PEAKS) or not same(got / 1000, _R_PEAKS, 0.02),
-        "milliseconds: the times were asked in seconds",
+        len(got) < 3 or got.max() > 0.5,
+        "all times lie in the first half second: argmax counts from the beginning of the piece that it "
+        "is given, so add where that piece begins",
     )
+
+
+# %% ../../nbs/93_session_3_beats.ipynb #8916f24f
+def _expect_seconds(got: np.ndarray, fs: float):  # sorted
+    "Raises `Hint` where R-peaks are in samples, or at another sampling rate."
     expect(
         got.max() < 1000 or fs < FS, "these are samples: divide by the sampling rate to get seconds"
     )
-    scaled = got * FS / fs
     expect(
-        fs == FS
-        or len(got) != len(_R_PEAKS)
-        or not same(scaled, _R_PEAKS, 0.02)
-        or same(got, _R_PEAKS, 0.02),
+        fs == FS or not _is_all(got * FS / fs, _R_PEAKS, 0.02) or _is_all(got, _R_PEAKS, 0.02),
         f"the sampling rate is ignored: the record has {fs} samples a second, and yours were divided by "
         f"{FS}",
     )
@@ -53,6 +75,7 @@ def _expect_seconds(got: np.ndarray, fs: float):
         got.max() < 5.1,
         "some times lie after the end of the record: seconds from its beginning were asked",
     )
+
 
 # %% ../../nbs/93_session_3_beats.ipynb #8245153a
 def _expect_beats(got: np.ndarray, fs: float, few: str, many: str):
@@ -64,12 +87,9 @@ def _expect_beats(got: np.ndarray, fs: float, few: str, many: str):
         not (far > 0.2).any(),
         "T waves are taken for R-peaks: raise the threshold above a third of the height",
     )
-    at_edge = (
-        ""
-        if np.abs(got - _R_PEAKS[0]).min() < 0.1
-        else ": the first is among them, does the search begin late?"
-    )
-    expect(len(got) == len(_R_PEAKS), few + at_edge)
+    first_alone = len(got) == len(_R_PEAKS) - 1 and np.abs(got - _R_PEAKS[0]).min() > 0.1
+    expect(not first_alone, "the first beat is missed: does the search begin late?")
+    expect(len(got) == len(_R_PEAKS), few)
     late = got - _R_PEAKS
     expect(
         np.ptp(late) > 1e-4 or np.abs(late).max() < 0.004 or np.abs(late).max() > 0.02,
@@ -90,7 +110,8 @@ _STRIPS = [  # height mV, sampling rate Hz, R′; what is said of missed beats, 
         1.0,
         FS,
         0.0,
-        "beats are missed: the threshold is too high, or the refractory time longer than a beat",
+        "beats are missed: the threshold is too high, or the refractory time longer than a beat (0.2 s were "
+        "asked)",
         _DOUBLED,
     ),
     (
@@ -144,7 +165,15 @@ def check_r_peaks(answer):  # signal (N,), fs -> seconds
             "one number for every sample: return the times of the R-peaks alone, as "
             "np.flatnonzero finds them",
         )
+        unknown = (~np.isfinite(raw)).sum()
+        expect(
+            not unknown,
+            f"{unknown} of {len(raw)} times are NaN or infinite: is something divided by zero, or the mean of "
+            "nothing taken?",
+        )
         got = np.sort(raw)
+        if len(got) and fs == FS:
+            _expect_times(got, height)
         if len(got):
             _expect_seconds(got, fs)
         _expect_beats(got, fs, few, many)
@@ -155,6 +184,10 @@ def check_r_peaks(answer):  # signal (N,), fs -> seconds
 _PHASE_CASES = [
     tuple(map(torch.tensor, case))
     for case in (
+        ([0.55, 0.75, 1.2], [0.5, 1.0, 2.0, 2.75, 4.0, 4.8]),  # moments of early beats alone
+        ([0.5, 1.5, 1.9, 3.25], [0.375, 1.25, 2.75, 3.5, 4.0, 6.0]),
+        ([1.1, 1.9, 2.5], [1.0, 1.625, 2.0, 3.25, 4.75, 5.625]),
+        ([0.25, 1.75], [0.125, 1.0, 2.125, 2.625, 3.0, 3.75]),
         (
             [0.2, 0.5, 1.0, 1.5, 1.9, 2.1, 2.3, 2.5],
             [0.5, 1.5, 2.3],
@@ -166,13 +199,14 @@ _PHASE_CASES = [
 
 
 def _phase(
-    t, r, before=True, after=True, side=True, beat=None, scale=1, origin=0
-):  # what typical mistakes make of the phase
+    t, r, before=True, after=True, side=True, beat=None, scale=1, origin=0, late=0
+):  # what typical mistakes make of the phase; late: by how many R-peaks the length of the beat
     "Phase of moments."
     i = torch.searchsorted(r, t, right=side)
     known = (i > 0) & (i < len(r))
     i = i.clamp(1, len(r) - 1)
-    length = r[i] - r[i - 1] if beat is None else beat
+    begin, end = ((i + late + by).clamp(max=len(r) - 1) for by in (-1, 0))
+    length = r[end] - r[begin] if beat is None else beat
     out = scale * (t - r[i - 1 + origin]) / length
     return torch.where(known | (t < r[0]) & (not before) | (t >= r[-1]) & (not after), out, torch.nan)
 
@@ -189,6 +223,12 @@ _PHASE_MISTAKES: dict[str, Callable] = {
         lambda t, r: _phase(t, r, origin=1),
     "divided by the mean beat: each beat has a length of its own":
         lambda t, r: _phase(t, r, beat=r.diff().mean()),
+    "one R-peak too late: r_peaks[i] is the R-peak after the moment, the one before it is r_peaks[i - 1]":
+        lambda t, r: _phase(t, r, origin=1, late=1),
+    "divided by the beat that follows: the length is that from the R-peak before to the one after":
+        lambda t, r: _phase(t, r, late=1),
+    "divided by the median beat: each beat has a length of its own":
+        lambda t, r: _phase(t, r, beat=r.diff().median()),
     "divided by the first beat: each beat has a length of its own":
         lambda t, r: _phase(t, r, beat=r[1] - r[0]),
     "the wrong side of searchsorted: at an R-peak a beat begins, so its phase is 0 and not 1; right=True":
@@ -219,16 +259,17 @@ def check_phase(answer):  # t (n,), r_peaks (R,), both s -> (n,)
 
 # %% ../../nbs/93_session_3_beats.ipynb #572f7e5e
 def _segments(
-    tokens, r_peaks, width: float, T: int, centre: float = 0.5, nearest=False, rigid=False
-) -> torch.Tensor:  # (beats, T, D)
+    tokens, r_peaks, width: float, T: int, centre=0.5, read=torch.lerp, rigid=False, steps=0, begin=True
+) -> torch.Tensor:  # (beats, T, D); steps: of a beat, T where it is 0; begin: count from its R-peak
     "Segments of every beat of one record, and what typical mistakes make of them."
     beats = []
+    last = len(tokens) - 1
     for a, b in zip(r_peaks[:-1], r_peaks[1:]):
         length = T * width if rigid else b - a
-        at = ((a + (torch.arange(T) + centre) / T * length) / width - 0.5).clamp(0, len(tokens) - 1)
-        low = (at.round() if nearest else at.floor()).long()
-        share = 0 if nearest else (at - low)[:, None]
-        beats.append(tokens[low] * (1 - share) + tokens[(low + 1).clamp(max=len(tokens) - 1)] * share)
+        moment = a * begin + (torch.arange(T) + centre) / (steps or T) * length
+        at = (moment / width - 0.5).clamp(0, last)
+        low = at.floor().long()
+        beats.append(read(tokens[low], tokens[(low + 1).clamp(max=last)], (at - low)[:, None]))
     return torch.stack(beats)
 
 
@@ -253,7 +294,23 @@ _SEGMENT_MISTAKES: dict[str, Callable] = {
         *a, centre=1.0
     ).mean(0),
     "nearest where interpolation was asked: two tokens share a moment that lies between their centres":
-        lambda *a: _segments(*a, nearest=True).mean(0),
+        lambda *a: _segments(*a, read=lambda x, y, share: torch.where(share > 0.5, y, x)).mean(0),
+    "the token before in the place of both: it has the weight 1 − share, the one after it the share":
+        lambda *a: _segments(*a, read=lambda x, y, share: x).mean(0),
+    "the token after in the place of both: it has the weight share, the one before it 1 − share":
+        lambda *a: _segments(*a, read=lambda x, y, share: y).mean(0),
+    "the weights are exchanged: the nearer of the two tokens has the larger one":
+        lambda *a: _segments(*a, read=lambda x, y, share: torch.lerp(y, x, share)).mean(0),
+    "the mean of the two tokens around a moment: the nearer one has the larger weight":
+        lambda *a: _segments(*a, read=lambda x, y, share: (x + y) / 2).mean(0),
+    "k / (T − 1): the middle of segment k lies at phase (k + 0.5) / T, and the last one does not touch the "
+    "next R-peak":
+        lambda *a: _segments(*a, centre=0.0, steps=a[3] - 1).mean(0),
+    "counted from the start of the record: a beat begins at its R-peak a, so the moment is a + phase · "
+    "(b − a)":
+        lambda *a: _segments(*a, begin=False).mean(0),
+    "the first beat is left out: between R peaks lie R − 1 beats":
+        lambda tokens, r, *a: _segments(tokens, r[1:], *a).mean(0),
     "the tokens are half a token late: the centre of token i lies at (i + 0.5) · width":
         lambda tokens, r, width, T: _segments(tokens, r + width / 2, width, T).mean(0),
     "the tokens are half a token early: subtract 0.5 from t / width, do not add it":

@@ -6,11 +6,12 @@
 __all__ = ['check_band', 'check_soft_threshold', 'check_clean', 'check_zscore']
 
 # %% ../../nbs/93_session_2_cleaning.ipynb #69412c3d
+import re
 from collections.abc import Callable
 import numpy as np
 import pywt
 from ..core.presets import FS, SAMPLES
-from .judging import ask, expect, judge, passed
+from .judging import Hint, ask, expect, judge, passed
 from ..signal.ecg import normalize
 
 # %% ../../nbs/93_session_2_cleaning.ipynb #fd99f0c1
@@ -160,18 +161,38 @@ _CLEAN_MISTAKES: dict[str, Callable] = {
 }
 
 # %% ../../nbs/93_session_2_cleaning.ipynb #67339341
+_NO_ARRAY = (  # what pywt says of coefficients that are none
+    "object has no attribute 'shape'|detail coefficient type|shape mismatch|than coefficient dimensions"
+)
+
+
+def _expect_arrays(answer: Callable, ecg: np.ndarray, fs: float):
+    "Raises `Hint` where a number stands in the place of coefficients, or the record became longer."
+    try:
+        out = ask(answer, ecg, fs)
+    except Hint as hint:
+        expect(
+            not re.search(_NO_ARRAY, str(hint)),
+            "something else stands where coefficients should: each entry of the list is an array; put zeros "
+            "of its shape there, c[0] = np.zeros_like(c[0])",
+        )
+        raise
+    length = ecg.shape[-1]
+    expect(
+        np.shape(out)[-1:] != (length + 1,),
+        "waverec gives one sample more than there was where "
+        f"their number is odd ({length} here): cut the answer to the length of the record, [..., "
+        f":ecg.shape[-1]]",
+    )
+
+
 def check_clean(answer):  # (12, N) mV, fs -> the same, denoised
     "Wander and noise removed by dropping wavelet bands."
     for case in (_dirty_record(), FS), (_dirty_record(3, 3001), FS):
-        length = case[0].shape[-1]
-        expect(
-            np.shape(ask(answer, *case))[-1:] != (length + 1,),
-            "waverec gives one sample more than there was where "
-            f"their number is odd ({length} here): cut the answer to the length of the record, [..., "
-            f":ecg.shape[-1]]",
-        )
+        _expect_arrays(answer, *case)
         judge(answer, lambda x, fs: _drop_bands(x, [0, 7, 8]), [case], _CLEAN_MISTAKES)
     passed(answer)
+
 
 # %% ../../nbs/93_session_2_cleaning.ipynb #0ad2191a
 _ZSCORE_MISTAKES: dict[str, Callable] = {

@@ -131,6 +131,10 @@ _PATCH_MISTAKES: dict[str, Callable] = {
 def check_patchify(answer):  # (B, 12, N), p -> (B, 12·n, p)
     "Patches of an ECG."
     x = torch.randn(3, 12, 100, generator=torch.Generator().manual_seed(0))
+    expect(
+        not isinstance(ask(answer, x, 20), (list, tuple)),
+        "the answer is a list, an array was asked: torch.stack makes one of arrays, and .tolist() is not needed",
+    )
     judge(
         answer,
         lambda x, p: rearrange(x, "b l (n p) -> b (l n) p", p=p),

@@ -141,21 +141,23 @@ def check_probe(answer):  # train_x (n, D), train_y (n,), test_x (m, D) -> (m,)
 
 # %% ../../nbs/93_session_8_heart.ipynb #8fc2ffef
 def _hits_at(
-    queries, gallery, y, k, tolerance=None, sign=1, own=True, unit=True, skip=0
+    queries, gallery, y, k, tolerance=None, sign=1, own=-torch.inf, unit=True, skip=0
 ):  # what typical mistakes make of P@k
     "Hits (n, k) of the first k found."
     s = sign * (cosine(queries, gallery) if unit else queries @ gallery.T)
-    if own:
-        s = s.fill_diagonal_(-torch.inf)
+    if own is not None:
+        s = s.fill_diagonal_(own)
     near = 0.5 * y.std(correction=0) if tolerance is None else tolerance
     return (y[s.topk(k + skip, 1).indices[:, skip:]] - y[:, None]).abs() <= near
 
 # %% ../../nbs/93_session_8_heart.ipynb #7028212e
 _PRECISION_MISTAKES: dict[str, Callable] = {
     "the patient found himself: leave the own cine out of the gallery":
-        lambda *a: share_of(_hits_at(*a, own=False)),
+        lambda *a: share_of(_hits_at(*a, own=None)),
+    "the own similarity was set to 0, which is the largest where all others are negative: −inf":
+        lambda *a: share_of(_hits_at(*a, own=0.0)),
     "the most similar cine is left out, and not the own one: they need not be the same":
-        lambda *a: share_of(_hits_at(*a, own=False, skip=1)),
+        lambda *a: share_of(_hits_at(*a, own=None, skip=1)),
     "least similar first: sort by falling similarity": lambda *a: share_of(_hits_at(*a, sign=-1)),
     "the tolerance is 0.5 in the unit of the phenotype: it is half a standard deviation":
         lambda *a: share_of(_hits_at(*a, 0.5)),
@@ -193,7 +195,8 @@ def _retrieval_cases() -> list[tuple]:
     for n, seed, k in ((40, 7, 5), (60, 25, 3), (30, 13, 8)):
         q, c = related_embeddings(n, 6, shared=2.0, seed=seed)
         cases.append((q, c, 100 + 20 * q[:, 0], k))
-    return cases
+    q, c = related_embeddings(80, 6, shared=2.0, seed=5)
+    return [*cases, (q + 9, c - 9, 100 + 20 * q[:, 0], 4)]  # all cosines are negative
 
 
 def check_precision_at_k(answer):  # queries (n, D), gallery (n, D), y (n,), k -> P@k

@@ -54,7 +54,7 @@ def _stopped(name: str, error: Exception) -> Hint:
 def _same_bits(a, b) -> bool:
     "Is an argument what it was?"
     if isinstance(a, torch.Tensor):
-        return a.shape == b.shape and bool(((a == b) | (a != a)).all())
+        return a.shape == b.shape and bool(((a == b) | (a != a) & (b != b)).all())  # NaN stays NaN
     return bool(np.array_equal(a, b, equal_nan=True)) if isinstance(a, np.ndarray) else True
 
 
@@ -79,7 +79,7 @@ def ask(answer, *args):  # the learner's function, what to call it with
         expect(
             _same_bits(before, after),
             f"{name} changes the array that it was given, and whoever calls it loses the data: work on "
-            "a copy, without += and without an underscore at the end of a method",
+            "a copy, without +=, without x[…] = … and without an underscore at the end of a method",
         )
     return out
 
@@ -89,10 +89,15 @@ def to_array(x) -> np.ndarray:
     expect(
         not isinstance(x, str), "the answer is a text, numbers were expected: no quotes, no formatting"
     )
+    expect(x is not None, "None in the answer: a number that is not known is NaN, float('nan')")
+    if isinstance(x, np.ndarray) and x.dtype == object:
+        x = x.tolist()  # numpy would make NaN of None
     try:
         if isinstance(x, (list, tuple)):
             return np.asarray([to_array(part) for part in x], dtype=np.float64)
         return np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x, dtype=np.float64)
+    except Hint:
+        raise
     except (TypeError, ValueError):
         raise Hint(f"the answer is a {type(x).__name__}, numbers were expected") from None
 
@@ -223,6 +228,15 @@ def _ask_all(answer: Callable, right: Callable, cases: list) -> list:  # of (arg
     return seen
 
 
+def _expect_no_list(seen: list):
+    "Raises `Hint` where a list is the answer, and one number was asked."
+    for _, got, want in seen:
+        expect(
+            not isinstance(got, (list, tuple)) or to_array(want).ndim > 0,
+            f"the answer is a {type(got).__name__}: one number was asked, without brackets around it",
+        )
+
+
 def _expect_no_constant(seen: list):
     "Raises `Hint` where one number is the answer to everything."
     answers = [to_array(got) for _, got, _ in seen]
@@ -242,6 +256,7 @@ def judge(
     """Raises `Hint` where the answer is wrong anywhere: with the hint of the mistake that explains all
     of it or, failing that, most of it; else with what the numbers have in common."""
     seen = _ask_all(answer, right, cases)
+    _expect_no_list(seen)
     wrong = [one for one in seen if not same(one[1], one[2])]
     if not wrong:
         return

@@ -98,6 +98,8 @@ _PHASE_ERROR_MISTAKES: dict[str, Callable] = {
         lambda m: ((_offsets(m) + m.shape[-1] // 2) % m.shape[-1] - m.shape[-1] // 2).mean() / m.shape[-1],
     "one way around: (t − k) modulo T may be long, take the shorter way":
         lambda m: (_offsets(m) % m.shape[-1]).mean() / m.shape[-1],
+    "no absolute value: where the frame comes early, d is negative and smaller than T − d; take its size first":
+        lambda m: torch.minimum(_offsets(m), m.shape[-1] - _offsets(m)).mean() / m.shape[-1],
     "the longer way around: take the smaller of d and T − d":
         lambda m: torch.maximum(_offsets(m).abs(), m.shape[-1] - _offsets(m).abs()).mean() / m.shape[-1],
     "divided by T − 1: a cycle has T steps": lambda m: _wrapped(m).mean() / (m.shape[-1] - 1),
@@ -134,12 +136,36 @@ def check_phase_error(answer):  # (B, T, T) -> cycles
     passed(answer)
 
 # %% ../../nbs/93_session_7_maps.ipynb #78aa87cb
+def _two_ridges(faint: int, strong: int, T: int = 11) -> torch.Tensor:  # (6, T, T)
+    """Most segments of most patients have their best frame on a faint ridge, a few far better ones on a
+    strong one, where the mean cosine is highest; the last patient has no heartbeat."""
+    maps = _example_maps(faint, T, 5) * 0.1
+    few = torch.eye(T).roll(strong, 1) * (torch.arange(T) < T // 2 - 1)[:, None]
+    maps[:-1] += 0.3 * torch.eye(T).roll(faint, 1) + 0.1 * torch.eye(T).roll(strong, 1)
+    maps[:2] += few * 2
+    return maps
+
+
+def _unlike_patients(lags: tuple, T: int) -> torch.Tensor:  # (patients, T, T)
+    "A faint ridge in each map but the last, whose ridge outweighs them all."
+    maps = _example_maps(0, T, 7, len(lags) + 1)[:-1] * 0.1
+    for i, lag in enumerate(lags):
+        maps[i] += (2 if i == len(lags) - 1 else 0.3) * torch.eye(T).roll(lag, 1)
+    return maps
+
+
 _DELAY_CASES = [
     (_example_maps(2),),
     (_example_maps(-3),),
     (_example_maps(1, 8, 1),),
     (_example_maps(0, 9, 2),),
     (_example_maps(-2, 7, 3),),
+    (_example_maps(3, 10, 4)[:-1],),  # everybody has a heartbeat
+    (_example_maps(-2, 13, 6)[:-1],),
+    (_two_ridges(1, 3),),
+    (_two_ridges(-1, 2, 10),),
+    (_unlike_patients((-2, -2, 0, 1, 3), 11),),
+    (_unlike_patients((2, 0, 2, -1, -3), 12),),
 ]
 
 
@@ -148,6 +174,17 @@ def _late(maps) -> int:
     return int(lag_profile(maps).idxmax())
 
 
+def _each_late(maps) -> torch.Tensor:  # (patients that have a map,)
+    "The delay of each patient's own map."
+    return torch.tensor([_late(x[None]) for x in maps if x.isfinite().all()])
+
+
+def _unless_nan(maps, answer):
+    "What comes of a mean map that NaN is carried into; else the right delay."
+    return answer if maps.isnan().any() else _late(maps)
+
+
+# %% ../../nbs/93_session_7_maps.ipynb #a087f032
 _DELAY_MISTAKES: dict[str, Callable] = {
     "wrong sign: positive means that the matching frame comes later than the segment":
         lambda m: -_late(m),
@@ -173,10 +210,30 @@ _DELAY_MISTAKES: dict[str, Callable] = {
         lambda m: int(lag_profile(m).loc[0:].idxmax()),
     "only lags to one side are compared: a model may be late, too":
         lambda m: int(lag_profile(m).loc[:0].idxmax()),
-    "one delay for each patient: take the mean map": lambda m: [
-        _late(x[None]) for x in m if x.isfinite().all()
-    ],
+    "one delay for each patient: take the mean map": _each_late,
 }
+
+# %% ../../nbs/93_session_7_maps.ipynb #e85a30af
+_NAN_MAP = "the mean map is NaN: the map of a patient without a heartbeat is NaN; leave it out (nanmean)"
+
+
+_DELAY_MISTAKES |= {
+    _NAN_MAP: lambda m: _unless_nan(m, torch.nan),
+    _NAN_MAP + ", or the first lag of the list always wins":
+        lambda m: _unless_nan(m, -(m.shape[-1] // 2)),
+    _NAN_MAP + ", or lag 0, the first, always wins": lambda m: _unless_nan(m, 0),
+    "the median of the best frames' offsets on the mean map: a faint ridge counts as much as a strong one; "
+    "compare the mean cosine of whole diagonals":
+        lambda m: _offsets(m.nanmean(0)[None]).median(),
+    "the mean of the best frames' offsets on the mean map: one stray frame moves it; compare the mean cosine "
+    "of whole diagonals":
+        lambda m: _offsets(m.nanmean(0)[None]).mean(),
+    "the median over patients of their delays: take the mean map first": lambda m: _each_late(m).median(),
+    "the mean over patients of their delays: take the mean map first":
+        lambda m: _each_late(m).float().mean(),
+    "the most frequent delay of a patient: take the mean map first": lambda m: _each_late(m).mode().values,
+}
+
 
 # %% ../../nbs/93_session_7_maps.ipynb #371fb1b2
 def check_delay(answer):  # (B, T, T) -> steps

@@ -9,6 +9,7 @@ __all__ = ['check_alignment_matrix', 'check_circular', 'check_local_loss']
 from collections.abc import Callable
 import numpy as np
 import torch
+import torch.nn.functional as F
 from .judging import ask, expect, judge, judge_gradient, passed, same
 from .patient_checks import related_embeddings
 from ..nets.losses import alignment_matrix, cosine, global_contrastive_loss, local_contrastive_loss
@@ -157,6 +158,12 @@ def _mean_cross(a, b, sigma, tau, dim: int = -1, unit: bool = True) -> torch.Ten
     return (_cross(logits, P, dim) + _cross(logits.mT, P, dim)) / 2
 
 
+def _crossed(a, b, sigma, tau, *dims) -> torch.Tensor:  # axis of the softmax where segments, where frames ask
+    "The local loss with an axis for each direction."
+    logits, P = cosine(a, b) / tau, alignment_matrix(a.shape[1], sigma)
+    return (_cross(logits, P, dims[0]) + _cross(logits.mT, P, dims[1])) / 2
+
+
 def _one_way(a, b, sigma, tau, turned: bool = False) -> torch.Tensor:
     "One direction, perhaps with P transposed."
     P = alignment_matrix(a.shape[1], sigma)
@@ -194,6 +201,15 @@ _LOCAL_MISTAKES: dict[str, Callable] = {
         lambda a, b, s, t: (_one_way(a, b, s, t) + _one_way(b, a, s, t, turned=True)) / 2,
     "wrong axis of the softmax: for each ECG segment (row) the candidates are the frames (columns)":
         lambda *x: _mean_cross(*x, dim=-2),
+    "wrong axis of the softmax where segments ask: for each ECG segment the candidates are the frames; the "
+    "other direction is right": lambda *x: _crossed(*x, -2, -1),
+    "wrong axis of the softmax where frames ask: after .mT the candidates are on the last axis again; the "
+    "other direction is right": lambda *x: _crossed(*x, -1, -2),
+    "normalised along the wrong axis: F.normalize takes axis 1 if nothing is said, which is the moment here; "
+    "dim=-1":
+        lambda a, b, s, t: _mean_cross(F.normalize(a, dim=1), F.normalize(b, dim=1), s, t, unit=False),
+    "normalised over the patients: each moment's vector gets length 1, dim=-1":
+        lambda a, b, s, t: _mean_cross(F.normalize(a, dim=0), F.normalize(b, dim=0), s, t, unit=False),
     "softmax over the patients: the local loss compares moments within one patient":
         lambda *x: _mean_cross(*x, dim=0),
     "the temperature is missing: divide the cosines by τ": lambda a, b, s, t: _mean_cross(a, b, s, 1.0),

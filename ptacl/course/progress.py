@@ -23,12 +23,16 @@ STATES = {
     "changed": "?",
     "open": "·",
 }  # of an exercise; the best of all files counts
+_UNWRITTEN = "is not written yet"  # as the checks say it
 
 
 def _state_of(cell: NotebookNode, check: str) -> str:  # check: as it was handed out
     "What a learner's check cell says."
     outputs = cell.get("outputs", [])
-    if any(out.output_type == "error" for out in outputs):
+    errors = [out for out in outputs if out.output_type == "error"]
+    if any(_UNWRITTEN in out.get("evalue", "") for out in errors):
+        return "open"
+    if errors:
         return "stuck"
     if not any("✓" in out.get("text", "") for out in outputs):
         return "open"
@@ -65,41 +69,68 @@ def _learner_of(file: Path, folder: Path) -> str:
     known = "|".join(re.escape(session.stem) for session in sessions())
     return re.sub(rf"[-_ ]*({known})[-_ ]*", "", file.stem) or folder.name
 
+# %% ../../nbs/93_progress.ipynb #bb1b8437
+_GIVE = "Give the folder with the learners' folders or files"
+
+
+def _states_in(file: Path, known: dict) -> dict[str, str]:  # grade_id -> state; empty: no cell of the course
+    "What the checks in a notebook say. Raises whatever a broken file raises."
+    states = {}
+    for cell in nbformat.read(file, 4).cells:
+        name = cell.metadata.get("nbgrader", {}).get("grade_id", "")
+        if name in known:
+            states[name] = _state_of(cell, known[name][2])
+    return states
+
+
+def _why_unread(error: Exception) -> str:
+    "What to do about a file that could not be read."
+    if isinstance(error, OSError):
+        return f"it could not be opened ({error.strerror}): look at its permissions, or ask for it again"
+    return "it is no whole notebook, perhaps half saved or half copied: ask for it again"
+
+
+def _nobody(unread: list, foreign: list) -> str:
+    "Why a folder of notebooks has no learner."
+    return "; ".join(
+        ["no notebook of the course in it", *unread, *(f"{name}: no cell of the course" for name in foreign)])
+
+
 # %% ../../nbs/93_progress.ipynb #67e61480
 def progress(
     folder: str | Path,  # notebooks of all learners, in folders or with names of their own
 ) -> pd.DataFrame:  # learner, session, exercise, state: a row for each learner and exercise
-    """Who has passed what, from the stored outputs. Raises `PtaclError` where there is no notebook;
-    a file that cannot be read costs nobody else the own line, and is in `.attrs["unread"]`."""
+    """Who has passed what, from the stored outputs. Raises `PtaclError` where there is no notebook of the
+    course; files that cannot be read are in `.attrs["unread"]`, other notebooks in `.attrs["foreign"]`."""
     folder = Path(folder)
     files = sorted(f for f in folder.rglob("*.ipynb") if not _hidden(f.relative_to(folder)))
     if not files:
-        raise PtaclError(
-            "no notebook in it", "Give the folder with the learners' folders or files", folder.name
-        )
-    known, best, unread = _handed_out(), {}, []
+        raise PtaclError("no notebook in it", _GIVE, folder.name)
+    known = _handed_out()
+    best: dict[str, dict] = {}
+    unread = []
+    foreign = []
     order = list(STATES)
     for file in files:
-        learner = _learner_of(file, folder)
         try:
-            cells = nbformat.read(file, 4).cells
+            states = _states_in(file, known)
         except Exception as e:  # whatever a half-written file is
-            unread.append(f"{file.relative_to(folder)}: {type(e).__name__}")
+            unread.append(f"{file.relative_to(folder)}: {_why_unread(e)}")
             continue
-        ours = [c for c in cells if c.metadata.get("nbgrader", {}).get("grade_id") in known]
-        states = {
-            c.metadata.nbgrader.grade_id: _state_of(c, known[c.metadata.nbgrader.grade_id][2])
-            for c in ours
-        }
-        theirs = best.setdefault(learner, dict.fromkeys(known, "open"))
+        if not states:
+            foreign.append(str(file.relative_to(folder)))
+            continue
+        theirs = best.setdefault(_learner_of(file, folder), dict.fromkeys(known, "open"))
         theirs |= {i: min(theirs[i], state, key=order.index) for i, state in states.items()}
+    if not best:
+        raise PtaclError(_nobody(unread, foreign), _GIVE, folder.name)
     rows = [
         (learner, *known[i][:2], state)
         for learner, theirs in best.items()
         for i, state in theirs.items()
     ]
     table = pd.DataFrame(rows, columns=["learner", "session", "exercise", "state"])
-    table.attrs["unread"] = unread
+    table.attrs |= {"unread": unread, "foreign": foreign}
     return table
 
 # %% ../../nbs/93_progress.ipynb #2bb1472b
@@ -126,7 +157,9 @@ def progress_text(table: pd.DataFrame) -> str:
     lines += [
         f"stuck at {exercise} ({session}): {n}" for (session, exercise), n in stuck.head(5).items()
     ]
-    return "\n".join(lines + [f"not read: {line}" for line in table.attrs.get("unread", [])])
+    lines += [f"not read: {line}" for line in table.attrs.get("unread", [])]
+    lines += [f"not of the course: {name}" for name in table.attrs.get("foreign", [])]
+    return "\n".join(lines)
 
 # %% ../../nbs/93_progress.ipynb #85a5da36
 _PROGRESS_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">

@@ -36,6 +36,10 @@ _RATE_MISTAKES: dict[str, Callable] = {
     "R-peaks were counted: the count depends on where the record happens to start and end; use the "
     "intervals "
     "between them": lambda r: 6 * r.isfinite().sum(),
+    "all places of the row were counted, and the padding is no R-peak; a count depends on where the record "
+    "starts and ends, too: use the intervals": lambda r: 6 * len(r),
+    "NaN was replaced by 0, and the padding counts as R-peaks at 0 s: leave it out, "
+    "r_peaks[r_peaks.isfinite()]": lambda r: 60 / r.nan_to_num(0).diff().mean(),
     "n R-peaks have n − 1 intervals between them: one beat too many is counted":
         lambda r: 60 * (len(_intervals(r)) + 1) / _intervals(r).sum(),
     "one interval is left out: n R-peaks have n − 1 intervals":

@@ -38,36 +38,104 @@ def mistakes(nb: NotebookNode) -> str: # Markdown
 # %% ../../nbs/92_workshop.ipynb #d97d42c9
 _OPENING = """# The teacher's guide
 
-Eight sessions, three hours, a laptop each. Learners need Python, the kit and `ptacl workshop start`; no
-GPU, no internet, no data. Let everyone run the first code cell of session 1 before you speak: it loads
-all libraries, and shows who has no working installation.
+Eight sessions and a break, three hours, a laptop each. Learners need Python, the kit and
+`ptacl workshop start`; no GPU, no internet, no data. Let everyone run the first code cell of session 1
+before you speak: it loads all libraries, and shows who has no working installation.
 
-Every session has the same shape: goals and a picture (your slides), exercises with checks, a stretch task
-for the quick, questions whose answers unfold, and five minutes of *what would break this in a hospital*,
-which are best spoken, not read. Learners who are stuck can go on: the harder exercises name the function
-of the kit that does the same. Press S in the slides for your notes.
+Every session has the same shape: goals and a picture (your slides), exercises with checks, and five
+minutes of *what would break this in a hospital*, which are best spoken, not read. The minutes below are
+for these. A stretch task and questions whose answers unfold end each session: they are for the quick, or
+for home. Press S in the slides for your notes.
 
-**Before the day:** run `ptacl workshop check` on the slowest laptop. It runs every session with its
-solutions, tries every mistake below, and says what took how long.
+**Who is stuck can go on.** Later cells call what learners have written, and where an answer is missing
+they stop with `NotImplementedError`. Under every exercise *Stuck?* unfolds to a line or two that take its
+place and pass the check: a call of the kit where it has such a function, else the formula. Whoever types
+them gets the tick, too.
 
-**On the day:** `ptacl workshop progress FOLDER` says who has passed what, from a folder that learners share.
-**Marks:** the folder `nbgrader` is ready for nbgrader's `generate_assignment`, `autograde` and `export`."""
+**When time runs short,** leave out in this order: exercises that a session's notes leave to the quick;
+half of the points of each *hospital*; session 2, which no other session builds on; session 4, likewise.
+Keep sessions 5 and 6 whole, and the surprises of 7 and 8. Each session runs without those before it."""
+
+# %% ../../nbs/92_workshop.ipynb #2bb09e4b
+_BEFORE = """## Before the day
+
+**Laptops without internet.** On one laptop with internet, in the folder of the kit:
+
+```
+pip wheel -c constraints.txt -w wheels ".[app,course]"
+```
+
+collects the kit and all that it needs in the folder `wheels`. Copy it to the other laptops, which must
+have the same system and the same Python, and there, beside `wheels`:
+
+```
+python -m venv .venv
+. .venv/bin/activate         # on Windows: .venv\\Scripts\\activate
+pip install --no-index --find-links wheels "ptacl[app,course]"
+```
+
+(`pip download` would fetch what the kit needs, and not the kit itself.) On Linux pip's torch carries CUDA,
+several GB; where there is no GPU, point pip at PyTorch's CPU wheels first, as the README says.
+
+**Try it.** Run `ptacl workshop check` on the slowest laptop. It runs every session with its solutions,
+tries every mistake below, and says what took how long."""
+
+# %% ../../nbs/92_workshop.ipynb #54ea1399
+_DURING = """## On the day, and after it
+
+`ptacl workshop progress FOLDER` says who has passed what, from a folder that learners share: in it lie
+their folders, `NAME/03_beats.ipynb`, or files with their names in front, `NAME-03_beats.ipynb`.
+
+**Marks.** Beside this page is the folder `nbgrader`, made for [nbgrader](https://nbgrader.readthedocs.io):
+its settings, and each session as the source of an assignment, in which each check is worth a point.
+nbgrader is no part of the kit. Install it in the folder of the kit, then go to that folder:
+
+```
+pip install -c constraints.txt nbgrader==0.9.6
+cd course/nbgrader           # course is the folder that ptacl workshop build has written
+nbgrader generate_assignment 01_two_views
+```
+
+writes `release/01_two_views`, which learners get; what they have from `ptacl workshop start` will do as
+well. Put what they hand in at `submitted/NAME/01_two_views/01_two_views.ipynb`, then
+
+```
+nbgrader autograde 01_two_views
+nbgrader export
+```
+
+grades everybody's and writes `grades.csv`. A check that somebody has changed is put back first."""
+
+# %% ../../nbs/92_workshop.ipynb #d77de084
+_BREAK = 10 # minutes, half-way through the sessions
+
+
+def _clock(minute: int) -> str:
+    "Hours and minutes."
+    return f"{minute // 60}:{minute % 60:02d}"
+
+
+def _course_minutes(nbs: list[NotebookNode]) -> int:
+    "All sessions and the break."
+    return sum(map(minutes, nbs)) + _BREAK
 
 
 def _timetable(nbs: list[NotebookNode]) -> str: # Markdown
-    "When each session starts."
+    "When each session starts, and the break."
     lines = ["| starts at | session | minutes |", "|---|---|---|"]
     clock = 0 # minutes
-    for nb in nbs:
-        lines.append(f"| {clock // 60}:{clock % 60:02d} | {heading(nb)} | {minutes(nb)} |")
+    for i, nb in enumerate(nbs):
+        if 2 * i == len(nbs):
+            lines.append(f"| {_clock(clock)} | *break* | {_BREAK} |")
+            clock += _BREAK
+        lines.append(f"| {_clock(clock)} | {heading(nb)} | {minutes(nb)} |")
         clock += minutes(nb)
-    lines.append(f"| {clock // 60}:{clock % 60:02d} | the end | |")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"| {_clock(clock)} | the end | |"])
 
 
 def _guide(nbs: list[NotebookNode]) -> NotebookNode:
     "The teacher's guide as a notebook of texts."
-    texts = [_OPENING, _timetable(nbs)]
+    texts = [_OPENING, _timetable(nbs), _BEFORE, _DURING]
     for nb in nbs:
         texts.append(f"## {heading(nb)}")
         texts += [cell.source for cell in nb.cells if tagged(cell, "guide")]
@@ -77,20 +145,23 @@ def _guide(nbs: list[NotebookNode]) -> NotebookNode:
 # %% ../../nbs/92_workshop.ipynb #63de4b4a
 _HANDOUT_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <title>Handout</title><style>
-@page {{size: A4; margin: 12mm 14mm}} body {{font: 9.5pt/1.3 sans-serif; max-width: 180mm}}
-h1 {{font-size: 15pt; margin: 0}} h2 {{font-size: 10.5pt; margin: .6em 0 .1em}} p {{margin: .3em 0}}
-ul {{margin: 0; padding-left: 1.2em}} .sessions {{columns: 2; column-gap: 8mm}}
-section {{break-inside: avoid}} .tick {{list-style: "☐ "}}
+@page {{margin: 12mm 14mm}} body {{font: 9.5pt/1.25 sans-serif; max-width: 180mm; margin: 0}}
+h1 {{font-size: 15pt; margin: 0}} h2 {{font-size: 10.5pt; margin: 0 0 .1em}} p {{margin: .3em 0}}
+ul {{margin: 0; padding-left: 1.2em}} .sessions {{columns: 2; column-gap: 8mm; margin-top: .6em}}
+section {{break-inside: avoid; padding-bottom: .6em}} .tick {{list-style: "☐ "}}
 </style><h1>An ECG, a cine, and one heart</h1>
-<p>Eight sessions, {total} minutes. No GPU, no internet, no data of patients.</p>
-<p><b>Start:</b> <code>ptacl workshop start</code> opens the first session in your browser. Write where
-it says <code># YOUR CODE HERE</code>; Shift+Enter runs a cell. The check below says ✓, or what is wrong
-and why. <b>Stuck?</b> Ask your neighbour, then us; you can go on without the answer. <b>Hand in:</b> save,
-and copy your folder, under your name or any other, to where the teacher says.</p>
+<p>Eight sessions and a break, {total} minutes. No GPU, no internet, no data of patients.</p>
+<p><b>Start:</b> in the folder of the kit, <code>. .venv/bin/activate</code> (on Windows
+<code>.venv\\Scripts\\activate</code>), then <code>ptacl workshop start</code>, which opens the first
+session in your browser. Write where it says <code># YOUR CODE HERE</code>; Shift+Enter runs a cell. The
+check below says ✓, or what is wrong and why. <b>Stuck?</b> Ask your neighbour, then us. To go on without
+an answer of your own, unfold <i>Stuck?</i> under the exercise and type what it says: cells further down
+need the function. <b>Hand in:</b> save, and copy your folder, under your name or any other, to where the
+teacher says.</p>
 <div class="sessions">{sessions}</div></html>"""
 
 
-def _handout(nbs: list[NotebookNode]) -> str: # HTML, one page of A4 when printed
+def _handout(nbs: list[NotebookNode]) -> str: # HTML, one page of A4 or Letter when printed
     "The course on a sheet of paper: start, goals and exercises."
     parts = []
 
@@ -103,7 +174,7 @@ def _handout(nbs: list[NotebookNode]) -> str: # HTML, one page of A4 when printe
         asked = [m[1] for cell in nb.cells if (m := re.match(r"## Exercise \d+: (.+)", cell.source))]
         title = f"<h2>{html.escape(heading(nb))} ({minutes(nb)} min)</h2>"
         parts.append(f"<section>{title}{as_list(goals, 'goals')}{as_list(asked, 'tick')}</section>")
-    return _HANDOUT_PAGE.format(total=sum(map(minutes, nbs)), sessions="".join(parts))
+    return _HANDOUT_PAGE.format(total=_course_minutes(nbs), sessions="".join(parts))
 
 # %% ../../nbs/92_workshop.ipynb #d740739a
 def _write_guide(nbs: list[NotebookNode], folder: Path):
