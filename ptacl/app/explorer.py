@@ -102,6 +102,7 @@ def _compare_tab(self: AlignmentExplorer) -> W.Box:
         self.both.preset.tau_local, min=-2, max=0.5, step=0.05, description="τ",
         tooltip="temperature of the softmax", style={"description_width": "20px"},
         layout=W.Layout(width="200px"))
+    W.dlink((self.softmax, "value"), (self.temperature, "disabled"), lambda on: not on)
     self.target = toggle("target outlined", "what the local loss asks for")
     self.circular = toggle("circular time", "the last moment is a neighbour of the first")
     return flow(self.pair, self.group, *self.shown.values(), self.difference, self.softmax, self.temperature,

@@ -29,6 +29,10 @@ def _in_the_plane(
     return at[:len(z_ecg)], at[len(z_ecg):], shares
 
 # %% ../../nbs/71_plane.ipynb #7bca2458
+_WORDS = {"bmi": "body mass index", "sbp": "systolic blood pressure", "hr_ecg": "heart rate, ECG", "hr_cmr": "heart rate, scan",
+          "pq": "PQ interval", "qrs": "QRS duration", "qt": "QT interval"} # of covariates
+
+
 def colour_columns(both: Compared) -> dict[str, pd.Series]: # label -> (n,), sex as 0 (F) and 1 (M)
     "What patients can be coloured by."
     phenotypes = both.cohort.phenotypes.iloc[both.rows]
@@ -37,7 +41,8 @@ def colour_columns(both: Compared) -> dict[str, pd.Series]: # label -> (n,), sex
     columns["sex"] = covariates.sex.map({"F": 0., "M": 1.})
     units = both.cohort.attributes["covariates"]
     for name in covariates.columns.drop("sex"):
-        columns[f"{name} ({units[name]})" if units.get(name) else name] = covariates[name]
+        words = _WORDS.get(name, name)
+        columns[f"{words} ({units[name]})" if units.get(name) else words] = covariates[name]
     columns = {label: pd.to_numeric(x, errors="coerce").astype(float) for label, x in columns.items()}
     return {label: x for label, x in columns.items() if x.notna().any()}
 

@@ -27,8 +27,8 @@ const tint = (v, most, strength) => { const [r, g, b] = v > 0 ? FALLS : RISES; r
 const NO_SYSTOLE = "A film that stands still has no end-systole.";
 
 // Figures come in the colours of paper. In a dark scheme text, lines and paper change; what carries a value keeps its colour.
-const DARK = { "#222": "#e4e6ea", "#111": "#f2f3f5", "#888": "#a3a8b0", "#f6dcdc": "#2c2226", "#eaa9a9": "#553239", "#ffffffb0": "#14171bb0", "#440154": "#c79bff", "#26828e": "#4fb3c0" };
-const PLAIN = /#222\b|#111\b|#888\b|#f6dcdc|#eaa9a9|#ffffffb0|#440154|#26828e/g;
+const DARK = { "#222": "#e4e6ea", "#111": "#f2f3f5", "#888": "#a3a8b0", "#f6dcdc": "#2c2226", "#eaa9a9": "#553239", "#ffffffb0": "#14171bb0", "#440154": "#c79bff", "#26828e": "#4fb3c0", "#0072b2": "#56b4e9" };
+const PLAIN = /#222\b|#111\b|#888\b|#f6dcdc|#eaa9a9|#ffffffb0|#440154|#26828e|#0072b2/g;
 function recoloured(x, key) {
   if (typeof x === "string") return key === "colorscale" ? x : x.replace(PLAIN, c => DARK[c]);
   if (Array.isArray(x)) return key === "colorscale" ? x : x.map(y => recoloured(y));
