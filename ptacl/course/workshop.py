@@ -148,7 +148,7 @@ _HANDOUT_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 @page {{margin: 12mm 14mm}} body {{font: 9.5pt/1.25 sans-serif; max-width: 180mm; margin: 0}}
 h1 {{font-size: 15pt; margin: 0}} h2 {{font-size: 10.5pt; margin: 0 0 .1em}} p {{margin: .3em 0}}
 ul {{margin: 0; padding-left: 1.2em}} .sessions {{columns: 2; column-gap: 8mm; margin-top: .6em}}
-section {{break-inside: avoid; padding-bottom: .6em}} .tick {{list-style: "☐ "}}
+section {{break-inside: avoid; padding-bottom: .6em}} .tick {{list-style: "☐ "}} code {{white-space: nowrap}}
 </style><h1>An ECG, a cine, and one heart</h1>
 <p>Eight sessions and a break, {total} minutes. No GPU, no internet, no data of patients.</p>
 <p><b>Start:</b> in the folder of the kit, <code>. .venv/bin/activate</code> (on Windows
