@@ -551,7 +551,7 @@ def test_reprs_say_nothing_of_anybody(raw):
     assert not any(x in repr([s, t]) for x in (IDS[0], str(raw)))
 
 
-@pytest.mark.parametrize("id, text, out", [("12", "1200 samples, 12 leads", "1200 samples, p-x leads"),
+@pytest.mark.parametrize("id, text, out", [("12", "1200 samples, 12 leads of 12.xml", "1200 samples, 12 leads of p-x.xml"),
                                            ("ab", "cable of ab_2.xml", "cable of p-x_2.xml")])
 def test_short_ids_do_not_garble(id, text, out):
     assert prepare._without_id(text, prepare.Visit("p-x", "p-x", sources.Source(id, 2), None, "0")) == out
@@ -602,6 +602,9 @@ def test_refusals(raw, take, tmp_path):
     with pytest.raises(PtaclError, match="taken"): take(raw, "taken")
     take(raw)
     with pytest.raises(PtaclError, match="cines of 6 frames, not 50"): take(raw, frames=50)
+    with pytest.raises(PtaclError, match="there is no key"): take(raw, key=tmp_path / "other.key")
+    assert not (tmp_path / "other.key").exists()
+    read_key(tmp_path / "other.key", "x")
     with pytest.raises(PtaclError, match="another key"): take(raw, key=tmp_path / "other.key")
     (raw / "phenotypes.csv").unlink()
     with pytest.raises(PtaclError, match="no phenotypes.csv"): take(raw)
@@ -683,7 +686,7 @@ def test_truth_and_quality_of_virtual_patients_are_kept(tmp_path):
     virtual = simulate(6, 8, frames=6, rhythm="pvc", lead_off="V3", missing=2)
     cohort = write_virtual(virtual, tmp_path / "c", workers=1, simulated={"seed": 8})
     truth = [json.loads(p)["truth"] for p in cohort.table.provenance]
-    assert len(cohort) + len(cohort.quarantine) == 6 and set(cohort.quarantine.reason) <= {"lead V3 is missing"}
+    assert len(cohort) + len(cohort.quarantine) == 6 and set(cohort.quarantine.reason) <= {"lead V3 is missing (nothing but zeros)"}
     for k, t in zip([list(virtual.phenotypes.index).index(i) for i in cohort.phenotypes.index], truth):
         r = virtual.r_peaks[k].isfinite()
         np.testing.assert_allclose(t["r_peaks"], virtual.r_peaks[k, r], atol=1e-4)

@@ -29,7 +29,7 @@ from .prepare import Visit, prepare, stamp
 from .pseudonyms import KEY, make_once, pseudonym, read_key, staging_of
 from .sources import Source, find_patients, find_table, table_values
 from .splits import SHARES
-from .store import QUARANTINE, name_of, shard_parts
+from .store import cohort_attributes, name_of, QUARANTINE, shard_parts
 from .verdicts import doubtful_records
 
 # %% ../../nbs/43_ingest.ipynb #aa66fc54
@@ -179,7 +179,7 @@ def _check_key(cohort: Cohort, mark: str) -> None:
 
 def _has_key(out) -> bool: # a folder
     "Whether a cohort is there that was made with a key."
-    return (Path(out) / "zarr.json").exists() and bool(Cohort.open(out).attributes.get("key"))
+    return (Path(out) / "zarr.json").exists() and bool(cohort_attributes(out).get("key"))
 
 # %% ../../nbs/43_ingest.ipynb #33002c38
 @dataclass(repr=False)

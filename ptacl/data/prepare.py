@@ -227,7 +227,7 @@ def _check_row(visit: Visit) -> None:
 # %% ../../nbs/42_prepare.ipynb #9af2cb2e
 def _without_id(text: str, visit: Visit) -> str:
     "A reader's message with the pseudonym in place of the participant's id."
-    ends = r"(?![A-Za-z0-9])" if len(visit.source.id) > 2 else r"(?=\.\w)"  # a file may be called as a word is
+    ends = r"(?![A-Za-z0-9])" if len(visit.source.id) > 2 else r"(?=[._-]\w)"  # a file may be called as a word is
     return re.sub(rf"(?<![A-Za-z0-9]){re.escape(visit.source.id)}{ends}", visit.name, text)
 
 def _fault_of_the_kit(error: Exception) -> tuple: # reason, remedy
