@@ -133,7 +133,7 @@ def check_patchify(answer):  # (B, 12, N), p -> (B, 12·n, p)
     x = torch.randn(3, 12, 100, generator=torch.Generator().manual_seed(0))
     expect(
         not isinstance(ask(answer, x, 20), (list, tuple)),
-        "the answer is a list, an array was asked: torch.stack makes one of arrays, and .tolist() is not needed",
+        "the answer is a list, an array was asked: torch.stack makes one of arrays; leave out .tolist()",
     )
     judge(
         answer,

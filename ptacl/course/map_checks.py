@@ -98,7 +98,7 @@ _PHASE_ERROR_MISTAKES: dict[str, Callable] = {
         lambda m: ((_offsets(m) + m.shape[-1] // 2) % m.shape[-1] - m.shape[-1] // 2).mean() / m.shape[-1],
     "one way around: (t − k) modulo T may be long, take the shorter way":
         lambda m: (_offsets(m) % m.shape[-1]).mean() / m.shape[-1],
-    "no absolute value: where the frame comes early, d is negative and smaller than T − d; take its size first":
+    "no absolute value: where the frame comes early, d is negative, and smaller than T − d; take its size":
         lambda m: torch.minimum(_offsets(m), m.shape[-1] - _offsets(m)).mean() / m.shape[-1],
     "the longer way around: take the smaller of d and T − d":
         lambda m: torch.maximum(_offsets(m).abs(), m.shape[-1] - _offsets(m).abs()).mean() / m.shape[-1],
