@@ -250,6 +250,7 @@ def test_one_reset_resets_all(cohort):
     def other(control):
         if hasattr(control, "options"): return [value if isinstance(value, str) else value[1] for value in control.options][-1]
         return not control.value if isinstance(control.value, bool) else control.min if control.value != control.min else control.max
+    e.page.ticked = [0]                                                                 # whose mean is there to be shown
     for control in e.controls:
         if control.disabled: continue                                                   # another rhythm of a heart that is not virtual
         e.reset()
@@ -429,8 +430,8 @@ def test_an_own_ecg_is_named_and_leaves_the_film_its_times(cohort, data_samples,
     monkeypatch.setattr("ptacl.data.prepare.verdict_on", lambda *_: "flat: V2")
     e.take(({"name": file.name, "content": file.read_bytes()},))
     view = e.page.view
-    assert any("not of good quality: flat: V2" in x for x in view["doubts"]) and file.name in view["title"] and file.name in view["state"]
-    assert view["systole"][0] == before and "does not say that they belong together" in view["notes"][0]
+    assert any("not of good quality: flat: V2" in x for x in view["doubts"]) and file.name in view["title"] and view["state"] == "own ECG"
+    assert view["systole"][0].startswith(before + " of ") and "does not say that they belong together" in view["notes"][0]
     assert exported(e, "SVG")[0] == f"{view['patient']}_own-ECG.svg" and "own" not in e.page.query
     e.reset()
     assert not e.page.view["alert"] and not e.page.view["notes"] and not e.page.view["state"]

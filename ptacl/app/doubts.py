@@ -14,7 +14,10 @@ from .records import Record, mean_beat
 
 # %% ../../nbs/71_doubts.ipynb #007b3c7b
 _PLAUSIBLE = 0.4, 1.5 # s, a mean beat at rest
-_UNEVEN = {"irregular": "The rhythm is irregular", "single beats early or late": "Single beats come early or late"}
+_UNEVEN = {
+    "irregular": "The rhythm is irregular",
+    "single beats early or late": "Single beats come early or late",
+}
 
 
 def record_doubts(record: Record) -> list[str]:
@@ -28,13 +31,14 @@ def record_doubts(record: Record) -> list[str]:
         return found  # nor is the rhythm known
     if record.left.startswith("doubtful"):
         why = record.left.removeprefix("doubtful").strip(": ")
-        found.append(f"No heartbeat is found in what is left of the ECG ({why}); its R-peaks are those from before. "
-                     "What the maps show is not of this heart.")
+        found.append(f"No heartbeat is found in what is left of the ECG ({why}); "
+                     "its R-peaks are those from before. What the maps show is not of this heart.")
     beat = mean_beat(record.r_peaks)
     if not _PLAUSIBLE[0] <= beat <= _PLAUSIBLE[1] and np.isfinite(beat):
         found.append(f"A mean beat of {1000 * beat:.0f} ms is hardly one at rest: are the R-peaks right?")
     if record.rhythm in _UNEVEN:
-        found.append(f"{_UNEVEN[record.rhythm]} in these 10 s: a segment is a share of beats of unequal length.")
+        uneven = "a segment is a share of beats of unequal length"
+        found.append(f"{_UNEVEN[record.rhythm]} in these 10 s: {uneven}.")
     return found
 
 # %% ../../nbs/71_doubts.ipynb #2024a201

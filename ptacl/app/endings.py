@@ -9,24 +9,21 @@ __all__ = []
 import os
 import psutil
 import re
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import traceback
 import typer
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import requires
 from importlib.util import find_spec
-from pathlib import Path
 from typing import NoReturn
 from ..core.errors import PtaclError
 from ..core.logs import keep_traceback
 from ..core.privacy import mask_ids
+from ..core.processes import remove_scratch
 
 # %% ../../nbs/98_endings.ipynb #df77c584
 _settings = {"verbose": False} # of the command that runs
@@ -66,18 +63,6 @@ def _kill_children():
 
 
 _ending = threading.Lock()
-_scratch: set[str] = set()  # folders that may hold people's data and must not outlive the command
-
-
-@contextmanager
-def scratch_folder() -> Iterator[Path]:
-    "A folder for the time of the block. It is removed also where `end_by_hand` ends the process in between."
-    with tempfile.TemporaryDirectory() as folder:
-        _scratch.add(folder)
-        try:
-            yield Path(folder)
-        finally:
-            _scratch.discard(folder)
 
 
 def end_by_hand(kept: str, status: int = 130) -> NoReturn:  # 130: as shells say of Ctrl-C
@@ -87,8 +72,7 @@ def end_by_hand(kept: str, status: int = 130) -> NoReturn:  # 130: as shells say
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     _kill_children()
-    for folder in _scratch:
-        shutil.rmtree(folder, ignore_errors=True)
+    remove_scratch()
     os._exit(status)
 
 
@@ -190,15 +174,9 @@ def one_sentence(
         _fail_unforeseen(e)
 
 # %% ../../nbs/98_endings.ipynb #ba3c6236
-def _plain_warning(message, *_, **__) -> str:
-    "A warning without the path of a file and a line of code."
-    return f"ptacl: {mask_ids(message)}\n"
-
-
 def begin(context: typer.Context, verbose: bool) -> None:
     "What every command begins with: whether tracebacks show, and how Ctrl-C ends it while libraries load."
     _settings["verbose"] = verbose
-    warnings.formatwarning = _plain_warning
     context.with_resource(_heard_as(lambda *_: end_by_hand("nothing was started")))
     for stream in (sys.stdout, sys.stderr):  # a Windows console may lack σ
         if hasattr(stream, "reconfigure"):

@@ -31,7 +31,8 @@ from ..evaluate.whatif import FILMS
 
 # %% ../../nbs/72_explorer.ipynb #c7a2c963
 _SKIP = "<a class='px-skip' href='#px-maps'>Skip to the maps</a>"
-_WARNING = (f"PNG, SVG and HTML hold {PERSONAL}; tables hold pseudonyms. No file holds the name of an uploaded one.")
+_WARNING = (f"PNG, SVG and HTML hold {PERSONAL}; tables hold pseudonyms. "
+            "No file holds the name of an uploaded one.")
 
 # %% ../../nbs/72_explorer.ipynb #88bf70b7
 class AlignmentExplorer(W.VBox):
@@ -251,8 +252,8 @@ def reset(self: AlignmentExplorer):
     self.refresh()
 
 # %% ../../nbs/72_explorer.ipynb #c325458f
-def _unmet(asked: Asked, found: Asked, query: str) -> list[str]: # keys; query: the address, which may say nothing of them
-    "What was asked for and could not be set."
+def _unmet(asked: Asked, found: Asked, query: str) -> list[str]: # keys of `Asked`
+    "What an address asked for and could not be set."
     def differs(key: str) -> bool:
         a, b = asked[key], found[key]
         if isinstance(a, float) and isinstance(b, float):
@@ -361,7 +362,7 @@ def _draw(self: AlignmentExplorer, alert: str):
     self.drawn = Shown(patient, asked, own, over, tuple(self.page.cell), tuple(self.doubts))
     self._show_plane()
 
-
+# %% ../../nbs/72_explorer.ipynb #1f1e272c
 @patch
 def _without_rhythm(self: AlignmentExplorer, alert: str):
     "The patient in their own rhythm, and why."

@@ -40,7 +40,8 @@ _Cluster = Annotated[str | None, typer.Option(
     help="address of a Dask scheduler, to read on its machines instead")]
 _Key = Annotated[Path | None, typer.Option(help="file with the key of the pseudonyms, as in ingest")]
 _OwnNames = Annotated[bool, typer.Option(
-    "--own-names", help="call rows by the names of the files, which are nobody's; not by one with seven digits")]
+    "--own-names",
+    help="call rows by the names of the files, which are nobody's; not by one with seven digits")]
 _Names = Annotated[Path | None, typer.Option(help="CSV to write: which row, or refusal, is which file's")]
 _Allow = Annotated[list[str] | None, typer.Option(
     help="a fault of the recording that does not matter: flat, clipped, contradictory, beatless")]

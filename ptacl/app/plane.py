@@ -29,8 +29,11 @@ def _in_the_plane(
     return at[:len(z_ecg)], at[len(z_ecg):], shares
 
 # %% ../../nbs/71_plane.ipynb #7bca2458
-_WORDS = {"bmi": "body mass index", "sbp": "systolic blood pressure", "hr_ecg": "heart rate, ECG", "hr_cmr": "heart rate, scan",
-          "pq": "PQ interval", "qrs": "QRS duration", "qt": "QT interval"} # of covariates
+_WORDS = { # of covariates
+    "bmi": "body mass index", "sbp": "systolic blood pressure",
+    "hr_ecg": "heart rate, ECG", "hr_cmr": "heart rate, scan",
+    "pq": "PQ interval", "qrs": "QRS duration", "qt": "QT interval",
+}
 
 
 def colour_columns(both: Compared) -> dict[str, pd.Series]: # label -> (n,), sex as 0 (F) and 1 (M)

@@ -6,7 +6,6 @@
 __all__ = ['run_page', 'serve']
 
 # %% ../../nbs/73_serving.ipynb #bf0e41bf
-import asyncio
 import json
 import os
 import psutil
@@ -23,8 +22,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
-from .endings import scratch_folder
-from ..core.processes import child, own_kernel
+from ..core.processes import child, own_kernel, scratch_folder
 
 # %% ../../nbs/73_serving.ipynb #e5a654c4
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>ptacl: loading</title>
@@ -111,51 +109,19 @@ _READY = "ptacl: the page is ready to take over"
 _PATIENCE = 3600 # s for the address to be free: until the cohort and the models are open
 
 
-async def _wait_for_port(port: int):
+def _wait_for_port(port: int):
     "Until nobody listens there; not for ever."
     started = time.monotonic()
     while time.monotonic() < started + _PATIENCE:
         with socket.socket() as s:
             if s.connect_ex(("127.0.0.1", port)):
                 return
-        await asyncio.sleep(0.02)
-
-# %% ../../nbs/73_serving.ipynb #c80f229b
-class _WarmKernel:
-    "A kernel that loads the explorer before anybody looks, for the first who does."
-    def __init__(self, manager): # of kernels, voila's
-        self.manager = manager
-        self.start = manager.start_kernel
-        self.environment = dict(os.environ)
-        self.name = None # of the kernel, while nobody has it
-
-    async def begin(self, folder: Path): # of the notebook
-        "Start it; from now on the manager hands it out once."
-        self.name = await self.start(kernel_name="python3", path=str(folder))
-        self.client = self.manager.get_kernel(self.name).client()
-        self.client.start_channels(iopub=False, stdin=False, hb=False, control=False)
-        self._tell("import ptacl.app.explorer")
-        self.manager.start_kernel = self.hand_out
-
-    def _tell(self, line: str):
-        "Have the kernel run a line, after all that it was told before."
-        self.client.execute(line, silent=True, store_history=False)
-
-    async def hand_out(self, **options) -> str: # name of a kernel; options of the manager
-        "The warm kernel with the environment that is asked for, or a new one."
-        name, self.name = self.name, None
-        if name not in self.manager: # it ended in the meantime, or is somebody's
-            return await self.start(**options)
-        wanted = options.get("env", {})
-        changed = {key: value for key, value in wanted.items() if self.environment.get(key) != value}
-        self._tell(f"import os; os.environ.update({changed!r})")
-        return name
+        time.sleep(0.02)
 
 # %% ../../nbs/73_serving.ipynb #f1ac3d23
 def _page_class() -> type:
     "Voila's application with our doorkeeper."
     from jupyter_server.auth.identity import PasswordIdentityProvider
-    from tornado.ioloop import IOLoop
     from traitlets import default
     from voila.app import Voila
 
@@ -178,17 +144,9 @@ def _page_class() -> type:
 
         def listen(self):
             print(_READY, file=sys.stderr, flush=True)
-            try:
-                IOLoop.current().run_sync(self._meanwhile)
-            except BaseException: # also where we are ended
-                self.stop()
-                raise
+            _wait_for_port(self.port)
             os.environ["PTACL_EXPLORE"] = Path(os.environ["PTACL_GIVEN"]).read_text() # for the kernels
             super().listen()
-
-        async def _meanwhile(self):
-            await _WarmKernel(self.kernel_manager).begin(Path(self.notebook_path).parent)
-            await _wait_for_port(self.port)
 
     return Page
 

@@ -72,7 +72,7 @@ def _ventricle_curve(record: Record) -> tuple[np.ndarray, str]: # (F,); its unit
     return lvesv + shape * (lvedv - lvesv), "ml"
 
 
-def _ms(phase: float, beat: float, said: bool = False) -> str: # of a beat of so many s; whether these are said
+def _ms(phase: float, beat: float, said: bool = False) -> str: # beat: s; said: with its length
     "When something is, as long as the beat is known."
     if not np.isfinite(beat):
         return f"phase {phase:.2f}"
@@ -84,7 +84,7 @@ def _shown_film(record: Record, asked: Asked, encoder: CMREncoder) -> np.ndarray
     shown = film(record.echo if encoder.key == "echo" else record.cine, encoder.preset)[0]
     return np.repeat(shown[:1], len(shown), 0) if asked.film == "still" else shown
 
-
+# %% ../../nbs/71_views.ipynb #dc055146
 def _cycle_part(record: Record, lead: np.ndarray, maps: dict) -> dict:
     "The cycle under the film, and end-systole as the film and as the models see it."
     systole = float(phase_of_smallest_cavity(record.cine)[0])                   # phase
@@ -144,13 +144,15 @@ def _map_title(
     score = patient_scores(m[None], circular).within_one[0]
     return f"<b>{name}</b>: {score:.2f} within one" + (", mean map" if of_mean else "")
 
-
+# %% ../../nbs/71_views.ipynb #f8a1f91a
 def _as_lists(m: torch.Tensor) -> list[list]: # (T, T)
     "Numbers as JSON knows them: NaN as None."
     return [[round(x, 4) if np.isfinite(x) else None for x in row] for row in m.tolist()]
 
 
-def targets_of(both: Compared, names, asked: Asked) -> dict[str, torch.Tensor]: # name -> (T, T'); {}: not asked for
+def targets_of(
+    both: Compared, names, asked: Asked
+) -> dict[str, torch.Tensor]: # name -> (T, T'); {}: not asked for
     "What the local losses of the maps' models asked for; of the last model's, where a map is a difference."
     if not asked.target:
         return {}
@@ -276,7 +278,8 @@ def view_of(
     maps = _maps_asked_for(both, i, record, asked, over)
     part, lead = _record_part(record, both.preset, both.T)
     if over is None and not part["beats"]:
-        who, then = ("This ECG", "choose another file") if record.name else ("This patient", "open another one")
+        who = "This ECG" if record.name else "This patient"
+        then = "choose another file" if record.name else "open another one"
         missing = _NO_BEAT.format(seconds=both.preset.ecg_crop / FS, who=who, then=then)
         alert = f"{alert} {missing}".strip()
     state = state_words(asked, list(both.models), bool(record.name))
@@ -286,7 +289,8 @@ def view_of(
             "alert": alert, "doubts": [*record_doubts(record), *doubts],
             "notes": _notes(both, record, asked, both.ids[i], over), "T": both.T, "columns": both.columns,
             "axes": [words[:-2] for words in axis_words(both.pair)], **part,
-            **_cine_part(record, asked, both.film, lead, on_one_clock), **_map_part(both, maps, asked, over is not None),
+            **_cine_part(record, asked, both.film, lead, on_one_clock),
+            **_map_part(both, maps, asked, over is not None),
             "carries": None}
     if asked.carries in both.models and over is None and both.pair[0] == "ecg":
         view["carries"] = _carried(both, record, asked)
@@ -365,7 +369,7 @@ def maps_picture(
         fig.supxlabel("\n".join(below), fontsize=8)
     return fig
 
-
+# %% ../../nbs/71_views.ipynb #7ac8ec6c
 def figure_bytes(
     fig: "Figure",
     kind: str,       # png or svg

@@ -324,10 +324,12 @@ def _patient(self: Cohort, i: int) -> Patient: # row number
 
 @patch
 def __getitem__(self: Cohort, i) -> Patient | dict:
-    "One patient by number or pseudonym; a batch by slice or list. Raises `PtaclError` on a name that is nobody's."
+    """One patient by number or pseudonym; a batch by slice or list.
+    Raises `PtaclError` on a name that is nobody's."""
     if isinstance(i, str):
         if i not in self.ids:
-            raise PtaclError("no patient of that name", "Names are those in .ids: pseudonyms, not participants' numbers",
+            raise PtaclError("no patient of that name",
+                             "Names are those in .ids: pseudonyms, not participants' numbers",
                              given_path(self.path))
         return self._patient(int(np.flatnonzero(self.ids == i)[0]))
     if not np.isscalar(i):

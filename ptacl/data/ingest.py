@@ -428,5 +428,6 @@ def write_names(
         inside = "; ".join(str(path.relative_to(folder)) for path in s.files)
         rows.append((s.id, s.visit, visit_name(pseudonym(s.id, secret), s.visit), inside))
     file.unlink(missing_ok=True)
-    make_once(file, pd.DataFrame(rows, columns=["id", "visit", "patient", "files"]).to_csv(index=False).encode())
+    table = pd.DataFrame(rows, columns=["id", "visit", "patient", "files"])
+    make_once(file, table.to_csv(index=False).encode())
     return file

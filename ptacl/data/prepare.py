@@ -227,7 +227,8 @@ def _check_row(visit: Visit) -> None:
 # %% ../../nbs/42_prepare.ipynb #9af2cb2e
 def _without_id(text: str, visit: Visit) -> str:
     "A reader's message with the pseudonym in place of the participant's id."
-    ends = r"(?![A-Za-z0-9])" if len(visit.source.id) > 2 else r"(?=[._-]\w)"  # a file may be called as a word is
+    short = len(visit.source.id) <= 2  # a file may be called as a word is
+    ends = r"(?=[._-]\w)" if short else r"(?![A-Za-z0-9])"
     return re.sub(rf"(?<![A-Za-z0-9]){re.escape(visit.source.id)}{ends}", visit.name, text)
 
 def _fault_of_the_kit(error: Exception) -> tuple: # reason, remedy

@@ -63,7 +63,8 @@ def _check_private(path: Path) -> None:
                          "and make a new cohort with a new key if it has been seen")
 
 # %% ../../nbs/40_pseudonyms.ipynb #e66ccd79
-_NEW_KEY = "ptacl: a new key of pseudonyms was made: {}. Its names match those of no earlier cohort; keep it safe."
+_NEW_KEY = ("ptacl: a new key of pseudonyms was made: {}. "
+            "Its names match those of no earlier cohort; keep it safe.")
 
 def read_key(
     path,              # the key file; made where it does not exist; None: the usual one
@@ -78,7 +79,8 @@ def read_key(
     _check_place(path, out)
     if not path.exists():
         if known:
-            raise PtaclError(f"there is no key {given_path(path)}, and the cohort was made with one: give that (key=, --key)")
+            raise PtaclError(f"there is no key {given_path(path)}, and the cohort was made with one",
+                             "Give that (key=, --key)")
         if usual and not make:
             raise PtaclError(f"there is no key of pseudonyms at {KEY}: "
                              "give that of your cohort, or a file to make one in (key=, --key)")

@@ -233,7 +233,8 @@ def _make_room(path, overwrite: bool) -> None:
     if "://" in str(path) or not Path(path).exists() or not any(Path(path).iterdir()):
         return
     if not overwrite:
-        raise PtaclError(f"{given_path(path)} exists already: give another folder (in Python: or overwrite=True)")
+        raise PtaclError(f"{given_path(path)} exists already: give another folder "
+                         "(in Python: or overwrite=True)")
     cohort_attributes(path)
     shutil.rmtree(path)
 

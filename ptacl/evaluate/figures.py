@@ -82,7 +82,8 @@ def map_figure(
                       marker={"size": 5, "color": "white", "line": {"width": 1, "color": "black"}})
     shapes = []
     if target is not None:
-        shapes.append({"type": "path", "path": _svg_path(outline(target)), "line": {"color": "white", "width": 1.5}})
+        white = {"color": "white", "width": 1.5}
+        shapes.append({"type": "path", "path": _svg_path(outline(target)), "line": white})
     ticks = {"dtick": 3, "tick0": 0}
     return go.Figure([heat, dots], go.Layout(
         **_STILL, shapes=shapes, margin={"l": 44, "r": 8, "t": 26, "b": 38},

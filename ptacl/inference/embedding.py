@@ -247,7 +247,7 @@ def _write_names(visits: list[Visit], file):
     Path(file).unlink(missing_ok=True)
     make_once(Path(file), pd.DataFrame(rows, columns=["row", "file"]).to_csv(index=False).encode())
 
-
+# %% ../../nbs/76_embedding.ipynb #83311862
 def transform(
     paths: Iterable,     # files, folders, and what other libraries have open, see `places`
     module: ECGFeatures, # on its device

@@ -64,11 +64,13 @@ def _recordings_in(folder: Path) -> list[Path]:
     files = sorted(f for f in folder.rglob("*") if f.is_file())
     found = [f for f in files if _is_recording(f, folder)]
     arrays = [f for f in files if f.suffix.lower() in _ARRAYS and not _is_film(f.relative_to(folder).parts)]
-    arrays = [f for f in arrays if not f.stem.startswith((".", "phenotypes")) and f.with_suffix(".hea") not in found]
+    arrays = [f for f in arrays if not f.stem.startswith((".", "phenotypes"))]
+    arrays = [f for f in arrays if f.with_suffix(".hea") not in found]
     taken = [f for f in arrays if f.parent.name == "ecg" or not found]
     if len(taken) < len(arrays):
-        left = f"ptacl: {len(arrays) - len(taken)} arrays or tables beside the ECGs are left aside: give them by name"
-        print(left, file=sys.stderr)
+        left = len(arrays) - len(taken)
+        told = f"ptacl: {left} arrays or tables beside the ECGs are left aside: give them by name"
+        print(told, file=sys.stderr)
     return sorted(found + taken)
 
 

@@ -184,7 +184,8 @@ def refuse_target(path: Path, overwrite: bool):
     if path.exists() and not path.is_dir():
         raise PtaclError(f"{name} is a file: give a folder")
     if not overwrite and path.exists() and any(path.iterdir()):
-        raise PtaclError(f"{name} exists already and is not empty: give another folder (in Python: or overwrite=True)")
+        raise PtaclError(f"{name} exists already and is not empty: give another folder "
+                         "(in Python: or overwrite=True)")
 
 # %% ../../nbs/37_writers.ipynb #441f68e6
 def write_patients(
