@@ -623,3 +623,13 @@ def test_a_gpu_that_was_asked_for_and_is_not_there(module, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(PtaclError, match="asks for a GPU"): embedding.on_device(module)
     assert embedding.on_device(module, "cpu") is module
+
+
+def test_a_list_of_names_is_replaced_only_with_force(tmp_path):
+    "Which row is whose is not overwritten unasked, and nothing is written before."
+    from typer.testing import CliRunner
+    from ptacl.app.cli import app
+    (tmp_path / "names.csv").write_text("mine")
+    done = CliRunner().invoke(app, ["embed", "x.xml", "--model", "m", "--out", str(tmp_path / "e.csv"), "--names", str(tmp_path / "names.csv")])
+    assert done.exit_code == 1 and "names.csv: exists already" in done.output
+    assert (tmp_path / "names.csv").read_text() == "mine" and not (tmp_path / "e.csv").exists()

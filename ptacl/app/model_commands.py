@@ -48,10 +48,11 @@ _Allow = Annotated[list[str] | None, typer.Option(
 _Device = Annotated[str | None, typer.Option(help="cuda or cpu; a GPU where there is one")]
 
 
-def _keep_unless(force: bool, out: Path):
+def _keep_unless(force: bool, *files: Path | None):
     "Raises `PtaclError` where a file would be replaced that nobody said may be."
-    if out.exists() and not force:
-        raise PtaclError("exists already", "Give another --out, or --force to replace it", str(out))
+    for file in files:
+        if file and file.exists() and not force:
+            raise PtaclError("exists already", "Give another name, or --force to replace it", str(file))
 
 
 def _expect_readers(files: list[Path], workers: int, cluster: str | None) -> None:
@@ -76,7 +77,7 @@ def _embed_command(
         "workers": workers, "cluster": cluster, "key": key, "own_names": own_names, "names": names,
         "allow": allow or ()}
     with one_sentence("nothing was written; the same command begins anew"):
-        _keep_unless(force, out)
+        _keep_unless(force, out, names)
         written = embed(files, _features_of(model, projected, device), out, **options)
     _show_written(written)
 
@@ -95,7 +96,7 @@ def _predict_command(
         "workers": workers, "cluster": cluster, "key": key, "own_names": own_names, "names": names,
         "allow": allow or ()}
     with one_sentence("nothing was written; the same command begins anew"):
-        _keep_unless(force, out)
+        _keep_unless(force, out, names)
         module = _features_of(model, device=device)
         written = predict_phenotypes(files, module, load_probe(probe, module), out, level, **options)
     _show_written(written)

@@ -218,7 +218,7 @@ _ECHO = ("The film is an echo, apical four chambers, of one beat of its own ECG;
          "volume and end-systole below are those of the MRI, whose heart beat at another rate.")
 _RHYTHM = ("{what} of this virtual heart {are} drawn anew in another rhythm ({rhythm}); "
            "the table and the plane stay as they were.")
-_WORST = "The worst tenth are those with the lowest mean of *within one* over the models ({names})."
+_WORST = "The worst tenth are those with the lowest mean of “within one” over the models ({names})."
 _ELSEWHERE = (
     "The film begins {by} of {T} moments later, and its frames are put back into their order before they are "
     "compared. A model that sees the heart keeps its ridge on the diagonal; one that counts frames moves it "
