@@ -24,6 +24,7 @@ NOT_RUN = {
     ".venv/bin/nbdev_export": "writes into the checkout; tests/test_project.py exports into a copy",
     ".venv/bin/nbdev_clean": "writes into the checkout; tests/test_project.py cleans a copy",
     ".venv/bin/nbdev_test": "a part of make test, as is this", ".venv/bin/python -m pytest": "a part of make test, as is this",
+    "pip wheel": "collects gigabytes from the package index", "pip install --no-index": "installs what that has collected",
     "uv pip compile": "asks the package index; .ci/pins does it",
 }
 SMALL = """-p methods '["mae","global","ptacl"]' -p reference mae -p repeated '["ptacl"]' -p epochs 1 -p n_boot 20 -p n_seeds 1"""

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 import zipfile
 from html.parser import HTMLParser
@@ -519,8 +520,10 @@ ACTIVE = ".jp-Notebook .jp-Cell.jp-mod-active"
 def has_its_kernel(address):
     "Whether the page is joined to a kernel. Its own sign says idle before; a cell that is run then is lost without a word."
     server = urlparse(address)
-    with urllib.request.urlopen(f"http://{server.netloc}/api/kernels?{server.query}", timeout=60) as answer:
-        return any(kernel["connections"] and kernel["execution_state"] == "idle" for kernel in json.load(answer))
+    try: answer = urllib.request.urlopen(f"http://{server.netloc}/api/kernels?{server.query}", timeout=60)
+    except urllib.error.HTTPError: return False     # jupyter_server fails on a kernel that is listed before it has begun
+    with answer: kernels = json.load(answer)
+    return any(kernel["connections"] and kernel["execution_state"] == "idle" for kernel in kernels)
 
 
 def run_up_to(page, word):
