@@ -59,7 +59,7 @@ def test_the_order_of_mimic_is_found(tmp_path, x):
 
 
 @pytest.mark.parametrize("array, facts, why", [
-    (lambda x: x, {"unit": "mV"}, "does not say its sampling rate. Give fs="),
+    (lambda x: x, {"unit": "mV"}, "does not say its sampling rate. Say it in a file"),
     (lambda x: x, {"fs": 500}, "does not say its unit of voltage"),
     (lambda x: x, {"fs": 500, "unit": "furlong"}, "unknown unit of voltage 'furlong'"),
     (lambda x: x[::-1], FACTS, "not in the usual order"),

@@ -281,11 +281,14 @@ def scores_table(self: Compared, circular: bool = False) -> pd.DataFrame:
     return table.assign(state="circular time" if circular else "")
 
 
+_HEADS = {"within_one": "within one", "phase_error": "phase error, beats"}
+
+
 @patch
 def worst_first(self: Compared, circular: bool = False) -> dict: # columns, groups, rows, sort
     "All patients with their scores as the page's table has them, the last model's worst first."
-    kept = [(model, score) for model in self.models for score in ("within_one", "phase_error")]
-    columns = ["patient", *(score.replace("_", " ") for _, score in kept)]
+    kept = [(model, score) for model in self.models for score in _HEADS]
+    columns = ["patient", *(_HEADS[score] for _, score in kept)]
     rows = []
     for i, values in enumerate(self.scores(circular)[kept].to_numpy()):
         rows.append([i, self.ids[i], *(None if pd.isna(x) else float(x) for x in values)])

@@ -128,7 +128,7 @@ def _disturb_tab(self: AlignmentExplorer) -> W.Box:
     self.rhythm = choice("rhythm", "a virtual patient drawn again in another rhythm", options, 230)
     self.rhythm.disabled = not any(can_be_resimulated(self.both.cohort, name) for name in self.both.ids)
     self.upload = W.FileUpload(
-        multiple=True, description="own ECG", tooltip="XML, DICOM, or WFDB with its header")
+        multiple=True, description="own ECG", tooltip="XML, DICOM, SCP, EDF; WFDB with its header; an array or a table with its JSON")
     return flow(self.film, self.rhythm, self.shift, self.noise, W.Label("lost leads:"), *self.drop.values(),
                  self.upload)
 
@@ -172,6 +172,8 @@ def _export_tab(self: AlignmentExplorer) -> W.Box:
 @patch
 def _listen(self: AlignmentExplorer):
     "Whatever is set leads to a new view."
+    for control in self.shown.values():
+        control.observe(self._keep_one_shown, "value") # before the view that it leads to
     for control in self.controls:
         control.observe(lambda _: self.refresh(), "value")
     self.circular.observe(lambda _: self._fill_table(), "value")
@@ -183,6 +185,13 @@ def _listen(self: AlignmentExplorer):
     for control in (self.of_model, self.colour):
         control.observe(lambda _: self._show_plane(), "value")
     self.tabs.observe(lambda _: self._show_plane(), "selected_index")
+
+
+@patch
+def _keep_one_shown(self: AlignmentExplorer, change):
+    "The last model cannot be taken away: there would be nothing to look at."
+    if not any(control.value for control in self.shown.values()):
+        change["owner"].value = True
 
 
 @patch
@@ -262,6 +271,9 @@ def _unmet(asked: Asked, found: Asked, query: str) -> list[str]: # keys of `Aske
     return [key for key in found if f"{key}=" in query and key != "pair" and differs(key)]
 
 
+_OWN_IS_GONE = "The own ECG that was shown here is kept nowhere. Choose it again under “What if”."
+
+
 @patch
 def _take_query(self: AlignmentExplorer, query: str) -> str: # what of it there is not, in a sentence
     "What an address asks for."
@@ -281,7 +293,8 @@ def _take_query(self: AlignmentExplorer, query: str) -> str: # what of it there 
     unmet = _unmet(asked, self.asked(), query)
     if more.get("patient", ids[0]) not in ids:
         unmet.insert(0, "patient")
-    return f"The address asks for what there is not here: {', '.join(unmet)}." if unmet else ""
+    said = [f"The address asks for what there is not here: {', '.join(unmet)}."] if unmet else []
+    return " ".join([*said, _OWN_IS_GONE] if "own" in more else said)
 
 
 @patch
@@ -294,7 +307,8 @@ def _say_address(self: AlignmentExplorer):
     ticked = ",".join(self.both.ids[i] for i in self.page.ticked) if asked.group == "ticked" else ""
     cell = "-".join(map(str, self.page.cell)) if any(self.page.cell) else ""
     patient = self.both.ids[self.page.patient]
-    self.page.query = to_query(asked, patient=patient, cell=cell, ticked=ticked, **plane)
+    own = "1" if self.own else ""
+    self.page.query = to_query(asked, patient=patient, cell=cell, ticked=ticked, own=own, **plane)
 
 # %% ../../nbs/72_explorer.ipynb #b0f9bdb4
 @patch

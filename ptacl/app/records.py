@@ -124,7 +124,8 @@ def read_upload(uploaded: tuple) -> Record:
     with tempfile.TemporaryDirectory() as tmp:
         for part in uploaded:
             (Path(tmp) / Path(part["name"]).name).write_bytes(bytes(part["content"]))
-        files = sorted(Path(tmp).iterdir(), key=lambda f: f.suffix.lower() != ".hea") # a header first
+        order = {".hea": 0, ".dat": 2, ".json": 3} # a header first, what only tells of another file last
+        files = sorted(Path(tmp).iterdir(), key=lambda f: order.get(f.suffix.lower(), 1))
         if files[0].suffix.lower() == ".dat":
             raise PtaclError(
                 f"{files[0].name} is a signal without its header: choose the .hea and the .dat together")

@@ -93,18 +93,20 @@ def _order_of(x: np.ndarray) -> tuple | None: # (12, N)
             return order
     return None
 
+_SAY_BESIDE = ("Say it in a file of the same name that ends in .json and lies beside it, or comes with it: "
+               '{{"fs": 500, "unit": "mV"}} with the right values. In Python: {key}=.')
+
 def array_ecg(array, told: dict, form: str) -> ECG: # told: of `_TOLD` and "record"
     "An ECG from an array and what is known of it. Raises `PtaclError` on what is not known."
     leads = list(told["leads"]) if told.get("leads") is not None else None
     x = _one_record(array, leads, told.get("record"))
     for key, what in (("fs", "sampling rate"), ("unit", "unit of voltage")):
         if told.get(key) is None:
-            raise PtaclError(f"does not say its {what}", f"Give {key}=, or a JSON beside it: "
-                             '{"fs": 500, "unit": "mV"} with the right values.')
+            raise PtaclError(f"does not say its {what}", _SAY_BESIDE.format(key=key))
     order = leads or _order_of(x)
     if order is None:
         raise PtaclError("does not name its leads, and they are not in the usual order: III is not II − I, "
-                         "or aVR not −(I + II)/2", "Give leads=, twelve names in their order.")
+                         "or aVR not −(I + II)/2", "Give leads=, twelve names in their order, or “leads” in a JSON beside it.")
     mv = to_millivolt(told["unit"])
     known = {"leads_by": "name" if leads else "Einthoven's law"}
     return make_ecg(zip(order, x * mv), float(told["fs"]), format=form, **known)
@@ -246,7 +248,7 @@ def _read_csv(path: Path, given: dict) -> ECG:
     if not leads or None in units or told.get("fs") is None:
         lacking = "lead" if not leads else "unit of voltage" if None in units else "sampling rate"
         raise PtaclError(f"its columns tell no {lacking}",
-                         'Name them as in "I (mV)", with a column "time (s)", or give fs= and unit=.')
+                         'Name them as in "I (mV)", with a column "time (s)". ' + _SAY_BESIDE.format(key="fs=, unit"))
     pairs = [(heads[k][0], numbers[:, k] * to_millivolt(unit)) for k, unit in zip(leads, units)]
     return make_ecg(pairs, float(told["fs"]), format="CSV", leads_by="name")
 
