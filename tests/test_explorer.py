@@ -432,7 +432,7 @@ def test_an_own_ecg_is_named_and_leaves_the_film_its_times(cohort, data_samples,
     view = e.page.view
     assert any("not of good quality: flat: V2" in x for x in view["doubts"]) and file.name in view["title"] and view["state"] == "own ECG"
     assert view["systole"][0].startswith(before + " of ") and "does not say that they belong together" in view["notes"][0]
-    assert exported(e, "SVG")[0] == f"{view['patient']}_own-ECG.svg" and "own" not in e.page.query
+    assert exported(e, "SVG")[0] == f"{view['patient']}_own-ECG.svg" and "own=1" in e.page.query and file.name not in e.page.query
     e.reset()
     assert not e.page.view["alert"] and not e.page.view["notes"] and not e.page.view["state"]
     e.take(({"name": "1234567_20205_2_0.xml", "content": file.read_bytes()},))  # audit: ok, the file of no participant

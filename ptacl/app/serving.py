@@ -6,6 +6,7 @@
 __all__ = ['run_page', 'serve']
 
 # %% ../../nbs/73_serving.ipynb #bf0e41bf
+import asyncio
 import json
 import os
 import psutil
@@ -109,19 +110,63 @@ _READY = "ptacl: the page is ready to take over"
 _PATIENCE = 3600 # s for the address to be free: until the cohort and the models are open
 
 
-def _wait_for_port(port: int):
+async def _wait_for_port(port: int):
     "Until nobody listens there; not for ever."
     started = time.monotonic()
     while time.monotonic() < started + _PATIENCE:
         with socket.socket() as s:
             if s.connect_ex(("127.0.0.1", port)):
                 return
-        time.sleep(0.02)
+        await asyncio.sleep(0.02)
+
+# %% ../../nbs/73_serving.ipynb #564e40f9
+_ANSWERS = 120 # s within which a kernel says that it has loaded; one that does not is left alone
+
+
+class _WarmKernel:
+    "A kernel that loads the explorer before anybody looks, for the first who does."
+    def __init__(self, manager): # of kernels, voila's
+        self.manager = manager
+        self.start = manager.start_kernel
+        self.environment = dict(os.environ)
+
+    async def begin(self, folder: Path): # of the notebook
+        "Start it; from now on the manager hands it out once."
+        self.name = await self.start(kernel_name="python3", path=str(folder))
+        self.client = self.manager.get_kernel(self.name).client()
+        self.client.start_channels(iopub=False, stdin=False, hb=False, control=False)
+        self.client.execute("import ptacl.app.explorer", silent=True, store_history=False)
+        self.manager.start_kernel = self.hand_out
+
+    async def _runs(self, line: str) -> bool:
+        "Whether the kernel has run a line, after all that it was told before, without an error."
+        asked = self.client.execute(line, silent=True, store_history=False)
+        while True:
+            answer = await self.client.get_shell_msg()
+            if answer["parent_header"]["msg_id"] == asked: # not one to an earlier line
+                return answer["content"]["status"] == "ok"
+
+    async def _is_told(self, wanted: dict[str, str]) -> bool:
+        "Whether the kernel has taken over what differs in an environment."
+        changed = {name: value for name, value in wanted.items() if self.environment.get(name) != value}
+        line = f"import os; os.environ.update({json.dumps(changed)})" # voila's names are no plain texts
+        try:
+            return await asyncio.wait_for(self._runs(line), _ANSWERS)
+        except TimeoutError:
+            return False
+
+    async def hand_out(self, **options) -> str: # name of a kernel; options of the manager
+        "The warm kernel with the environment that is asked for, or a new one."
+        self.manager.start_kernel = self.start
+        knows = self.name in self.manager and await self._is_told(options.get("env", {}))
+        self.client.stop_channels()
+        return self.name if knows else await self.start(**options)
 
 # %% ../../nbs/73_serving.ipynb #f1ac3d23
 def _page_class() -> type:
     "Voila's application with our doorkeeper."
     from jupyter_server.auth.identity import PasswordIdentityProvider
+    from tornado.ioloop import IOLoop
     from traitlets import default
     from voila.app import Voila
 
@@ -144,9 +189,17 @@ def _page_class() -> type:
 
         def listen(self):
             print(_READY, file=sys.stderr, flush=True)
-            _wait_for_port(self.port)
+            try:
+                IOLoop.current().run_sync(self._meanwhile)
+            except BaseException: # also where we are ended
+                self.stop()
+                raise
             os.environ["PTACL_EXPLORE"] = Path(os.environ["PTACL_GIVEN"]).read_text() # for the kernels
             super().listen()
+
+        async def _meanwhile(self):
+            await _WarmKernel(self.kernel_manager).begin(Path(self.notebook_path).parent)
+            await _wait_for_port(self.port)
 
     return Page
 
