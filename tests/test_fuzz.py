@@ -5,6 +5,7 @@
 import functools
 import gzip
 import io
+import json
 import os
 import random
 import re
@@ -14,9 +15,10 @@ import struct
 import subprocess
 import sys
 import time
+import traceback
 import zipfile
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -534,27 +536,45 @@ def test_links_and_pipes(tmp_path):
 
 # the largest that is read, and what claims more: each in a process of its own, whose memory as a whole is measured
 
-ALONE = """
-import re, sys
-from pathlib import Path
-from test_fuzz import MEMORY, outcome, refusal
-from ptacl import read_cine, read_ecg
-kind, how, path = sys.argv[1:]
-reader = {"read_cine": read_cine, "read_ecg": read_ecg}[kind]
-if how == "reads": assert outcome(reader, Path(path)) is not None
-else: print(refusal(reader, Path(path)))
-status = Path("/proc/self/status")
-if status.exists(): assert int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]) * 1024 < MEMORY, "more than 1 GB"
+READERS = """
+import json, os, sys
+import test_fuzz
+test_fuzz.libraries()
+for line in sys.stdin:
+    child = os.fork()
+    if not child: test_fuzz.run_alone(*json.loads(line))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def alone(kind, how, path):
+def run_alone(kind, how, path, said):
+    "What a copy of a process that has loaded the readers does with one file; what it says goes into another."
+    status = 1
+    with open(said, "w") as out, redirect_stdout(out), redirect_stderr(out):
+        try:
+            reader = {"read_cine": read_cine, "read_ecg": read_ecg}[kind]
+            if how == "reads": assert outcome(reader, Path(path)) is not None
+            else: print(refusal(reader, Path(path)))
+            memory = Path("/proc/self/status")
+            if memory.exists(): assert int(re.search(r"VmHWM:\s+(\d+)", memory.read_text())[1]) * 1024 < MEMORY, "more than 1 GB"
+            status = 0
+        except BaseException: traceback.print_exc()
+    os._exit(status)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
     "Runs a reader in a process of its own, with the guard; gives the message of a refusal."
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", ALONE, kind, how, str(path)], capture_output=True, text=True, cwd=root,
-                          env=os.environ | {"PYTHONPATH": f"{root / 'tests'}{os.pathsep}{root}", "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    root, said = Path(__file__).parents[1], tmp_path_factory.mktemp("alone") / "said"
+    env = os.environ | {"PYTHONPATH": f"{root / 'tests'}{os.pathsep}{root}", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, "-c", READERS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root, env=env) as readers:
+        def asked(kind, how, path):
+            print(json.dumps([kind, how, str(path), str(said)]), file=readers.stdin, flush=True)
+            status = readers.stdout.readline().strip()
+            assert status == "0", f"{status}: {said.read_text()[-2000:]}"
+            return said.read_text()
+        yield asked
+        readers.stdin.close()
 
 
 def sparse(file, start, size):
@@ -563,7 +583,7 @@ def sparse(file, start, size):
     return file
 
 
-def test_wfdb_of_many_large_files(tmp_path):
+def test_wfdb_of_many_large_files(tmp_path, alone):
     names = [*LEADS, *"abcd"]
     def write(samples, fs, size):
         lines = [f"s{k}.dat 16 1000/mV 16 0 0 0 0 {name}" for k, name in enumerate(names)]
@@ -577,18 +597,18 @@ def test_wfdb_of_many_large_files(tmp_path):
     assert "million samples" in alone("read_ecg", "refuses", tmp_path / "r.hea")
 
 
-def test_dicom_ecg_of_64_mb(tmp_path):
+def test_dicom_ecg_of_64_mb(tmp_path, alone):
     head = dicom_ecg(voltages(600))
     assert "larger than 16 MB" in alone("read_ecg", "refuses", sparse(tmp_path / "x.dcm", head, 2**26))
 
 
-def test_largest_dicom_ecg(tmp_path):
+def test_largest_dicom_ecg(tmp_path, alone):
     (tmp_path / "x.dcm").write_bytes(dicom_ecg(np.tile(voltages(600), 1000), fs=1000))  # ten minutes at 1000 Hz
     alone("read_ecg", "reads", tmp_path / "x.dcm")
 
 
 @pytest.mark.parametrize("element", [b"\xfe\xff\x00\xe0\0\0\0\0", b"\x09\x00\x01\x00LO\0\0"])
-def test_dicom_of_empty_elements(element, tmp_path):
+def test_dicom_of_empty_elements(element, tmp_path, alone):
     body = element * (15 * 2**17)
     if element[:2] == b"\x09\x00": body = b"\xfe\xff\x00\xe0" + struct.pack("<I", len(body)) + body
     file = tmp_path / "x.dcm"
@@ -600,7 +620,7 @@ def test_dicom_of_empty_elements(element, tmp_path):
     assert "headers are longer" in alone("read_cine", "refuses", file)
 
 
-def test_zip_with_one_large_member(tmp_path):
+def test_zip_with_one_large_member(tmp_path, alone):
     head = image(moving()[0, 0])
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a", "w") as f:
         f.write(head)
@@ -610,14 +630,14 @@ def test_zip_with_one_large_member(tmp_path):
     assert "headers are longer" in alone("read_cine", "refuses", sparse(tmp_path / "x.dcm", head, 199 * 2**20))  # zeros: empty elements
 
 
-def test_largest_stack_of_images(tmp_path):
+def test_largest_stack_of_images(tmp_path, alone):
     cine = np.zeros((39, 10, 512, 512), np.uint16)
     (tmp_path / "x.dcm").write_bytes(enhanced(cine))
     alone("read_cine", "reads", tmp_path / "x.dcm")
 
 
 @pytest.mark.parametrize("label", [np.uint8, np.float32])
-def test_largest_nifti_and_its_labels(label, tmp_path):
+def test_largest_nifti_and_its_labels(label, tmp_path, alone):
     def write(name, dtype):
         header = bytearray(nifti(np.zeros((2, 2, 2, 2), dtype))[:352])
         header[40:50] = np.array([4, 512, 512, 10, 40], "<i2").tobytes()
@@ -630,7 +650,7 @@ def test_largest_nifti_and_its_labels(label, tmp_path):
 
 
 @pytest.mark.parametrize("offset, extension", [(1e10, 16), (1e6, 2**31 - 16), (0, 2**31 - 16)])
-def test_nifti_with_much_before_its_voxels(offset, extension, tmp_path):
+def test_nifti_with_much_before_its_voxels(offset, extension, tmp_path, alone):
     start = bytearray(nifti(moving())[:352])
     start[108:112], start[348:352] = struct.pack("<f", offset), b"\1\0\0\0"
     pack = zlib.compressobj(9, zlib.DEFLATED, 31)
