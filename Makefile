@@ -24,7 +24,8 @@ test: $(READY)    ## modules, notebooks and everything around them
 	$(BIN)/ruff check --quiet --output-format concise .
 	$(BIN)/mypy
 	$(BIN)/nbdev_test --n_workers $(WORKERS) --timing
-	$(BIN)/python -m pytest -n $(WORKERS)
+	# whole files to one worker: what a file of tests needs is made once
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lab: $(READY)    ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)
