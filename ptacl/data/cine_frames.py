@@ -173,7 +173,7 @@ def _frame_row(ds, k: int) -> dict:
 
 # %% ../../nbs/33_cine_frames.ipynb #3cded889
 def moments_of(steps) -> np.ndarray: # (F,) ms, FrameTimeVector -> (F,) ms after the first frame
-    "When frames were taken, by the times between them: the first entry has no frame before it, and no meaning."
+    "When frames were taken, by the times between them: the first entry has no frame before it."
     return np.cumsum(np.r_[0, np.array(steps, float)[1:]])
 
 # %% ../../nbs/33_cine_frames.ipynb #203d0b74

@@ -100,7 +100,7 @@ def _scores(
 REGRESSION_SCORES = ("R2", "MAE", "r", "slope")
 
 def _predictions(test_y: pd.DataFrame, pred) -> np.ndarray: # (m, phenotypes)
-    "Predictions in the order of the columns of `test_y`. Raises `PtaclError` where they are of something else."
+    "Predictions in the order of the columns of `test_y`. Raises `PtaclError` where they do not fit."
     if len(test_y) != len(pred):
         raise PtaclError(f"{len(test_y)} test patients, but {len(pred)} predictions")
     if isinstance(pred, pd.DataFrame) and not isinstance(pred.columns, pd.RangeIndex): # it names its columns
