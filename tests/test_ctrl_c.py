@@ -126,7 +126,7 @@ COMMANDS = {
               "nothing was written; the same command"),
     "export": ("export --model {model} --out out.onnx", lambda c: c.worked(3), "nothing was (written|started)"),
     "share": ("share --model {model} --out out", lambda c: c.worked(3), "nothing was (written|started)"),
-    "workshop build": ("workshop build out", lambda c: c.wrote("out/slides/*.html"), "remove it, and the same command"),
+    "workshop build": ("workshop build out", lambda c: c.wrote("*out*/**/slides/*.html"), "nothing was written; the same command"),
     "workshop check": ("workshop check --no-run", lambda c: c.said("01_two_views"), "the numbers of the others"),
     "workshop check notebooks": ("workshop check 1", lambda c: c.started("ipykernel"), "the numbers of the others"),
     "workshop start": ("workshop start --no-browser --port=28888 out", lambda c: c.said("is running at"), "jupyter lab FOLDER goes on"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ptacl.core.errors import PtaclError
 from ptacl.core.presets import PHENOTYPES
 from ptacl.data.tables import COVARIATES, _FIELDS, _STYLES, _at_visit, _column_name, _column_values, _load_columns
-from ptacl.data.tables import phenotype_table, read_table, save_table, _ukb_column, _visits, _write_table
+from ptacl.data.tables import phenotype_table, read_table, save_table, _ukb_column, table_visits, _write_table
 from ptacl.simulate.patients import simulate
 
 IDS = [str(10**6 + 7 * k) for k in range(1, 7)]  # look like participants
@@ -189,7 +189,7 @@ def test_several_visits(virtual, tmp_path):
     both = phenotype_table(virtual.phenotypes, virtual.covariates).join((repeat + 10)[1:3])
     for name in ("t.csv", "t.parquet"):
         save_table(both, tmp_path / name)
-        assert _visits(tmp_path / name) == [2, 3]
+        assert table_visits(tmp_path / name) == [2, 3]
         assert_same(read_table(tmp_path / name), virtual)
         ids, phenotypes, covariates = read_table(tmp_path / name, instance=3)
         assert ids == IDS and phenotypes.notna().all(axis=1).tolist() == [False, True, True, False, False, False]
@@ -200,7 +200,7 @@ def test_several_visits(virtual, tmp_path):
 
 def test_a_visit_that_is_not_there(virtual, tmp_path):
     _write_table(virtual.phenotypes, virtual.covariates, tmp_path / "t.csv")
-    assert _visits(tmp_path / "t.csv") == [2]
+    assert table_visits(tmp_path / "t.csv") == [2]
     with pytest.raises(PtaclError, match=r"lacks LVEDV \(24100-3.0\)"): read_table(tmp_path / "t.csv", instance=3)
 
 

@@ -19,6 +19,7 @@ from ptacl.nets.mae import MAE
 from ptacl.nets.joint import PTACL
 from ptacl.nets.weights import from_pretrained
 from ptacl.data.pairs import Pairs
+from ptacl.train.bad_steps import read_kept_batch
 from ptacl.train.checkpoint import load_state
 from ptacl.train.loop import fit, infer
 from ptacl.train.optimiser import learning_rate, make_optimizer
@@ -170,11 +171,11 @@ def test_too_many_in_a_row_end_the_run_with_the_batch_saved(pairs, tmp_path):
     def later(model, batch):
         calls.append(batch["index"].tolist())
         return {"loss": joint_step(model, batch)["loss"] * (1 if len(calls) in (1, 4) else math.nan)}
-    with pytest.raises(PtaclError, match=r"of-run: the loss is nan in 2 steps in a row; the data of its patients .*bad_batch_0\.pt") as e:
+    with pytest.raises(PtaclError, match=r"of-run: the loss is nan in 2 steps in a row; the data of its patients .*bad_batch_0\.safetensors") as e:
         run(start(), pairs, 9, step=later, folder=tmp_path, resume=True, name="of-run", bad_steps=2)
     assert len(calls) == 3 and "Lower the learning rate" in str(e.value)             # one good, two bad
-    kept = torch.load(tmp_path / "bad_batch_0.pt", weights_only=True)
-    assert kept["index"].tolist() == calls[-1] and len(kept["patients"]) == 4 and kept["cine"].shape == (4, 50, 84, 84)
+    kept, patients = read_kept_batch(tmp_path / "bad_batch_0.safetensors")
+    assert kept["index"].tolist() == calls[-1] and len(patients) == 4 and kept["cine"].shape == (4, 50, 84, 84)
     assert (tmp_path / "state-1.pt").read_bytes() == before or (tmp_path / "state.pt").read_bytes() == before
 
 

@@ -13,9 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 from .endings import begin, end_by_hand, need, one_sentence
-from .model_commands import model_commands
+from .model_commands import keep_unless, model_commands
 from .workshop_commands import workshop_commands
-from ..core.errors import PtaclError, did_you_mean
+from ..core.errors import KINDS, PtaclError, did_you_mean
 from ..core.workers import expect_workers
 
 # %% ../../nbs/99_cli.ipynb #ab521108
@@ -102,7 +102,7 @@ def _options_of(
         try:
             values[name] = _read_value(text, kind)
         except ValueError:
-            raise PtaclError(f"{name} = {text} is no {kind.__name__}") from None
+            raise PtaclError(f"{name} = {text} is no {KINDS.get(kind.__name__, kind.__name__)}") from None
     return values
 
 # %% ../../nbs/99_cli.ipynb #2ebed35c
@@ -117,6 +117,7 @@ def _simulate_command(
     size: Annotated[int, typer.Option(help="pixels of an image side; 0: 84 in a cohort, else 128")] = 0,
 ):
     "Write virtual patients. Further parameters of the simulator: -p rhythm af, -p hum 50, -p stack true …"
+    from ptacl.inference.outputs import output_file
     from ptacl.simulate.calibration import ceilings
     from ptacl.simulate.cohorts import write_virtual
     from ptacl.simulate.patients import simulate
@@ -137,7 +138,8 @@ def _simulate_command(
             write_virtual(batches, out, possible, simulated={"seed": seed, "size": size} | options)
         else:
             folder = write_patients(batches, out, format, total=n)
-            possible.to_csv(folder / "ceilings.csv", index_label="phenotype")
+            with output_file(folder / "ceilings.csv") as new:
+                possible.to_csv(new, index_label="phenotype")
     typer.echo(f"{n} virtual patients in {out}")
 
 # %% ../../nbs/99_cli.ipynb #2d8dcdc0
@@ -159,21 +161,24 @@ def _ingest_command(
         help="write those who could not be read, or whose R-peaks or film are doubtful, to this CSV")] = None,
     names: Annotated[Path | None, typer.Option(
         help="write ids and pseudonyms to this CSV file; as secret as the key")] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace these two files where they exist")] = False,
 ):
     "Read raw files into a cohort under pseudonyms."
     if workers != 1 and not cluster:
         expect_workers("ptacl.data.ingest")
     from ptacl.data.ingest import ingest, write_names
-    from ptacl.inference.outputs import check_output
+    from ptacl.inference.outputs import check_output, output_file
     with one_sentence("patients stored so far are kept; the same command goes on with the rest"):
         for file in filter(None, (quarantine, names)):
             check_output(file)
+        keep_unless(force, quarantine, names)
         ingested = ingest(
             folder, out, table, frames, workers, cluster, key, seed=seed, withdrawn=withdrawn or ())
         if names:
             write_names(folder, names, out, key)
         if quarantine:
-            ingested.listed().to_csv(quarantine, index=False)
+            with output_file(quarantine) as new:
+                ingested.listed().to_csv(new, index=False)
     typer.echo(ingested)
 
 # %% ../../nbs/99_cli.ipynb #d9f318d7

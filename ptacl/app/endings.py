@@ -38,9 +38,7 @@ def _show_traceback(error: Exception):
 def _fail(error: PtaclError) -> NoReturn:
     "Say where, what was wrong and what to do, and end with status 1."
     _show_traceback(error)
-    place = f"{error.where}: " if error.where else ""
-    remedy = f". {error.remedy}" if error.remedy else ""
-    typer.secho(f"ptacl: {place}{error.reason}{remedy}", fg="red", err=True)
+    typer.secho(f"ptacl: {error}", fg="red", err=True)
     raise typer.Exit(1)
 
 
@@ -68,12 +66,15 @@ _ending = threading.Lock()
 def end_by_hand(kept: str, status: int = 130) -> NoReturn:  # 130: as shells say of Ctrl-C
     "Say what is kept and how to go on, and end at once: workers and kernels are not waited for."
     _ending.acquire()  # the first to come here ends the process
-    typer.secho(f"\nptacl: stopped by hand; {kept}", fg="yellow", err=True)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    _kill_children()
-    remove_scratch()
-    os._exit(status)
+    try:
+        with suppress(OSError, ValueError):  # a terminal that was closed hears nothing
+            typer.secho(f"\nptacl: stopped by hand; {kept}", fg="yellow", err=True)
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+        _kill_children()
+        remove_scratch()
+    finally:
+        os._exit(status)
 
 
 @contextmanager

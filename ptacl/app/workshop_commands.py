@@ -21,7 +21,7 @@ def _workshop_build_command(
 ):
     """Student and teacher versions, slides that need no internet, the teacher's guide, a handout to print,
     and a folder for nbgrader."""
-    with one_sentence(f"{out} is not whole: remove it, and the same command builds it anew"):
+    with one_sentence("nothing was written; the same command begins anew"):
         from ptacl.course.workshop import build
         build(out)
     made = "student and teacher versions, slides, guide.html, handout.html and a folder for nbgrader"

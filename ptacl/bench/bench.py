@@ -23,7 +23,7 @@ from .measure import dtype_of
 from .training import STEPS, time_infonce, time_peers, time_steps
 from ..core.devices import choose_device, keep_memory
 from ..core.errors import PtaclError
-from ..core.files import versions, write_result
+from ..core.files import load_at_end, versions, write_result
 from ..core.privacy import given_path
 from ..core.presets import PRESETS, Preset
 from ..train.optimiser import can_compile
@@ -124,8 +124,7 @@ def _conditions(device: str) -> str:
     name = f"CPU, {cpu_count()} cores, {torch.get_num_threads()} threads"
     if device == "cuda":
         name = torch.cuda.get_device_name()
-    load = f", load {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
-    return f"{name}, {str(dtype_of(device)).removeprefix('torch.')}{load}"
+    return f"{name}, {str(dtype_of(device)).removeprefix('torch.')}{load_at_end()}"
 
 # %% ../../nbs/98_bench.ipynb #115fe9ed
 def _measured(sections: dict[str, Callable]) -> list[dict]:

@@ -20,7 +20,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from ..core.errors import PtaclError
-from ..core.files import versions
+from ..core.files import load_at_end, versions, written_whole
 from ..core.presets import FS, SIZE
 from ..data.dicom import read_cine
 from ..data.ecg_files import read_ecg
@@ -121,9 +121,9 @@ def benchmark(
                     }
                 )
     if file:
-        load = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end"
+        load = f"{os.cpu_count()} cores{load_at_end()}"
         conditions = f"{load}; {n} patients, {frames} frames of {size}×{size}"
-        Path(file).write_text(
-            json.dumps({"conditions": conditions, "kit": versions()["ptacl"], "rows": rows}, indent=1) + "\n"
-        )
+        result = {"conditions": conditions, "kit": versions()["ptacl"], "rows": rows}
+        with written_whole(file) as new:
+            new.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return pd.DataFrame(rows)

@@ -35,3 +35,7 @@ def did_you_mean(
     choices = list(known)
     near = [match for name in wanted for match in get_close_matches(name, choices, n=1, cutoff=alike)]
     return f"Did you mean {' and '.join(near)}?" if near else ""
+
+# %% ../../nbs/00_errors.ipynb #19aba595
+KINDS = {  # types as people call them
+    "int": "whole number", "float": "number", "bool": "True or False", "str": "text"}

@@ -105,12 +105,17 @@ def stream_together(
                 name, command = waiting.pop(0)
                 running[name] = _begin(name, command, env, printed)
             name, line = printed.get(timeout=silence)
-            yield name, (running.pop(name).wait() if line is None else line)
+            if line is None:
+                line = running[name].wait()
+                del running[name]
+            yield name, line
     except queue.Empty:
         raise PtaclError(
             f"no sign of life for {silence:.0f} s: {', '.join(running)} hang and were stopped",
             "Run again; where they hang again, one after the other") from None
     finally:
+        for process in running.values():  # all hear of the end before the first is waited for
+            process.terminate()
         for process in running.values():
             _stop(process)
 
@@ -185,5 +190,5 @@ def scratch_folder() -> Iterator[Path]:
 
 def remove_scratch():
     "Remove the scratch folders that are in use: before a process ends without ending its blocks."
-    for folder in _scratch:
+    for folder in list(_scratch):  # other threads may still use some
         shutil.rmtree(folder, ignore_errors=True)

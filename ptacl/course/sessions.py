@@ -127,13 +127,19 @@ def heading(nb: NotebookNode) -> str:
     return first.splitlines()[0].removeprefix("# ")
 
 # %% ../../nbs/92_sessions.ipynb #6b9708ea
-def fresh_folder(folder: str | Path) -> Path:
-    "A new or empty folder. Raises `PtaclError` where something is in it."
+def free_folder(folder: str | Path) -> Path:
+    "A folder that is not there yet, or empty. Raises `PtaclError` where something is in it."
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PtaclError(
             f"{given_path(folder)} exists and is not empty: "
             "give a new folder, so that nobody's work is overwritten")
+    return folder
+
+
+def fresh_folder(folder: str | Path) -> Path:
+    "A new or empty folder, made. Raises `PtaclError` where something is in it."
+    folder = free_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

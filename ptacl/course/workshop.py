@@ -20,8 +20,9 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 from ..core.errors import PtaclError
+from ..core.files import filled_whole
 from ..core.pages import write_html
-from .sessions import Exercise, assignments, comments_of, exercises, fresh_folder, heading
+from .sessions import Exercise, assignments, comments_of, exercises, free_folder, heading
 from .sessions import minutes, session_version, sessions, students, tagged
 from .slides import copy_assets, slides
 
@@ -185,10 +186,8 @@ def _write_guide(nbs: list[NotebookNode], folder: Path):
     source.unlink()
 
 
-def build(out: str | Path) -> Path: # a new or empty folder
-    """Student and teacher versions, sources for nbgrader, slides, the teacher's guide and a handout.
-    Raises `PtaclError` where `out` is not empty."""
-    out = fresh_folder(out)
+def _fill_course(out: Path): # an empty folder
+    "All of a course."
     nbs = {file: nbformat.read(file, 4) for file in sessions()}
     students(out / "student")
     assignments(out / "nbgrader")
@@ -200,6 +199,14 @@ def build(out: str | Path) -> Path: # a new or empty folder
         (out / "slides" / f"{file.stem}.html").write_text(slides(nb, heading(nb)), encoding="utf-8")
     _write_guide(list(nbs.values()), out)
     (out / "handout.html").write_text(_handout(list(nbs.values())), encoding="utf-8")
+
+
+def build(out: str | Path) -> Path: # a new or empty folder
+    """Student and teacher versions, sources for nbgrader, slides, the teacher's guide and a handout.
+    Raises `PtaclError` where `out` is not empty."""
+    out = free_folder(out)
+    with filled_whole(out) as new:
+        _fill_course(new)
     return out
 
 # %% ../../nbs/92_workshop.ipynb #3706fb42

@@ -171,6 +171,11 @@ def _frame_row(ds, k: int) -> dict:
         "gap": _as_number(get("PixelMeasuresSequence", "SpacingBetweenSlices")),
     }
 
+# %% ../../nbs/33_cine_frames.ipynb #3cded889
+def moments_of(steps) -> np.ndarray: # (F,) ms, FrameTimeVector -> (F,) ms after the first frame
+    "When frames were taken, by the times between them: the first entry has no frame before it."
+    return np.cumsum(np.r_[0, np.array(steps, float)[1:]])
+
 # %% ../../nbs/33_cine_frames.ipynb #203d0b74
 CONTRASTS = ("EchoTime", "InversionTime", "FlipAngle", "DiffusionBValue") # one of each in a film
 
@@ -191,7 +196,7 @@ def _frame_times(ds, frames: int) -> np.ndarray: # (frames,) ms, NaN where the f
     "The moments of several frames that lie in one file without functional groups."
     steps = ds.get("FrameTimeVector")
     if steps is not None and np.size(steps) == frames:
-        return np.cumsum(np.array(steps, float))
+        return moments_of(steps)
     return np.arange(frames) * _as_number(ds.get("FrameTime"))
 
 def _frame_rows(ds, file: int, series: str) -> list: # file: its index

@@ -96,10 +96,12 @@ def _check_new(self: Cohort, rows: list, ids: set) -> None: # ids: that are take
         ids.add(row["id"])
 
 # %% ../../nbs/39_cohort.ipynb #86e49e92
-def _people_of(table: dict, covariates: dict) -> pd.DataFrame: # columns participant, split, sex, age
-    "What splits are made by, out of the arrays of a table."
+def _assign(table: dict, covariates: dict, shares: dict, seed: int) -> dict: # what the store says of it
+    "Give those of the arrays of a table who have no split one."
     age = table["covariates"][:, list(covariates).index("age")] if "age" in covariates else np.nan
-    return pd.DataFrame({name: table[name] for name in ("participant", "split", "sex")}).assign(age=age)
+    people = pd.DataFrame({name: table[name] for name in ("participant", "split", "sex")}).assign(age=age)
+    table["split"] = assign_splits(people, shares, seed)
+    return {"shares": shares, "seed": seed, "by": "participant; sex, five years of age"}
 
 @patch
 def extend(self: Cohort,
@@ -122,8 +124,7 @@ def extend(self: Cohort,
         n += len(rows)
     table = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
     if shares:
-        table["split"] = assign_splits(_people_of(table, covariates), shares, seed)
-        attributes["splits"] = {"shares": shares, "seed": seed, "by": "participant; sex, five years of age"}
+        attributes["splits"] = _assign(table, covariates, shares, seed)
     self.commit(table, quarantine, **attributes)
 
 # %% ../../nbs/39_cohort.ipynb #ee775b7b
@@ -248,12 +249,11 @@ def row_numbers(self: Cohort,
 
 @patch
 def _factors(self: Cohort, scope: str | None) -> tuple: # a, b (n, 12), of `factors`, kept
-    kept = self.__dict__.setdefault("_kept", {})
-    if scope not in kept:
+    if scope not in self._kept:
         train = self.split("train")
         rows = train if len(train) else slice(None)
-        kept[scope] = factors(self._table["ecg_mean"], self._table["ecg_sd"], scope, rows)
-    return kept[scope]
+        self._kept[scope] = factors(self._table["ecg_mean"], self._table["ecg_sd"], scope, rows)
+    return self._kept[scope]
 
 # %% ../../nbs/39_cohort.ipynb #a4456646
 @patch
@@ -430,9 +430,8 @@ def set_splits(self: Cohort,
 ) -> None:
     "Give everybody a split, and write it. Raises `PtaclError` where the cohort was opened to be read."
     self.check_writable()
-    if not keep:
-        self._table = self._table | {"split": np.full(len(self), "", object)}
-    self.extend([], shares, seed)
+    table = self._table | ({} if keep else {"split": np.full(len(self), "", object)})
+    self.commit(table, splits=_assign(table, self.attributes["covariates"], shares, seed))
 
 # %% ../../nbs/39_cohort.ipynb #ea6af00c
 @patch

@@ -210,8 +210,8 @@ def _text_table(path: Path) -> tuple: # names or None, (rows, columns) of text
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise PtaclError("the file is empty")
-    separator = max("\t;,|", key=lines[0].count)
-    separator = separator if separator in lines[0] else None # white space
+    # none: white space; by rank, not by number: commas may be those of decimals
+    separator = next((mark for mark in "\t;|," if mark in lines[0]), None)
     rows = [line.split(separator) for line in lines]
     odd = next((k for k, row in enumerate(rows, 1) if len(row) != len(rows[0])), None)
     if odd:

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydicom.pixels import pixel_array
 from scipy import ndimage
 from ..core.errors import PtaclError
+from .cine_frames import moments_of
 from .ecg_dicom import LONG_HEADERS, nested_bytes, open_dicom
 from .recordings import MAX_FRAMES, MAX_NESTED_BYTES, MAX_PIXEL_BYTES, MAX_VOXELS
 from .recordings import first_bytes, is_dicom, read_bytes, reading
@@ -132,7 +133,7 @@ def _frame_times(ds) -> tuple[np.ndarray, str]: # (F,) s; the element that they 
     frames = int(ds.NumberOfFrames)
     vector, step = _numbers(ds.get("FrameTimeVector")), _numbers(ds.get("FrameTime"))
     if len(vector) == frames:
-        times, by = np.cumsum(np.r_[0, vector[1:]]), "FrameTimeVector"
+        times, by = moments_of(vector), "FrameTimeVector"
     elif len(vector):
         raise PtaclError(f"has {len(vector)} frame times (FrameTimeVector) for {frames} frames")
     elif len(step) == 1:

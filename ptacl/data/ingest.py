@@ -26,10 +26,11 @@ from ..core.privacy import given_path, is_virtual, mask_ids
 from ..core.workers import check_workers, on_cluster, one_thread, shared_out
 from .cohort import Cohort
 from .prepare import Visit, prepare, stamp
-from .pseudonyms import KEY, make_once, pseudonym, read_key, staging_of
+from .pseudonyms import KEY, pseudonym, read_key, staging_of, write_private
 from .sources import Source, find_patients, find_table, table_values
 from .splits import SHARES
 from .store import cohort_attributes, name_of, QUARANTINE, shard_parts
+from .tables import text_of
 from .verdicts import doubtful_records
 
 # %% ../../nbs/43_ingest.ipynb #aa66fc54
@@ -156,9 +157,10 @@ def _read_withdrawn(withdrawn) -> set: # of ids
     """A list of ids, or a file with one on each line, as biobanks send them.
     Raises `PtaclError` where it cannot be read."""
     if not isinstance(withdrawn, str | os.PathLike):
-        return {str(i) for i in withdrawn or ()}
+        return {str(i).strip() for i in withdrawn or ()}
     try:
-        lines = Path(withdrawn).read_text().splitlines()
+        with text_of(Path(withdrawn), "strict") as text:
+            lines = text.read().splitlines()
     except (OSError, UnicodeDecodeError) as e:
         why = f"the list of withdrawn participants cannot be read ({type(e).__name__}): check the path"
         raise PtaclError(why) from None
@@ -293,8 +295,10 @@ def _open_or_create(out: Path, staging: Path, frames: int) -> Cohort:
     staging.mkdir(parents=True, exist_ok=True)
     new = staging/"new"
     shutil.rmtree(new, ignore_errors=True)
-    if not out.exists():
+    if not (out / "zarr.json").exists():
         Cohort.create(new, frames)
+        if out.exists():
+            out.rmdir() # it is empty
         new.replace(out)
     cohort = Cohort.open(out, write=True)
     if cohort.frames != frames:
@@ -427,7 +431,6 @@ def write_names(
     for s in find_patients(folder):
         inside = "; ".join(str(path.relative_to(folder)) for path in s.files)
         rows.append((s.id, s.visit, visit_name(pseudonym(s.id, secret), s.visit), inside))
-    file.unlink(missing_ok=True)
     table = pd.DataFrame(rows, columns=["id", "visit", "patient", "files"])
-    make_once(file, table.to_csv(index=False).encode())
+    write_private(file, table.to_csv(index=False).encode())
     return file

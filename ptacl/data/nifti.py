@@ -181,16 +181,23 @@ def read_nifti(path) -> Cine:
     }
     return Cine(frames, spacing, cine_phase(F), None, meta)
 
-# %% ../../nbs/32_nifti.ipynb #8b305b43
-def _first_of(folder: Path, *stems: str) -> Path | None:
-    "The first NIfTI of these names that there is."
-    names = [f"{stem}{suffix}" for stem in stems for suffix in (".nii.gz", ".nii")]
+# %% ../../nbs/32_nifti.ipynb #54cadb3a
+def _spelled(*stems: str) -> tuple: # file names
+    "As a NIfTI of these names may be called, those that are looked for first in front."
+    return tuple(f"{stem}{suffix}" for stem in stems for suffix in (".nii.gz", ".nii"))
+
+CINE_FILES = _spelled("sa") # of a folder of `ukbb_cardiac`
+LABEL_FILES = _spelled("label_sa", "seg_sa")
+
+def _first_of(folder: Path, names: tuple) -> Path | None:
+    "The first of these files that there is."
     return next((folder/name for name in names if (folder/name).exists()), None)
 
+# %% ../../nbs/32_nifti.ipynb #8b305b43
 def read_ukbb_folder(folder: Path) -> Cine:
     "`sa.nii.gz` of a folder of `ukbb_cardiac`, with `label_sa` or `seg_sa` where one lies beside it."
-    cine = read_nifti(_first_of(folder, "sa"))
-    labels = _first_of(folder, "label_sa", "seg_sa")
+    cine = read_nifti(_first_of(folder, CINE_FILES))
+    labels = _first_of(folder, LABEL_FILES)
     if labels:
         cine.labels = read_label_map(labels, cine.frames.shape)
     return cine

@@ -14,15 +14,21 @@ from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from ..core.errors import PtaclError
+from ..core.files import written_whole
 from ..core.privacy import given_path, is_virtual
 
 # %% ../../nbs/40_pseudonyms.ipynb #a055a9fa
-def _write_private(path: Path, content: bytes) -> None:
+def _new_private(path: Path, content: bytes) -> None:
     "A new file that its owner alone can read, safe on the disk."
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
         f.write(content)
         f.flush()
         os.fsync(f.fileno())
+
+def write_private(path: Path, content: bytes) -> None:
+    "A file that its owner alone can read, as a whole or not at all, in the place of one that is there."
+    with written_whole(path) as new:
+        _new_private(new, content)
 
 def make_once(path: Path, content: bytes) -> None:
     "A file that is there as a whole or not at all. Raises `FileExistsError` where it is there already."
@@ -30,7 +36,7 @@ def make_once(path: Path, content: bytes) -> None:
     # of two who make a key at once, both must use the first
     new = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        _write_private(new, content)
+        _new_private(new, content)
         try:
             os.link(new, path)
         except FileExistsError:

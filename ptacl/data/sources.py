@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from ..core.errors import PtaclError
 from ..core.privacy import given_path
-from .tables import COVARIATES, read_table
+from .nifti import CINE_FILES, LABEL_FILES
+from .tables import COVARIATES, read_table, table_visits
 
 # %% ../../nbs/41_sources.ipynb #a106881c
 BULK = re.compile(r"(.+)_(20205|20209)_(\d)_\d+(\.xml|\.zip)?", re.IGNORECASE) # id, field, visit
@@ -55,16 +56,17 @@ _SUFFIXES = { # by folder
 def _plain_file(folder: str, name: str) -> tuple | None: # id, visit, kind
     "What a file in a folder `ecg` or `cmr` is."
     kind, suffixes = _SUFFIXES.get(folder, ("", ()))
-    stem, dot, rest = name.partition(".")
-    if f"{dot}{rest}".lower() not in suffixes:
-        return None
-    return stem, _FIRST_VISIT, kind
+    # the longest first: an id may have points, too
+    for suffix in sorted(suffixes, key=len, reverse=True):
+        if name.lower().endswith(suffix):
+            return name[:-len(suffix)], _FIRST_VISIT, kind
+    return None
 
 def _unpacked_cine(here: Path, files: list) -> Iterator: # of (kind, path); files: names
     "The cine of a folder `cmr/{id}`, and its labels: a NIfTI with its segmentation, or the folder itself."
-    image = next((name for name in ("sa.nii.gz", "sa.nii") if name in files), None)
+    image = next((name for name in CINE_FILES if name in files), None)
     yield "cine", here/image if image else here
-    labels = next((name for name in ("label_sa.nii.gz", "seg_sa.nii.gz") if name in files), None)
+    labels = next((name for name in LABEL_FILES if name in files), None)
     if image and labels:
         yield "labels", here/labels
 
@@ -140,13 +142,11 @@ def table_values(
     "The numbers of those who are wanted. Raises `PtaclError` where there are none of the first visit."
     values = {}
     listed = set()
-    for visit in sorted({visit for _, visit in wanted} | {_FIRST_VISIT}):
-        try:
-            everybody = _visit_values(path, visit)
-        except PtaclError:
-            if visit == _FIRST_VISIT:
-                raise
-            continue # the table knows nothing of the repeat visits
+    repeats = {visit for _, visit in wanted} - {_FIRST_VISIT}
+    if repeats: # of which a table need not know
+        repeats &= set(table_visits(path))
+    for visit in sorted(repeats | {_FIRST_VISIT}):
+        everybody = _visit_values(path, visit)
         listed |= everybody.keys()
         values |= {(i, visit): row for i, row in everybody.items() if (i, visit) in wanted}
     return values, listed

@@ -275,6 +275,7 @@ class Store:
             self._records = {name: self._group[name] for name in ("ecg", "cine")}
         self._table = self._read_table()
         self._fresh = set() # replaced since the last commit
+        self._kept = {} # what was computed of this table
 
     def __len__(self):
         return self.attributes["patients"]

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet
 from ..core.errors import PtaclError
+from ..core.files import written_whole
 from ..core.presets import PHENOTYPES
 from ..core.privacy import mask_ids
 
@@ -302,7 +303,7 @@ def read_table(
     return ids, frame[list(PHENOTYPES)], frame[list(COVARIATES)]
 
 # %% ../../nbs/33_tables.ipynb #a979b501
-def _visits(
+def table_visits(
     path, # a table
 ) -> list: # instances, such as [2, 3]
     "The visits of which a table holds all ten phenotypes."
@@ -350,11 +351,13 @@ def save_table(
 ) -> None:
     "Write a table in the format that its name asks for."
     path = Path(path)
-    if path.suffix == ".parquet":
-        table.reset_index().to_parquet(path, index=False)
-    else:
-        separator = "\t" if path.suffix in (".tab", ".tsv") else ","
-        table.to_csv(path, sep=separator, float_format="%.6g", lineterminator="\n")
+    with written_whole(path) as new:
+        if path.suffix == ".parquet":
+            table.reset_index().to_parquet(new, index=False)
+        else:
+            separator = "\t" if path.suffix in (".tab", ".tsv") else ","
+            packed = "gzip" if path.suffix == ".gz" else None
+            table.to_csv(new, sep=separator, float_format="%.6g", lineterminator="\n", compression=packed)
 
 def _write_table(
     phenotypes: pd.DataFrame, # as in `phenotype_table`

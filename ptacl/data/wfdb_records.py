@@ -254,8 +254,10 @@ def _read_record(path: Path) -> ECG:
 # %% ../../nbs/30_wfdb_records.ipynb #5b0cb003
 _BEATS = frozenset("NLRBAaJSVrFejnE/fQ?") # WFDB's codes of beats, among those of rhythms and noise
 
-def _wfdb_marks(path: Path, fs: float) -> np.ndarray | None: # of a record -> (n,) s
-    "R-peaks of the annotations beside a record; None where there are none that can be read."
+def _wfdb_marks(path: Path) -> np.ndarray | None: # of a record -> (n,) s
+    """R-peaks of the annotations beside a record; None where there are none that can be read.
+    They count frames, of which each may hold several samples, or have a time resolution of their own."""
+    header = _wfdb_header(path)
     path = path.with_suffix("") if path.suffix.lower() in _WFDB_SUFFIXES else path
     file = path.with_name(f"{path.name}.atr")
     if not file.is_file() or file.stat().st_size > 2**20:
@@ -265,13 +267,14 @@ def _wfdb_marks(path: Path, fs: float) -> np.ndarray | None: # of a record -> (n
     except Exception: # the signals are as good without
         return None
     beats = [symbol in _BEATS for symbol in annotations.symbol]
-    marks = np.asarray(annotations.sample)[beats] / fs
+    frames = _rate_of(_record_line(_header_lines(header)[0])[2]) # where the library cannot read the header
+    marks = np.asarray(annotations.sample)[beats] / (annotations.fs or frames)
     return marks if len(marks) else None
 
 def read_wfdb(path: Path) -> ECG: # a header, a signal file, or a record's name
     "A WFDB record, with the beats that are marked beside it."
     ecg = _read_record(path)
-    ecg.r_peaks = _wfdb_marks(path, ecg.fs)
+    ecg.r_peaks = _wfdb_marks(path)
     ecg.meta["r_peaks_from"] = None if ecg.r_peaks is None else "annotations (.atr)"
     return ecg
 

@@ -99,6 +99,20 @@ def _scores(
 # %% ../../nbs/61_regression.ipynb #9b058f54
 REGRESSION_SCORES = ("R2", "MAE", "r", "slope")
 
+def _predictions(test_y: pd.DataFrame, pred) -> np.ndarray: # (m, phenotypes)
+    "Predictions in the order of the columns of `test_y`. Raises `PtaclError` where they do not fit."
+    if len(test_y) != len(pred):
+        raise PtaclError(f"{len(test_y)} test patients, but {len(pred)} predictions")
+    if isinstance(pred, pd.DataFrame) and not isinstance(pred.columns, pd.RangeIndex): # it names its columns
+        lost = [str(name) for name in test_y if name not in pred]
+        if lost:
+            raise PtaclError(f"no predictions of {', '.join(lost)}")
+        pred = pred[list(test_y)]
+    p = np.asarray(pred, float)
+    if p.shape != test_y.shape:
+        raise PtaclError(f"predictions of shape {p.shape}, expected {test_y.shape}")
+    return p
+
 def score_draws(
     test_y: pd.DataFrame,  # m rows, one column per phenotype, NaN where missing
     pred,                  # (m, phenotypes) predictions in the same units
@@ -106,9 +120,7 @@ def score_draws(
     seed: int = 0,         # of the draws: with the same seed, two methods are seen on the same draws
 ) -> dict:                 # phenotype -> score -> (n_boot,), or (1,)
     "Scores of every phenotype on every draw, the phenotype's own gaps left out."
-    if len(test_y) != len(pred):
-        raise PtaclError(f"{len(test_y)} test patients, but {len(pred)} predictions")
-    y, p = as_numbers(test_y), np.asarray(pred, float)
+    y, p = as_numbers(test_y), _predictions(test_y, pred)
     measured = np.isfinite(y).T
     few = [name for name, rows in zip(test_y, measured) if rows.sum() < 2]
     if few:

@@ -30,7 +30,7 @@ from ..core.workers import check_workers
 from ..data.ecg_files import read_by_compiled_code
 from ..data.ingest import counts_of
 from ..data.prepare import Visit
-from ..data.pseudonyms import make_once
+from ..data.pseudonyms import write_private
 from ..data.sources import Source
 from ..data.store import MV
 from .outputs import check_output, output_file
@@ -244,8 +244,7 @@ def _check_there(files: list): # of Path and OpenECG
 def _write_names(visits: list[Visit], file):
     "Which row is which file's: for who may know it, readable by its owner alone."
     rows = [(visit.name, str(visit.source.ecg[0])) for visit in visits]
-    Path(file).unlink(missing_ok=True)
-    make_once(Path(file), pd.DataFrame(rows, columns=["row", "file"]).to_csv(index=False).encode())
+    write_private(Path(file), pd.DataFrame(rows, columns=["row", "file"]).to_csv(index=False).encode())
 
 # %% ../../nbs/76_embedding.ipynb #83311862
 def transform(
@@ -322,6 +321,7 @@ def encode(
             rows += map(int, names)
             for module, made in zip(modules, parts):
                 made.append(features(module, np.stack(counts), exact))
-    none = [np.zeros((0, module.encoder.preset.width), np.float32) for module in modules]
-    x = [np.concatenate(made) if made else empty for made, empty in zip(parts, none)]
+    if not rows: # as wide as if there were some
+        parts = [[features(module, np.zeros((1, len(LEADS), SAMPLES), np.int16))[:0]] for module in modules]
+    x = [np.concatenate(made) for made in parts]
     return np.array(rows, int), x, reading.refused_table()

@@ -24,8 +24,8 @@ def random_mask(
     ratio: float,   # share that is hidden
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:  # keep (B, K) indices, hidden (B, N) bool
-    "A random choice of visible tokens for each patient, at least one of them."
-    K = max(1, round(N * (1 - ratio)))
+    "A random choice of visible tokens for each patient, at least one of them; of two or more one is hidden."
+    K = max(1, min(N - 1, round(N * (1 - ratio))))
     keep = torch.rand(B, N, device=device).argsort(1)[:, :K]
     return keep, torch.ones(B, N, dtype=torch.bool, device=device).scatter_(1, keep, False)
 

@@ -7,7 +7,6 @@ __all__ = ['save_weights', 'load_model', 'from_pretrained']
 
 # %% ../../nbs/53_weights.ipynb #5a1e0004
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import load, save_model
 from torch import nn
 from ..core.devices import check_device
 from ..core.errors import PtaclError
+from ..core.files import filled_whole
 from ..core.presets import Preset
 from ..core.privacy import given_path
 from .encoders import CMREncoder, EchoEncoder, ECGEncoder
@@ -38,29 +38,14 @@ def _check_place(folder: Path):
     raise PtaclError(
         f"{given_path(folder)} holds something else than a model and is left as it is: give another folder")
 
-def _exchange(new: Path, folder: Path, old: Path) -> Path:
-    "Put the folder `new` in the place of `folder`, which goes to `old`, or comes back where that fails."
-    if folder.exists():
-        folder.rename(old)
-    try:
-        return new.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-
 @contextmanager
 def model_folder(folder: str | Path) -> Iterator[Path]:  # a new one, or that of a model
     """A new folder to be filled, which then takes the place of `folder`, whole or not at all.
     Raises `PtaclError` where there is something else."""
     folder = Path(folder)
     _check_place(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as tmp:
-        new = Path(tmp) / "new"
-        new.mkdir()
+    with filled_whole(folder) as new:
         yield new
-        _exchange(new, folder, Path(tmp) / "old")
 
 # %% ../../nbs/53_weights.ipynb #1a254fd4
 def save_weights(
@@ -71,17 +56,17 @@ def save_weights(
     """Write weights and config into `folder`, replacing a model that is there.
     Raises `PtaclError` where there is something else."""
     folder = Path(folder)
-    with model_folder(folder) as new:
-        try:
+    try:
+        with model_folder(folder) as new:
             save_model(model, str(new / "model.safetensors"))
             (new / "config.json").write_text(json.dumps(model.config, indent=1), encoding="utf-8")
             if card:
                 (new / "README.md").write_text(card, encoding="utf-8")
-        except (OSError, SafetensorError) as e:
-            why = e.strerror if isinstance(e, OSError) else type(e).__name__  # whose own text quotes the path
-            raise PtaclError(
-                f"cannot write the model to {given_path(folder)} ({why}): "
-                "make room on the disk; what was there is intact") from e
+    except (OSError, SafetensorError) as e:
+        why = e.strerror if isinstance(e, OSError) else type(e).__name__  # whose own text quotes the path
+        raise PtaclError(
+            f"cannot write the model to {given_path(folder)} ({why}): "
+            "make room on the disk; what was there is intact") from e
     return folder
 
 # %% ../../nbs/53_weights.ipynb #0d13b1c1

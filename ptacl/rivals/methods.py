@@ -25,6 +25,7 @@ from .mmcl import MMCL, mmcl_step, start_mmcl
 from ..nets.joint import PTACL, start_joint
 from ..nets.weights import BUILDERS, Builder, load_model, save_weights, stored_kind
 from ..core.presets import PHENOTYPES, Preset
+from ..core.privacy import given_path
 from ..train.launch import fit_in_processes, fit_side_by_side
 from .simclr import InModal, SimCLR, simclr_step
 from ..data.pairs import Pairs
@@ -280,6 +281,7 @@ def train_methods(
 
 # %% ../../nbs/85_methods.ipynb #edd00971
 _RIVAL_BUILDERS: dict[str, Builder] = {"MMCL": MMCL, "CMAE": CMAE, "DualPhase": DualPhase}  # kind -> builder
+_FIRST_PHASES = "SimCLR-ECG", "SimCLR-CMR", "Autoencoder-ECG", "Autoencoder-CMR", "TwoPhases"  # kinds
 
 def load_method(
     folder: str | Path,                  # folder/NAME/model of `train_method`, or that of any other model
@@ -288,5 +290,9 @@ def load_method(
     """The model of any method, or a fine-tuned one, in evaluation mode.
     Raises `PtaclError` where the folder does not hold one."""
     folder = Path(folder)
-    name = folder.parent.name if stored_kind(folder) in _RIVAL_BUILDERS else ""
+    kind = stored_kind(folder)
+    if kind in _FIRST_PHASES:
+        raise PtaclError(f"{given_path(folder)} holds a first phase ({kind}), which is not loaded by itself",
+                         "Give the model of the method that began with it.")
+    name = folder.parent.name if kind in _RIVAL_BUILDERS else ""
     return load_model(folder, BUILDERS | _RIVAL_BUILDERS | TUNED | {"InModal": InModal}, device, name=name)

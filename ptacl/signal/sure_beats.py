@@ -40,7 +40,9 @@ _REGULARITY = "unknown", "regular", "single beats early or late", "irregular"
 def rhythm_of(
     r_peaks: Tensor,  # (n, R) s, NaN-padded
 ) -> list:            # of n words, of `_REGULARITY`
-    "Regular: every interval within 15 % of the middle one. Irregular: more than half of the steps are not."
+    """Regular: no interval is more than 15 % off the middle one. Irregular: some are, and of the steps from
+    one interval to the next more than half as many as there are intervals exceed 10 % of the middle one.
+    Unknown: fewer than three intervals."""
     if r_peaks.shape[1] < 2:  # no interval at all
         return [_REGULARITY[0]] * len(r_peaks)
     interval = r_peaks.diff(dim=1)
@@ -64,7 +66,8 @@ def judge_beats(
     start, end = torch.zeros(len(r), 1), torch.full((len(r), 1), seconds)
     marks = torch.cat([start, r.nan_to_num(0), end], 1)
     longest = marks.sort(1).values.diff(dim=1).amax(1)
-    agreed = beats.agreement.nanmedian(1).values
+    votes = beats.agreement if r.shape[1] else torch.full((len(r), 1), torch.nan)  # of records without a beat
+    agreed = votes.nanmedian(1).values
     texts = []
     facts = (x.tolist() for x in (number, doubt, longest, agreed, beats.leads.sum(1)))
     for n, d, gap, a, leads in zip(*facts):

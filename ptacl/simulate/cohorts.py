@@ -12,15 +12,14 @@ import json
 import math
 import numpy as np
 import pandas as pd
-import tempfile
 import torch
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tqdm import tqdm
 from ..core.errors import PtaclError
+from ..core.files import KIT_VERSION, filled_whole
 from ..core.presets import FS, PHENOTYPES, SAMPLES, SIZE, SPACING
-from ..core.files import KIT_VERSION
 from ..data.cohort import Cohort
 from ..data.prepare import beats_of, verdict_on
 from ..data.splits import SHARES
@@ -181,12 +180,7 @@ def write_virtual(
     refuse_target(path, overwrite)
     if path.exists() and any(path.iterdir()):
         cohort_attributes(path) # refuses to replace anything but a cohort
-    path.parent.mkdir(parents=True, exist_ok=True)
     batches = iter([patients] if isinstance(patients, VirtualPatients) else patients)
-    hidden = f".{path.name}."
-    with tempfile.TemporaryDirectory(prefix=hidden, dir=path.parent, ignore_cleanup_errors=True) as tmp:
-        _fill_virtual(Path(tmp)/"new", batches, ceilings, workers, shares, seed, about)
-        if path.exists():
-            path.rename(Path(tmp)/"old")
-        (Path(tmp)/"new").rename(path)
+    with filled_whole(path) as new:
+        _fill_virtual(new, batches, ceilings, workers, shares, seed, about)
     return Cohort.open(path, write=True)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from pathlib import Path
 from ..core.errors import PtaclError
+from ..core.files import filled_whole
 from ..core.privacy import given_path
 from .ecg_writers import write_wfdb
 from .patients import VirtualPatients, simulate
@@ -24,12 +25,11 @@ def _of_each_rhythm(n: int, seed: int) -> list[tuple[str, VirtualPatients]]:
     return [(rhythm, simulate(end - start, seed, start=int(start), cine=False, rhythm=rhythm))
             for rhythm, start, end in zip(RHYTHMS, ends[:-1], ends[1:])]
 
-def _new_folder(path) -> Path:
+def _free_folder(path) -> Path:
     "Raises `PtaclError` where something is there already."
     folder = Path(path)
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PtaclError(f"{given_path(folder)} is not empty: give another folder")
-    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 # %% ../../nbs/44_ecg_tasks.ipynb #74af5cf2
@@ -57,14 +57,15 @@ def write_ecg_task(
     seed: int = 0,
 ) -> Path:            # its table, labels.csv
     "Virtual ECGs as WFDB records with a table of labels. Raises `PtaclError`."
-    folder = _new_folder(path)
-    (folder / "records").mkdir()
+    folder = _free_folder(path)
     tables = []
-    for rhythm, patients in _of_each_rhythm(n, seed):
-        for name, signal in zip(patients.phenotypes.index, patients.ecg.numpy()):
-            write_wfdb(folder / "records", name, signal)
-        tables.append(_labels(rhythm, patients))
-    pd.concat(tables).to_csv(folder / "labels.csv", index=False)
+    with filled_whole(folder) as new:
+        (new / "records").mkdir()
+        for rhythm, patients in _of_each_rhythm(n, seed):
+            for name, signal in zip(patients.phenotypes.index, patients.ecg.numpy()):
+                write_wfdb(new / "records", name, signal)
+            tables.append(_labels(rhythm, patients))
+        pd.concat(tables).to_csv(new / "labels.csv", index=False)
     return folder / "labels.csv"
 
 # %% ../../nbs/44_ecg_tasks.ipynb #4837e465
@@ -101,15 +102,16 @@ def write_like_ptbxl(
     seed: int = 0,
 ) -> Path:            # the folder
     "Virtual ECGs in the layout of PTB-XL. Raises `PtaclError`."
-    folder = _new_folder(path)
-    rows = []
-    for rhythm, patients in _of_each_rhythm(n, seed):
-        for signal, person in zip(patients.ecg.numpy(), patients.covariates.itertuples()):
-            number = len(rows) + 1
-            known = {"ecg_id": number, "patient_id": float(number), "age": round(person.age),
-                     "sex": int(person.sex == "F"), "scp_codes": str(_CODES[rhythm]),
-                     "strat_fold": 1 + number % 10}
-            rows.append(known | _write_both_rates(folder, number, signal))
-    pd.DataFrame(rows).to_csv(folder / "ptbxl_database.csv", index=False)
-    _STATEMENTS.to_csv(folder / "scp_statements.csv", index=False)
+    folder = _free_folder(path)
+    rows: list[dict] = []
+    with filled_whole(folder) as new:
+        for rhythm, patients in _of_each_rhythm(n, seed):
+            for signal, person in zip(patients.ecg.numpy(), patients.covariates.itertuples()):
+                number = len(rows) + 1
+                known = {"ecg_id": number, "patient_id": float(number), "age": round(person.age),
+                         "sex": int(person.sex == "F"), "scp_codes": str(_CODES[rhythm]),
+                         "strat_fold": 1 + number % 10}
+                rows.append(known | _write_both_rates(new, number, signal))
+        pd.DataFrame(rows).to_csv(new / "ptbxl_database.csv", index=False)
+        _STATEMENTS.to_csv(new / "scp_statements.csv", index=False)
     return folder

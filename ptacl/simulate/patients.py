@@ -267,7 +267,7 @@ def simulate(
     rhythm: str = "sinus",       # or af, pvc, lbbb, rbbb, paced
     lead_off: str = "",          # electrode that comes off: RA, LA, LL, V1 … V6, or any
     bursts: float = 0.,          # mV, SD of two bursts of noise
-    hum: float = 0,              # Hz of the mains
+    hum: float = 0.,             # Hz of the mains
     swap: bool = False,          # electrodes of the arms exchanged
     gating_shift: float = 0.,    # share of the cycle by which all frames are off at most
     gating_jitter: float = 0.,   # the same for each frame on its own, SD

@@ -8,13 +8,13 @@ __all__ = ['write_patients']
 # %% ../../nbs/37_writers.ipynb #95f12f71
 import numpy as np
 import pandas as pd
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tqdm import tqdm
 from ..core.errors import PtaclError
+from ..core.files import move_together
 from ..core.privacy import given_path
 from ..data.tables import phenotype_table, save_table
 from .cine_writers import nifti_bytes, ukb_zip, with_slices
@@ -163,19 +163,18 @@ def _write_batches(
     save_table(pd.concat(tables), folder/_PARTS[-1])
 
 # %% ../../nbs/37_writers.ipynb #0c6ae003
-def _put_in_place(written: Path, path: Path):
-    "Move a cohort that is complete to where it belongs."
+def _put_in_place(written: Path, path: Path, old: Path):
+    "Move a cohort that is complete to where it belongs; what was there goes to `old`, or comes back."
     if not path.exists():
         written.rename(path)
         return
-    (path/_PARTS[-1]).unlink(missing_ok=True)
-    for part in _PARTS:
-        if (path/part).is_dir():
-            shutil.rmtree(path/part)
-        else:
-            (path/part).unlink(missing_ok=True)
-        if (written/part).exists():
-            (written/part).replace(path/part)
+    old.mkdir()
+    try:
+        move_together(path, old, _PARTS[::-1])
+        move_together(written, path, _PARTS)
+    except BaseException:
+        move_together(old, path, _PARTS)
+        raise
 
 # %% ../../nbs/37_writers.ipynb #39df4977
 def refuse_target(path: Path, overwrite: bool):
@@ -213,7 +212,7 @@ def write_patients(
             for part in _PARTS[:2]:
                 (cohort/part).mkdir(parents=True)
             _write_batches(patients, cohort, formats[format], spacing, total, instance)
-            _put_in_place(cohort, path)
+            _put_in_place(cohort, path, Path(tmp)/"old")
     except OSError as e:
         raise PtaclError(f"{given_path(path)} cannot be written: {e.strerror}") from None
     return path

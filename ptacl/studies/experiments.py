@@ -19,7 +19,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from pathlib import Path
-from ..core.errors import PtaclError, did_you_mean
+from ..core.errors import KINDS, PtaclError, did_you_mean
 from ..core.files import checkout, write_result
 from ..core.pages import write_html
 from ..core.privacy import given_path, mask_ids
@@ -41,9 +41,6 @@ def find_experiment(name: str) -> Path:  # of a notebook
 def parameters_of(notebook: Path) -> dict:  # name -> {"inferred_type_name", "default", "help"}
     "Parameters that the notebook's first code cell offers."
     return papermill.inspect_notebook(str(notebook))
-
-# types as people call them
-_KINDS = {"int": "whole number", "float": "number", "bool": "True or False", "str": "text"}
 
 def _parse(text: str, kind: str):  # "12", "int" -> 12
     "A parameter typed on the command line, as the type that the notebook asks for. Raises `ValueError`."
@@ -78,7 +75,7 @@ def check_parameters(
         try:
             checked[name] = _parse(value if isinstance(value, str) else repr(value), kind)
         except (ValueError, SyntaxError):
-            raise PtaclError(f"{notebook.stem}: {name} = {value} is no {_KINDS.get(kind, kind)}") from None
+            raise PtaclError(f"{notebook.stem}: {name} = {value} is no {KINDS.get(kind, kind)}") from None
     return checked
 
 # %% ../../nbs/86_experiments.ipynb #c156b227

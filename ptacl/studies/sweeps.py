@@ -81,6 +81,8 @@ def _run_process(
         # out of reach of Ctrl-C, which one process is to hear and answer
         process = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
         runs.processes.append(process)
+        if runs.stopped.is_set():  # in the moment before: `stop` has not seen this one
+            process.terminate()
         code = process.wait()
     if code and not (folder / "failed.json").exists():
         by_hand = code < 0 and runs.stopped.wait(2)  # Ctrl-C kills the run before anybody here is told

@@ -110,7 +110,9 @@ def misaligned(
     delay = torch.randn(len(data), generator=g)
     peaks, cine = data.r_peaks, data.cine
     if jitter:
-        peaks = (peaks + jitter / 1000 * noise).clamp(min=0).sort(1).values
+        moved = (peaks + jitter / 1000 * noise).clamp(min=0)
+        ordered = moved.nan_to_num(-torch.inf).cummax(1).values # none before the one in front of it
+        peaks = ordered.where(moved.isfinite(), torch.nan)      # and doubtful beats stay where they are
     if shift:
         beats = delay * shift / 1000 / _beat_seconds(data.r_peaks)
         cine = _turned(cine, beats * cine.shape[1])
