@@ -128,7 +128,8 @@ def _disturb_tab(self: AlignmentExplorer) -> W.Box:
     self.rhythm = choice("rhythm", "a virtual patient drawn again in another rhythm", options, 230)
     self.rhythm.disabled = not any(can_be_resimulated(self.both.cohort, name) for name in self.both.ids)
     self.upload = W.FileUpload(
-        multiple=True, description="own ECG", tooltip="XML, DICOM, SCP, EDF; WFDB with its header; an array or a table with its JSON")
+        multiple=True, description="own ECG",
+        tooltip="XML, DICOM, SCP, EDF; WFDB with its header; an array or a table with its JSON")
     return flow(self.film, self.rhythm, self.shift, self.noise, W.Label("lost leads:"), *self.drop.values(),
                  self.upload)
 
@@ -296,7 +297,7 @@ def _take_query(self: AlignmentExplorer, query: str) -> str: # what of it there 
     said = [f"The address asks for what there is not here: {', '.join(unmet)}."] if unmet else []
     return " ".join([*said, _OWN_IS_GONE] if "own" in more else said)
 
-
+# %% ../../nbs/72_explorer.ipynb #23f628e1
 @patch
 def _say_address(self: AlignmentExplorer):
     "What is set, for the address."

@@ -106,7 +106,8 @@ def array_ecg(array, told: dict, form: str) -> ECG: # told: of `_TOLD` and "reco
     order = leads or _order_of(x)
     if order is None:
         raise PtaclError("does not name its leads, and they are not in the usual order: III is not II − I, "
-                         "or aVR not −(I + II)/2", "Give leads=, twelve names in their order, or “leads” in a JSON beside it.")
+                         "or aVR not −(I + II)/2",
+                         "Give leads=, twelve names in their order, or “leads” in a JSON beside it.")
     mv = to_millivolt(told["unit"])
     known = {"leads_by": "name" if leads else "Einthoven's law"}
     return make_ecg(zip(order, x * mv), float(told["fs"]), format=form, **known)
@@ -248,7 +249,8 @@ def _read_csv(path: Path, given: dict) -> ECG:
     if not leads or None in units or told.get("fs") is None:
         lacking = "lead" if not leads else "unit of voltage" if None in units else "sampling rate"
         raise PtaclError(f"its columns tell no {lacking}",
-                         'Name them as in "I (mV)", with a column "time (s)". ' + _SAY_BESIDE.format(key="fs=, unit"))
+                         'Name them as in "I (mV)", with a column "time (s)". '
+                         + _SAY_BESIDE.format(key="fs=, unit"))
     pairs = [(heads[k][0], numbers[:, k] * to_millivolt(unit)) for k, unit in zip(leads, units)]
     return make_ecg(pairs, float(told["fs"]), format="CSV", leads_by="name")
 
