@@ -5,11 +5,11 @@
 # at its ends as well.
 # What happens: the signal is resampled in Fourier space, which takes ten seconds for one period of something endless.
 # Where the baseline does not end where it began, as it never does in a recording, the first and last samples ring: with
-# a baseline that drifts by 0.5 mV, halving the rate moves them by 0.2 mV, and by more than 0.02 mV for the first
-# 20 ms. In the middle the two agree to a thousandth of that.
-# Why it matters: 0.1 mV is the limit for ST elevation, and 0.2 mV looks like the beginning of a QRS complex; where crops
-# of ten seconds are resampled one by one, every crop has two such edges, which a network can learn to count.
-# scipy's `resample_poly` with padtype="line" stays within 0.02 mV.
+# a baseline that drifts by 0.5 mV, halving the rate moves the outermost by 0.4 mV, and those after 20 ms by 0.02 mV. In
+# the middle the two agree to half a microvolt.
+# Why it matters: 0.4 mV at the edge looks like the beginning of a QRS complex; where crops of ten seconds are resampled
+# one by one, every crop has two such edges, which a network can learn. scipy's `resample_poly` with padtype="line" stays
+# within half a microvolt throughout.
 #
 # The signal is made here. Exits with 0 while it is so, with 1 when that changes.
 set -euo pipefail
