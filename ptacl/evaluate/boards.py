@@ -113,6 +113,12 @@ def _value_notes(board: pd.DataFrame) -> list:
         notes.append("If Gaussian: P@k of random retrieval for a Gaussian phenotype.")
     return notes
 
+# %% ../../nbs/64_boards.ipynb #a458a426
+def provenance_words(provenance: dict) -> str:
+    "Cohort, preset, seed and budget in one line; of several seeds it says *seeds*."
+    return "; ".join(f"{'seeds' if k == 'seed' and ',' in str(v) else k}: {v}" for k, v in provenance.items())
+
+
 # %% ../../nbs/64_boards.ipynb #72ee4940
 def _board_notes(
     board: pd.DataFrame,
@@ -126,7 +132,7 @@ def _board_notes(
     measured = board[board.source == "measured"]
     n = sorted(measured.patients.unique())
     patients = f"{n[0]:,.0f}" + (f" to {n[-1]:,.0f}" if len(n) > 1 else "")
-    return ["; ".join(f"{k}: {v}" for k, v in provenance.items()) + ".",
+    return [provenance_words(provenance) + ".",
             f"Intervals: 95 %, bootstrap over {patients} test patients, the same draws for every method.",
             *(_difference_notes(measured) if shows == "difference" else _value_notes(board))]
 

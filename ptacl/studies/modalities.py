@@ -187,7 +187,7 @@ def pair_scores_lacking(
 def _verdict(row) -> str:
     "A paired difference in words."
     if not row.clear:
-        return "is not clearly another"
+        return "does not differ clearly"
     return "is higher" if row.difference > 0 else "is lower"
 
 def trimodal_answer(
