@@ -213,7 +213,7 @@ def _result_lines(result: dict) -> list[str]:
     return lines
 
 
-def _show_report(report: dict): # of `ptacl.studies.report.report`
+def _show_report(report: dict): # of `ptacl.studies.report.write_report`
     "Say where a report lies; status 1 where a run failed."
     by_hand = f", {report['stopped']} stopped by hand" if report.get("stopped") else ""
     typer.echo(f"{report['finished']} finished, {report['failed']} failed{by_hand}")

@@ -13,7 +13,7 @@ import torch
 from .asked import TITLES
 from .comparison import Compared
 from ..core.presets import PHENOTYPES
-from ..evaluate.figures import plotly_colours
+from ..evaluate.figures import BARE_AXIS, FONT, plotly_colours
 
 # %% ../../nbs/71_plane.ipynb #58f2d0fb
 def _in_the_plane(
@@ -51,7 +51,6 @@ def colour_columns(both: Compared) -> dict[str, pd.Series]: # label -> (n,), sex
 
 # %% ../../nbs/71_plane.ipynb #0c5059d2
 _OF_POINTS = {"cmr": "film"} # where a mark's modality is called otherwise than in a title
-_STILL = {"family": "system-ui, sans-serif", "size": 11, "color": "#222"}
 _SYMBOLS = ("circle", "diamond")
 
 
@@ -105,17 +104,16 @@ def plane_figure(
     bar = {"title": {"text": label, "side": "right"}, "thickness": 12}
     if label == "sex":
         bar |= {"tickvals": [0, 1], "ticktext": ["F", "M"]}
-    axis = {"showgrid": False, "zeroline": False, "fixedrange": True, "ticks": "outside"}
     titles = [f"axis {i + 1} ({share:.0%} of the variance)" for i, share in enumerate(shares)]
     names = [_OF_POINTS.get(name, TITLES[name]) for name in both.pair]
     clouds = [_cloud(at, modality, symbol, colour, label, both.ids)
               for at, modality, symbol in zip((a, b), names, _SYMBOLS)]
     return go.Figure([_pairs(a, b), *clouds, _opened([a[opened], b[opened]])], go.Layout(
-        font=_STILL, plot_bgcolor="white", dragmode=False, margin={"l": 50, "r": 8, "t": 30, "b": 40},
+        font=FONT, plot_bgcolor="white", dragmode=False, margin={"l": 50, "r": 8, "t": 30, "b": 40},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         coloraxis={"colorscale": plotly_colours("viridis"), "colorbar": bar},
-        xaxis=axis | {"title": {"text": titles[0], "standoff": 4}},
-        yaxis=axis | {"title": {"text": titles[1], "standoff": 4}}))
+        xaxis=BARE_AXIS | {"title": {"text": titles[0], "standoff": 4}},
+        yaxis=BARE_AXIS | {"title": {"text": titles[1], "standoff": 4}}))
 
 # %% ../../nbs/71_plane.ipynb #bba22d26
 def found_sentence(

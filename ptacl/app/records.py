@@ -19,6 +19,7 @@ from ..core.privacy import is_virtual, mask_ids
 from ..data.cohort import Cohort
 from ..data.prepare import beats_of, prepare_ecg
 from ..data.store import MV
+from ..data.wfdb_records import record_files
 from ..evaluate.figures import whole_beats
 from ..evaluate.whatif import disturb
 from ..signal.beats import find_beats
@@ -34,7 +35,7 @@ class Record:
     r_peaks: torch.Tensor  # (1, R) s, NaN in the place of doubtful ones
     cine: torch.Tensor     # (1, F, H, W) uint8
     verdict: str           # on the R-peaks: good, or doubtful and why
-    rhythm: str            # of `ptacl.signal.beats.rhythm_of`
+    rhythm: str            # of `ptacl.signal.sure_beats.rhythm_of`
     volumes: tuple         # LVESV, LVEDV in ml; NaN where not known
     film_beat: float       # s, mean beat of the heart that was filmed; NaN where not known
     name: str = ""         # of the file, where the ECG is not the patient's
@@ -119,17 +120,30 @@ def _record_of_file(file: Path) -> Record: # its film is nobody's
                   name if len(name) <= 40 else name[:39] + "…", quality)
 
 
+def _the_recording(files: list[Path]) -> Path:
+    """Of the files of an upload the one that the others belong to.
+    Raises `PtaclError` where they are of several recordings, or a signal has no header."""
+    order = {".hea": 0, ".dat": 2, ".json": 3} # a header first, what only tells of another file last
+    files = sorted(files, key=lambda f: (order.get(f.suffix.lower(), 1), f.name))
+    headers = [f for f in files if f.suffix.lower() == ".hea"]
+    belonging = {part for header in headers for part in record_files(header) if part != header}
+    own = [f for f in files if f not in belonging and f.suffix.lower() != ".json"] or files
+    stems = sorted({f.stem for f in own})
+    if len(stems) > 1:
+        raise PtaclError(f"files of {len(stems)} recordings: {', '.join(map(mask_ids, stems))}",
+                         "Choose the files of one")
+    if own[0].suffix.lower() == ".dat":
+        raise PtaclError(f"{own[0].name} is a signal without its header",
+                         "Choose the .hea and the .dat together")
+    return own[0]
+
+
 def read_upload(uploaded: tuple) -> Record:
     "An ECG from the files of an upload. Raises `PtaclError`."
     with tempfile.TemporaryDirectory() as tmp:
         for part in uploaded:
             (Path(tmp) / Path(part["name"]).name).write_bytes(bytes(part["content"]))
-        order = {".hea": 0, ".dat": 2, ".json": 3} # a header first, what only tells of another file last
-        files = sorted(Path(tmp).iterdir(), key=lambda f: order.get(f.suffix.lower(), 1))
-        if files[0].suffix.lower() == ".dat":
-            raise PtaclError(
-                f"{files[0].name} is a signal without its header: choose the .hea and the .dat together")
-        return _record_of_file(files[0])
+        return _record_of_file(_the_recording(list(Path(tmp).iterdir())))
 
 # %% ../../nbs/70_records.ipynb #46c16b7a
 def record_of(

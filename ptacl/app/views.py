@@ -212,8 +212,8 @@ def _occlusion_part(
 # %% ../../nbs/71_views.ipynb #d99ccd26
 _NO_BEAT = ("No heartbeat to cut: fewer than two R-peaks lie in the {seconds:g} s that the model sees. "
             "{who} has no map; {then}.")
-_STILL = ("The film stands still at end-diastole, and nothing in it says which moment it is. A ridge that "
-          "stays on the diagonal is read from the number of the frame, not from the heart.")
+_STILL_TOLD = ("The film stands still at end-diastole, and nothing in it says which moment it is. A ridge "
+               "that stays on the diagonal is read from the number of the frame, not from the heart.")
 _ECHO = ("The film is an echo, apical four chambers, of one beat of its own ECG; "
          "volume and end-systole below are those of the MRI, whose heart beat at another rate.")
 _RHYTHM = ("{what} of this virtual heart {are} drawn anew in another rhythm ({rhythm}); "
@@ -229,7 +229,7 @@ def _notes(both: Compared, record: Record, asked: Asked, patient: str, over) -> 
     "What is to be known of what is shown."
     told = []
     if asked.film == "still":
-        told.append(_STILL)
+        told.append(_STILL_TOLD)
     if asked.film == "elsewhere":
         told.append(_ELSEWHERE.format(by=begins_at(both.columns), T=both.columns))
     if asked.rhythm and over is None:

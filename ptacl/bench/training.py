@@ -21,7 +21,7 @@ from tqdm import tqdm
 from types import SimpleNamespace
 from .measure import dtype_of, peaks_mb, quartiles, ratios, result_row, take_turns, yardsticks
 from .plain import plain_model, plain_step
-from ..core.devices import keep_memory
+from ..core.devices import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_memory
 from ..core.presets import LEADS, SAMPLES, SIZE, Preset
 from ..data.pairs import Pairs
 from ..nets.encoders import CMREncoder, ECGEncoder
@@ -184,12 +184,10 @@ def time_steps(
     return sum(rows, [])
 
 # %% ../../nbs/96_training_speed.ipynb #296fcddd
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's numbers of its two options
-
 def _usual_memory() -> None:
     "What glibc's thresholds grow to by themselves; after `keep_memory` they do not move any more."
     with suppress(AttributeError, OSError, TypeError):
-        for option, mb in ((_M_MMAP_THRESHOLD, 32), (_M_TRIM_THRESHOLD, 64)):
+        for option, mb in ((M_MMAP_THRESHOLD, 32), (M_TRIM_THRESHOLD, 64)):
             ctypes.CDLL(None).mallopt(option, mb << 20)
 
 # %% ../../nbs/96_training_speed.ipynb #5b9d25dd

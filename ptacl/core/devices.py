@@ -54,11 +54,11 @@ def full_precision(x):  # a tensor -> torch.autocast
     return torch.autocast(x.device.type, enabled=False)
 
 # %% ../../nbs/04_devices.ipynb #b142a381
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's numbers of its two options
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's numbers of its two options
 
 def keep_memory() -> None:
     "Have glibc keep freed memory for the next step, instead of giving it back to the system."
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is not None and hasattr(libc, "mallopt"):
-        for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+        for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
             libc.mallopt(option, 2**31 - 1)

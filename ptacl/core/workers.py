@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
 from threadpoolctl import ThreadpoolController
@@ -120,18 +121,31 @@ def check_workers(workers: int):
         raise PtaclError(f"{workers} workers: give 1 or more, or -1 for one on each core")
 
 
+_AGAIN = "Run it again, perhaps with fewer workers"
+
+@contextmanager
+def _deaths_told(again: str) -> Iterator[None]: # what to do
+    "Raises `PtaclError` where a worker dies within the block."
+    try:
+        yield
+    except Exception as e:
+        if not isinstance(e, BrokenProcessPool) and type(e).__name__ != "KilledWorker": # of Dask
+            raise
+        why = f"a worker stopped ({type(e).__name__}), perhaps for lack of memory or space on disk"
+        raise PtaclError(why, again) from None
+
 def shared_out(
     calls: Iterable, # of joblib.delayed
     workers: int,    # processes; -1: one for each core; 1: this one
+    again: str = _AGAIN, # what to do where a worker dies
 ) -> Iterator:       # of results, as they are done
-    """Calls on the cores of this machine.
-    Raises `BrokenProcessPool` where a worker died."""
+    "Calls on the cores of this machine. Raises `PtaclError` where a worker dies."
     calls = list(calls)
     workers = min(joblib.effective_n_jobs(workers), len(calls))
     if workers <= 1:
         yield from (function(*arguments, **options) for function, arguments, options in calls)
         return
-    with WorkerPool(workers, calls[0][0].__module__) as pool:
+    with _deaths_told(again), WorkerPool(workers, calls[0][0].__module__) as pool:
         for done in as_completed([pool.submit(function, *arguments, **options)
                                   for function, arguments, options in calls]):
             yield done.result()
@@ -142,8 +156,12 @@ def shared_out(
 def cluster_client(
     cluster, # address of a scheduler, or a distributed.Client
 ) -> Iterator:
-    "A client of a Dask cluster. Raises `PtaclError` where no scheduler answers."
-    from distributed import Client # takes a second to load, and few have a cluster
+    "A client of a Dask cluster. Raises `PtaclError` where no scheduler answers, or Dask is not installed."
+    try:
+        from distributed import Client # takes a second to load, and few have a cluster
+    except ModuleNotFoundError:
+        raise PtaclError("a cluster needs distributed, which is not installed",
+                         "Install it: pip install 'ptacl[cluster]'") from None
     own = isinstance(cluster, str)
     try:
         client = Client(cluster, set_as_default=False) if own else cluster
@@ -155,8 +173,8 @@ def cluster_client(
         if own:
             client.close()
 
-def on_cluster(calls: Iterable, cluster) -> Iterator:
-    "The same on a Dask cluster. Raises `PtaclError` where no scheduler answers."
-    with (cluster_client(cluster) as client, client.as_current(),
+def on_cluster(calls: Iterable, cluster, again: str = _AGAIN) -> Iterator:
+    "The same on a Dask cluster. Raises `PtaclError` where no scheduler answers, and where workers die."
+    with (cluster_client(cluster) as client, _deaths_told(again), client.as_current(),
           joblib.parallel_config("dask", client=client)):
         yield from joblib.Parallel(-1, return_as="generator_unordered")(calls)

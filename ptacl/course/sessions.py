@@ -18,7 +18,8 @@ from ..core.privacy import given_path
 
 # %% ../../nbs/92_sessions.ipynb #54c78df1
 def sessions() -> list[Path]:
-    "The sources of the sessions, in order: beside the modules of an installed kit, else in the checkout."
+    """The sources of the sessions, in order: beside the modules of an installed kit, else in the checkout.
+    Raises `PtaclError` where there are none."""
     package = Path(__file__).resolve().parents[1] if "__file__" in globals() else Path()
     installed = package / "sessions"
     folder = installed if installed.is_dir() else checkout() / "nbs" / "workshop"

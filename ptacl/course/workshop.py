@@ -22,6 +22,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 from ..core.errors import PtaclError
 from ..core.files import filled_whole
 from ..core.pages import write_html
+from ..studies.experiments import OwnKernel
 from .sessions import Exercise, assignments, comments_of, exercises, free_folder, heading
 from .sessions import minutes, session_version, sessions, students, tagged
 from .slides import copy_assets, slides
@@ -272,6 +273,7 @@ def _run_session(nb: NotebookNode) -> tuple[float, str]: # seconds, what went wr
     with tempfile.TemporaryDirectory() as tmp:
         client = NotebookClient(
             session_version(nb, "session", False), timeout=_TIMEOUT, kernel_name="python3",
+            kernel_manager_class=OwnKernel,
             resources={"metadata": {"path": tmp}}, extra_arguments=["--IPKernelApp.log_level=40"])
         try:
             with ThreadPoolExecutor(1) as aside:  # in the main thread it would take Ctrl-C for itself
@@ -286,15 +288,18 @@ def _run_session(nb: NotebookNode) -> tuple[float, str]: # seconds, what went wr
 
 
 def _choose_sessions(names: Iterable) -> list[Path]: # numbers or names; none: all
-    "The sessions that are meant. Raises `PtaclError` where there is none."
-    def is_meant(file, name):
-        return file.stem == name or file.stem.lstrip("0").startswith(str(name).lstrip("0"))
-    names = list(names)
-    chosen = [file for file in sessions() if not names or any(is_meant(file, name) for name in names)]
-    if not chosen:
-        known = ", ".join(file.stem for file in sessions())
-        raise PtaclError(f"no session {', '.join(map(str, names))}: choose from {known}")
-    return chosen
+    "The sessions that are meant. Raises `PtaclError` where one of them is not there."
+    def number_of(text):
+        return int(text) if text.isdecimal() else None
+    files = sessions()
+    known = {file.stem: number_of(file.stem.partition("_")[0]) for file in files}
+    wanted = [str(name) for name in names]
+    there = {*known, *known.values()} - {None}
+    unknown = [name for name in wanted if not {name, number_of(name)} & there]
+    if unknown:
+        raise PtaclError(f"no session {', '.join(unknown)}: choose from {', '.join(known)}")
+    numbers = {number_of(name) for name in wanted} - {None}
+    return [file for file in files if not wanted or file.stem in wanted or known[file.stem] in numbers]
 
 # %% ../../nbs/92_workshop.ipynb #fa8f7d68
 def check(

@@ -23,8 +23,9 @@ from ..core.devices import check_device
 from ..core.errors import PtaclError
 from ..core.presets import FS, PHENOTYPES, SAMPLES, SIZE, SPACING
 from ..core.privacy import given_path
+from ..core.workers import check_workers
 from .recordings import Cine, ECG
-from .splits import SHARES, SPLITS, assign_splits
+from .splits import SHARES, SPLITS, as_index, assign_splits, batch_size
 from .store import NUMERIC, SHARD, Store, TEXTS, cohort_attributes, create_store, factors
 from .store import lead_stats, name_of, table_rows
 from .tables import COVARIATES
@@ -237,15 +238,11 @@ def split(self: Cohort, name: str) -> np.ndarray: # train, val or test -> row nu
 def row_numbers(self: Cohort,
     patients, # a slice, numbers (negative: from the end), True/False each, a split's name, or None for all
 ) -> np.ndarray: # (k,) int
-    "Which rows of the table some patients are. Raises `IndexError` where one is not there."
+    """Which rows of the table some patients are.
+    Raises `IndexError` where one is not there, `PtaclError` on what is no number."""
     if isinstance(patients, str):
         return self.split(patients)
-    if patients is None:
-        patients = slice(None)
-    if not isinstance(patients, slice):
-        patients = np.asarray(patients)
-        patients = patients.astype(bool if patients.dtype == bool else int)
-    return np.ascontiguousarray(np.arange(len(self))[patients])
+    return np.ascontiguousarray(np.arange(len(self))[as_index(patients)])
 
 @patch
 def _factors(self: Cohort, scope: str | None) -> tuple: # a, b (n, 12), of `factors`, kept
@@ -362,17 +359,19 @@ def load(self: Cohort,
     device="cpu",
     normalize: str | None = "record", # scope of the z-score; None: mV
     dtype=torch.float32,              # of the ECG
-    workers: int = 8,                 # threads that read
-) -> dict:                            # as `batch`, without index
+    workers: int = 8,                 # threads that read; -1: as many as the cores can take
+) -> dict:                            # ecg, r_peaks, cine as of `batch`; names, normalize
     "Patients in memory, as `ptacl.data.pairs.Pairs` takes them: Pairs(**cohort.load(\"train\", \"cuda\"))."
     check_device(device)
+    check_workers(workers)
     rows = self.row_numbers(indices)
     n = len(rows)
     ecg = torch.empty(n, 12, SAMPLES, dtype=dtype, device=device)
     cine = torch.empty(n, self.frames, SIZE, SIZE, dtype=torch.uint8, device=device)
     self._factors(normalize) # once, before the threads ask for them
     parts = [slice(i, min(i + SHARD, n)) for i in range(0, n, SHARD)]
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=n, desc="loading", unit="patient", delay=5) as bar:
+    threads = None if workers == -1 else workers
+    with ThreadPoolExecutor(threads) as pool, tqdm(total=n, desc="loading", unit="patient", delay=5) as bar:
         for done in pool.map(lambda part: self._fill(rows[part], ecg[part], cine[part], normalize), parts):
             bar.update(done)
     r_peaks = self.trusted_r_peaks(rows).to(device)
@@ -416,10 +415,11 @@ class Stream(Dataset):
         return {name: x[0] for name, x in self.__getitems__([i]).items()}
 
     def batches(self, size: int, train: bool = False, seed: int = 0, workers: int = 0) -> DataLoader:
-        "Batches in order, or shuffled with the last short one dropped."
+        """Batches in order, or shuffled with the last short one dropped.
+        Raises `PtaclError` where there are no patients."""
         draw = torch.Generator().manual_seed(seed)
-        return DataLoader(self, min(size, len(self)), shuffle=train, drop_last=train, collate_fn=_as_is,
-                          num_workers=workers, generator=draw)
+        return DataLoader(self, batch_size(size, len(self)), shuffle=train, drop_last=train,
+                          collate_fn=_as_is, num_workers=workers, generator=draw)
 
 # %% ../../nbs/39_cohort.ipynb #c1654713
 @patch

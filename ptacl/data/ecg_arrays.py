@@ -293,9 +293,12 @@ _ARRAYS = { # how a file begins -> its reader
     b"\xffBIOSEMI": _read_edf,
 }
 
+_TABLES = (".csv", ".tsv", ".tab")
+ARRAY_SUFFIXES = (".npy", ".npz", ".h5", ".hdf5", ".mat", *_TABLES) # which may hold something else
+
 def array_reader(path: Path, start: bytes): # -> function of path and what is given, or None
     "The reader of an array or a table."
-    if path.suffix.lower() in (".csv", ".tsv", ".tab", ".txt"):
+    if path.suffix.lower() in (*_TABLES, ".txt"): # most texts are no ECGs: only one that is given by name
         return _read_csv
     if path.suffix.lower() == ".npz" and start[:2] == b"PK":
         return _read_numpy

@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 from ..core.errors import PtaclError
 from ..core.privacy import given_path, is_virtual, mask_ids
-from ..core.workers import one_thread, shared_out
+from ..core.workers import check_workers, one_thread, shared_out
 from .cohort import Cohort
-from .pseudonyms import pseudonym, read_key
+from .pseudonyms import pseudonym, read_key, visit_name
 from ..signal.echo import ECHO_FRAMES, ECHO_SIZE
 
 # %% ../../nbs/43_echoes.ipynb #f17cc11b
@@ -46,10 +46,10 @@ _OF_VISIT = re.compile(r"(.+)-(\d)") # person, visit
 class _Rows:
     "Which rows of a cohort the name of a file can mean."
     def __init__(self, cohort: Cohort):
-        self.visits: dict[str, int] = {}       # name with the number of the visit -> row
+        self.visits: dict[str, int] = {}       # name -> row
         self.people: dict[str, list[int]] = {} # pseudonym -> rows of all visits
         for row, (name, person) in enumerate(zip(cohort.ids, cohort.table.participant)):
-            self.visits[f"{person}-2" if name == person else name] = row # as `visit_name` has it
+            self.visits[name] = row
             self.people.setdefault(person, []).append(row)
 
     def needs_key(self, name: str) -> bool: # of a file, without its suffix
@@ -64,7 +64,7 @@ class _Rows:
         rows: set = set(self.people.get(person_of(name), []))
         visit = _OF_VISIT.fullmatch(name)
         if visit:
-            rows |= {self.visits.get(f"{person_of(visit[1])}-{visit[2]}")} - {None}
+            rows |= {self.visits.get(visit_name(person_of(visit[1]), int(visit[2])))} - {None}
         return sorted(rows)
 
 # %% ../../nbs/43_echoes.ipynb #f06b93e8
@@ -134,7 +134,8 @@ def read_films(
     size: int = ECHO_SIZE,     # pixels of a side
     workers: int = -1,         # processes; -1: one for each core
 ) -> Echoes:
-    "The films of these files, and who was refused."
+    "The films of these files, and who was refused. Raises `PtaclError` where a worker dies."
+    check_workers(workers)
     calls = [joblib.delayed(_film_of)(row, file, frames, size) for row, file in files.items()]
     done = dict(tqdm(shared_out(calls, workers), "echoes", len(calls), delay=2, disable=None))
     films = {row: torch.from_numpy(done[row]) for row in files if not isinstance(done[row], PtaclError)}

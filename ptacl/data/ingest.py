@@ -13,7 +13,6 @@ import os
 import pandas as pd
 import shutil
 from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from filelock import SoftFileLock, Timeout
@@ -26,7 +25,7 @@ from ..core.privacy import given_path, is_virtual, mask_ids
 from ..core.workers import check_workers, on_cluster, one_thread, shared_out
 from .cohort import Cohort
 from .prepare import Visit, prepare, stamp
-from .pseudonyms import KEY, pseudonym, read_key, staging_of, write_private
+from .pseudonyms import KEY, pseudonym, read_key, staging_of, visit_name, write_private
 from .sources import Source, find_patients, find_table, table_values
 from .splits import SHARES
 from .store import cohort_attributes, name_of, QUARANTINE, shard_parts
@@ -61,21 +60,20 @@ def _read_part(file: Path, arrays: bool = True) -> tuple | None: # row, ecg, cin
         return None
 
 # %% ../../nbs/43_ingest.ipynb #b777fab0
-_DIED = (BrokenProcessPool, OSError)
+_AGAIN = "Run ingest again, perhaps with fewer workers: what is done is kept"
 
 def _prepare_visits(visits: list, staging: Path, frames: int, workers: int, cluster, bar: tqdm) -> None:
     "Read the visits with a progress bar. Raises `PtaclError` when a worker dies."
     calls = [joblib.delayed(_work)(visit, staging, frames) for visit in visits]
     bad = 0
     try:
-        for what in on_cluster(calls, cluster) if cluster else shared_out(calls, workers):
+        for what in on_cluster(calls, cluster, _AGAIN) if cluster else shared_out(calls, workers, _AGAIN):
             bad += bool(what)
             bar.set_postfix(quarantined=bad, refresh=False)
             bar.update()
-    except _DIED as e:
-        why = f"a worker stopped ({type(e).__name__}), perhaps for lack of memory or space on disk"
-        remedy = "Run ingest again, perhaps with fewer workers: what is done is kept"
-        raise PtaclError(why, remedy) from None
+    except OSError as e:
+        why = f"a worker stopped ({type(e).__name__}), perhaps for lack of space on disk"
+        raise PtaclError(why, _AGAIN) from None
 
 # %% ../../nbs/43_ingest.ipynb #6383badd
 def _new_parts(
@@ -165,10 +163,6 @@ def _read_withdrawn(withdrawn) -> set: # of ids
         why = f"the list of withdrawn participants cannot be read ({type(e).__name__}): check the path"
         raise PtaclError(why) from None
     return {line.strip().strip('"') for line in lines} - {""}
-
-def visit_name(person: str, visit: int) -> str: # pseudonym -> as the cohort lists the visit
-    "A repeat visit carries its number."
-    return person if visit == 2 else f"{person}-{visit}"
 
 def _key_mark(secret: bytes) -> str:
     "By which a cohort knows its key again; empty without a key."
@@ -421,14 +415,17 @@ def write_names(
     out,      # the cohort
     key=None, # as in `ingest`
 ) -> Path:
-    "Which id has which pseudonym. Raises `PtaclError` inside the cohort, and where the key is another."
+    """Which id has which pseudonym. No key is made for it.
+    Raises `PtaclError` inside the cohort, where there is none, and where the key is another."""
     file = Path(file).absolute()
-    secret = read_key(key, out, known=_has_key(out))
+    cohort = Cohort.open(out)
+    sources = find_patients(folder)
+    secret = b"" if all(is_virtual(s.id) for s in sources) else read_key(key, out, make=False, known=True)
     if Path(out).resolve() in file.resolve().parents:
         raise PtaclError(f"{given_path(file)} would lie inside the store: keep it with the key")
-    _check_key(Cohort.open(out), _key_mark(secret))
+    _check_key(cohort, _key_mark(secret))
     rows = []
-    for s in find_patients(folder):
+    for s in sources:
         inside = "; ".join(str(path.relative_to(folder)) for path in s.files)
         rows.append((s.id, s.visit, visit_name(pseudonym(s.id, secret), s.visit), inside))
     table = pd.DataFrame(rows, columns=["id", "visit", "patient", "files"])

@@ -243,7 +243,8 @@ def _acdc_labels(
     return labels, labelled
 
 def read_acdc(folder: Path) -> Cine:
-    "A patient's folder of ACDC, turned so that end-diastole is frame 0."
+    """A patient's folder of ACDC, turned so that end-diastole is frame 0.
+    Raises `PtaclError` where it has no film, or several, or what is no film."""
     files = sorted(folder.glob("*_4d.nii*"))
     if len(files) != 1:
         raise PtaclError(f"{len(files)} files *_4d.nii.gz beside its Info.cfg, expected one")

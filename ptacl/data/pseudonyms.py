@@ -113,3 +113,7 @@ def pseudonym(
         return id
     number = int.from_bytes(blake2b(id.encode(), key=key, digest_size=16).digest())
     return "p-" + "".join(_CONSONANTS[number // 20**k % 20] for k in range(12))
+
+def visit_name(person: str, visit: int) -> str: # pseudonym -> as the cohort lists the visit
+    "A repeat visit carries its number."
+    return person if visit == 2 else f"{person}-{visit}"

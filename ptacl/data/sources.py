@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from ..core.errors import PtaclError
 from ..core.privacy import given_path
+from .ecg_arrays import ARRAY_SUFFIXES
+from .ecg_files import ECG_SUFFIXES
 from .nifti import CINE_FILES, LABEL_FILES
 from .tables import COVARIATES, read_table, table_visits
 
@@ -48,8 +50,7 @@ def _bulk_file(name: str) -> tuple | None: # id, visit, kind
     return match[1], int(match[3]), "ecg" if match[2] == "20205" else "cine"
 
 _SUFFIXES = { # by folder
-    "ecg": ("ecg", (".xml", ".hea", ".dcm", ".npy", ".npz", ".h5", ".hdf5", ".csv", ".tsv", ".mat", ".scp",
-                    ".edf", ".bdf")),
+    "ecg": ("ecg", (*ECG_SUFFIXES, *ARRAY_SUFFIXES)),
     "cmr": ("cine", (".zip", ".nii", ".nii.gz")),
 }
 

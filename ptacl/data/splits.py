@@ -41,3 +41,21 @@ def assign_splits(
         counts[split] = counts.get(split, 0) + 1
         given[participant] = split
     return people.participant.map(given).to_numpy(object)
+
+# %% ../../nbs/38_splits.ipynb #2eebe720
+def as_index(patients): # -> what an array is indexed with
+    """A slice, row numbers, or True and False for each; None means everybody.
+    Raises `PtaclError` on what is no number."""
+    if patients is None or isinstance(patients, slice):
+        return patients or slice(None)
+    patients = np.asarray(patients)
+    if patients.size and patients.dtype.kind not in "biu":
+        kind = patients.dtype.type.__name__
+        raise PtaclError(f"patients are row numbers, a mask or the name of a split, got {kind}")
+    return patients.astype(bool if patients.dtype == bool else int)
+
+def batch_size(size: int, patients: int) -> int: # as asked for, and how many there are
+    "Of the batches of a split. Raises `PtaclError` where it is empty."
+    if not patients:
+        raise PtaclError("no patients in this split: there are no batches of it")
+    return min(size, patients)

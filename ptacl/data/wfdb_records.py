@@ -41,14 +41,16 @@ def _header_lines(path: Path) -> list: # of lists of words
         raise PtaclError("its header is empty, or has no number of signals in its first line")
     return lines
 
+_RATE = re.compile(r"\d*\.?\d+(?:e[-+]?\d+)?", re.IGNORECASE)
+
 def _rate_of(text: str) -> float: # Hz
     "The sampling rate in a header, without what may stand behind it."
-    return float(re.match(r"\d*\.?\d+(?:e[-+]?\d+)?", text, re.IGNORECASE)[0])
+    return float(_RATE.match(text)[0])
 
 def _record_line(words: list) -> tuple: # segments (0: one that is not split), signals, words behind
     "The first line of a header. Raises `PtaclError` on what is no number there."
     segments = re.fullmatch(r".*?(?:/(\d+))?", words[0])[1]
-    rate = re.match(r"\d*\.?\d+(?:e[-+]?\d+)?", words[2], re.IGNORECASE) if len(words) > 2 else None
+    rate = _RATE.match(words[2]) if len(words) > 2 else None
     if not words[1].isdigit():
         raise PtaclError("the number of signals in the header's first line is no number")
     if len(words) > 2 and not rate:

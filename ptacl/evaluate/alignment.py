@@ -31,10 +31,12 @@ def cosine_maps(
     z_cmr: Tensor,                # (B, T', D) frames, of a clock of their own; T' = T in the paper
     valid: Tensor | None = None,  # (B,) patients that have a heartbeat
 ) -> Tensor:                      # (B, T, T') float; [b, k, t] is segment k against frame t
-    "Cosine of every ECG segment with every CMR frame of the same patient; NaN where not valid."
+    """Cosine of every ECG segment with every CMR frame of the same patient; NaN where not valid.
+    Raises `PtaclError` on shapes that do not fit."""
     if z_ecg.ndim != 3 or z_cmr.ndim != 3 or z_ecg.shape[::2] != z_cmr.shape[::2]:
         raise PtaclError(
-            f"local embeddings must both be (B, T, D), got {tuple(z_ecg.shape)} and {tuple(z_cmr.shape)}")
+            "local embeddings must be (B, T, D) and (B, T', D), "
+            f"got {tuple(z_ecg.shape)} and {tuple(z_cmr.shape)}")
     maps = cosine(z_ecg, z_cmr)
     if valid is None:
         return maps
@@ -68,9 +70,9 @@ def patient_scores(
     circular: bool = False,  # the last frame is a neighbour of the first
 ) -> pd.DataFrame:           # B rows; exact, within_one, phase_error; NaN rows stay NaN
     """The three scores of every patient, averaged over the segments, in frames from the one that is
-    nearest in time. Ties go to the earlier frame."""
+    nearest in time. Ties go to the earlier frame. Raises `PtaclError` on maps of another shape."""
     if maps.ndim != 3:
-        raise PtaclError(f"maps must be (B, T, T), got {tuple(maps.shape)}")
+        raise PtaclError(f"maps must be (B, T, T'), got {tuple(maps.shape)}")
     segments, T = maps.shape[1:]
     valid = maps.isfinite().all((1, 2))
     own = (torch.arange(segments, device=maps.device) * (T / segments)).round().long()

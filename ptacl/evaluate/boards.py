@@ -226,7 +226,8 @@ def plot_differences(
     score: str = "R2",           # of the board
     methods: list | None = None, # names; None: all that were compared
 ) -> plt.Figure:
-    "Differences to the reference with their intervals, one panel per method."
+    """Differences to the reference with their intervals, one panel per method.
+    Raises `PtaclError` where the board holds none."""
     shown = board[(board.score == score) & board.difference.notna()]
     if methods is not None:
         shown = shown[shown.method.isin(methods)]

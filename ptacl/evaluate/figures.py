@@ -52,13 +52,14 @@ def _svg_path(lines: list[tuple]) -> str:
     return "".join(f"M{x0},{y0}L{x1},{y1}" for (x0, y0), (x1, y1) in lines)
 
 # %% ../../nbs/67_figures.ipynb #cad10270
-_FONT = {"family": "system-ui, sans-serif", "size": 11, "color": "#222"}
-_BARE_AXIS = {"showgrid": False, "zeroline": False, "fixedrange": True, "ticks": "outside", "ticklen": 3}
-_STILL = {"font": _FONT, "showlegend": False, "dragmode": False, "plot_bgcolor": "white"}   # of all layouts
+FONT = {"family": "system-ui, sans-serif", "size": 11, "color": "#222"}
+BARE_AXIS = {"showgrid": False, "zeroline": False, "fixedrange": True, "ticks": "outside"}
+_SHORT_TICKS = BARE_AXIS | {"ticklen": 3}
+_LAYOUT = {"font": FONT, "showlegend": False, "dragmode": False, "plot_bgcolor": "white"}   # of all layouts
 
 def _axis(title: str, **more) -> dict:
     "An axis without grid, its title near."
-    return _BARE_AXIS | {"title": {"text": title, "standoff": 4}} | more
+    return _SHORT_TICKS | {"title": {"text": title, "standoff": 4}} | more
 
 def best_frames(m: Tensor) -> tuple[list, list]:  # (T, T'); segments, and their frames
     "The frame most similar to each segment; none of a segment to which all are alike, or without a map."
@@ -86,7 +87,7 @@ def map_figure(
         shapes.append({"type": "path", "path": _svg_path(outline(target)), "line": white})
     ticks = {"dtick": 3, "tick0": 0}
     return go.Figure([heat, dots], go.Layout(
-        **_STILL, shapes=shapes, margin={"l": 44, "r": 8, "t": 26, "b": 38},
+        **_LAYOUT, shapes=shapes, margin={"l": 44, "r": 8, "t": 26, "b": 38},
         title={"text": title, "x": 0.5, "y": 0.98, "yanchor": "top", "font": {"size": 12}},
         xaxis=_axis(axes[1], range=[-0.5, columns - 0.5], **ticks),
         yaxis=_axis(axes[0], range=[T - 0.5, -0.5], **ticks)))
@@ -158,11 +159,11 @@ def ecg_figure(
              for i, (name, lead) in enumerate(zip(names, mv[leads]))]
     ticks = np.arange(np.ceil(t[0] * 2) / 2, t[-1], 0.5).tolist()
     return go.Figure(lines, go.Layout(
-        **_STILL, shapes=_below_ecg(t, lo, hi, beats, T),
+        **_LAYOUT, shapes=_below_ecg(t, lo, hi, beats, T),
         annotations=[_lead_label(name, i) for i, name in enumerate(names)],
         margin={"l": 4, "r": 4, "t": 4, "b": 34},
         xaxis=_axis("s (25 mm/s, 10 mm/mV)", range=[t[0], t[-1]], tickvals=ticks),
-        yaxis=_BARE_AXIS | {"range": [lo, hi], "showticklabels": False, "ticks": ""}))
+        yaxis=_SHORT_TICKS | {"range": [lo, hi], "showticklabels": False, "ticks": ""}))
 
 # %% ../../nbs/67_figures.ipynb #0a1e3f16
 def lead_of_mean_beat(
@@ -226,7 +227,7 @@ def cycle_figure(
     if np.isfinite(beat + ecg_beat):
         length = f" (film {1000 * beat:.0f} ms, ECG {1000 * ecg_beat:.0f} ms)"
     return go.Figure([ecg, curve, *marks], go.Layout(
-        **_STILL, shapes=shapes, annotations=[above], margin={"l": 50, "r": 8, "t": 22, "b": 38},
+        **_LAYOUT, shapes=shapes, annotations=[above], margin={"l": 50, "r": 8, "t": 22, "b": 38},
         xaxis=_axis(f"phase of the beat{length}", range=[0, 1]),
         yaxis=_axis(f"LV volume ({unit})"), yaxis2={"overlaying": "y", "visible": False, "fixedrange": True}))
 

@@ -119,7 +119,8 @@ def score_draws(
     n_boot: int = 1000,    # draws of the test patients; 0 gives the scores themselves
     seed: int = 0,         # of the draws: with the same seed, two methods are seen on the same draws
 ) -> dict:                 # phenotype -> score -> (n_boot,), or (1,)
-    "Scores of every phenotype on every draw, the phenotype's own gaps left out."
+    """Scores of every phenotype on every draw, the phenotype's own gaps left out.
+    Raises `PtaclError` on another number of predictions, and where too few have a phenotype."""
     y, p = as_numbers(test_y), _predictions(test_y, pred)
     measured = np.isfinite(y).T
     few = [name for name, rows in zip(test_y, measured) if rows.sum() < 2]
@@ -159,7 +160,8 @@ def linear_probe(
     n_boot: int = 0,        # draws for confidence intervals; 0 gives none
     seed: int = 0,          # of the draws
 ) -> pd.DataFrame:          # index phenotype; columns R2, MAE, r, slope, n (and …_lo, …_hi)
-    "Table 2 of the paper: ordinary least squares on frozen features, scored on test patients."
+    """Table 2 of the paper: ordinary least squares on frozen features, scored on test patients.
+    Raises `PtaclError` where the targets differ, or too few test patients have one."""
     if list(train_y) != list(test_y):
         raise PtaclError(f"train and test targets differ: {list(train_y)} and {list(test_y)}")
     return regression_scores(test_y, ols_predict(train_x, train_y, test_x), n_boot, seed=seed)

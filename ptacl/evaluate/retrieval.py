@@ -211,7 +211,8 @@ def retrieval_interval(
     level: float = 0.95,                # of the interval
     seed: int = 0,                      # of the draws
 ) -> pd.DataFrame:                      # index phenotype; columns P@1_lo, P@1_hi, … MdR_lo, MdR_hi
-    "Bootstrap percentile interval over patients of each cell of `retrieval_table`, or of a difference."
+    """Bootstrap percentile interval over patients of each cell of `retrieval_table`, or of a difference.
+    Raises `PtaclError` on a difference of other patients, phenotypes or ks."""
     draws = retrieval_draws(results, n_boot, seed)
     if minus is not None:
         if not (results.index.equals(minus.index) and results.columns.equals(minus.columns)):

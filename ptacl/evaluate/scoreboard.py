@@ -128,7 +128,8 @@ def table2(
     ceilings: pd.DataFrame | None = None,         # index phenotype; columns ecg, cine, both
     **options,                                    # n_boot, seed as in `_regression_board`
 ) -> pd.DataFrame:                                # the board
-    "Table 2: every method, the rows that always stand beside them, ceilings and the paper's numbers."
+    """Table 2: every method, the rows that always stand beside them, ceilings and the paper's numbers.
+    Raises `PtaclError` where training and test targets differ."""
     if list(train_y) != list(test_y):
         raise PtaclError(f"train and test targets differ: {list(train_y)} and {list(test_y)}")
     predictions = _probe_rows(train_y, covariates, features, combine) | (tuned or {})

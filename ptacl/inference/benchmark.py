@@ -116,7 +116,8 @@ class _Sides:
         return (self.split == side) & known
 
 def _enough(kind: str, y: np.ndarray, y_test: np.ndarray) -> bool:
-    "Whether a line can be fitted and scored: two numbers that differ, or two of either class."
+    """Whether a line can be fitted and scored, of training and test recordings: three numbers each,
+    of which those to be tested differ, or two of either class."""
     if kind == "number":
         return len(y) > 2 and len(y_test) > 2 and np.ptp(y_test) > 0
     return all(min((side == 0).sum(), (side == 1).sum()) >= 2 for side in (y, y_test))
@@ -249,7 +250,7 @@ def probe_text(table: pd.DataFrame) -> str: # of `probe_labels`
         index=["target", "class", "score"], columns="method", values="cell", aggfunc="first", sort=False)
     lines = [shown[names].to_string(), "95 % intervals over test patients."]
     if table.value.isna().any():
-        lines.append("– : fewer than two test or training recordings of a kind.")
+        lines.append("– : for training or testing fewer than three numbers that differ, or two of a class.")
     if "demographics" not in names:
         lines.append("No column age or sex, so no row of demographics.")
     return "\n".join(lines)

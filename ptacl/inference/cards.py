@@ -22,8 +22,10 @@ from ..nets.weights import model_folder, save_weights
 # %% ../../nbs/79_cards.ipynb #bc1f944f
 def _scores_in(table: dict, what: str, names: Iterable) -> list[Score]: # table: name -> score -> number
     "The figures of one kind that a result holds."
-    return [Score(f"{what} {row}", label, kept[score], kept.get(f"{score}_lo") or math.nan,
-                  kept.get(f"{score}_hi") or math.nan, kept.get("n"))
+    def bound(kept, name): # 0 is one, too
+        return math.nan if kept.get(name) is None else kept[name]
+    return [Score(f"{what} {row}", label, kept[score], bound(kept, f"{score}_lo"), bound(kept, f"{score}_hi"),
+                  kept.get("n"))
             for row, kept in table.items() for score, label in names if kept.get(score) is not None]
 
 def card_of_result(
@@ -81,7 +83,7 @@ def load(modality="{first}"):
 '''
 
 # %% ../../nbs/79_cards.ipynb #4d2e558f
-def _digest(model: nn.Module, folder: Path) -> str:
+def _digest(folder: Path) -> str:
     "Of the stored weights, as the loader takes it."
     from safetensors.numpy import load_file
     arrays, seen = load_file(folder / "model.safetensors"), blake2b(digest_size=12)
@@ -102,7 +104,7 @@ def _export_beside(model: nn.Module, folder: Path) -> None:
         export_encoder(module, folder / f"{name}_encoder.onnx")
     first = "ecg" if "ecg" in modules else next(iter(modules))
     loader = _LOADER.format(
-        weights=_digest(model, folder), first=first, names=", ".join(LEADS), fs=FS,
+        weights=_digest(folder), first=first, names=", ".join(LEADS), fs=FS,
         graphs={name: fingerprint(module) for name, module in modules.items()},
         shapes={name: module.shape for name, module in modules.items()})
     (folder / "load_ecg_encoder.py").write_text(loader, encoding="utf-8")

@@ -281,9 +281,9 @@ def transform(
     progress = tqdm(total=len(reading.visits), desc=out.stem, unit="ECG", delay=2, mininterval=0.5)
     with progress as bar, _table_file(out, like) as append:
         for part in chunked(reading.readable(bar), size):
-            names, counts, faulty = zip(*part)
+            called, counts, faulty = zip(*part)
             table = rows_of(features(module, np.stack(counts), exact), np.array(faulty))
-            append(table.set_axis(list(names)))
+            append(table.set_axis(list(called)))
             rows += len(part)
     _write_refused(reading.refused_table(), out)
     return Written(out, rows, reading.refused_table())
@@ -311,6 +311,7 @@ def encode(
 ) -> tuple[np.ndarray, list[np.ndarray], pd.DataFrame]:
     """Which of the recordings could be read, (m,), counted from 0; what each module makes of these, (m, D);
     and who was refused: recording (its number), reason, remedy."""
+    check_workers(workers)
     sources = [Source(place.stem, 2, [place]) for place in found]
     visits = [Visit(str(k), str(k), source, None, "") for k, source in enumerate(sources)]
     reading = _Reading(visits, allow, workers, 2 * size)

@@ -6,6 +6,7 @@
 __all__ = ['ECGEmbedder']
 
 # %% ../../nbs/79_estimator.ipynb #cfa24d03
+from copy import deepcopy
 import numpy as np
 import os
 import pandas as pd
@@ -33,12 +34,13 @@ def _module(
     projected: bool,
     device: str | None,
 ) -> ECGFeatures:
-    "The ECG part of a model, where it is to run. Raises `PtaclError` where there is none."
+    """The ECG part of a model, where it is to run: a copy, for `fit` leaves what it was given as it is.
+    Raises `PtaclError` where there is none."""
     if isinstance(model, ECGFeatures):
-        return on_device(model, device)
+        return on_device(deepcopy(model), device)
     if not isinstance(model, nn.Module):
         model = from_pretrained(_small_model() if model is None else model)
-    return on_device(ECGFeatures(model.float(), projected), device)
+    return on_device(deepcopy(ECGFeatures(model, projected)).float(), device)
 
 # %% ../../nbs/79_estimator.ipynb #f8367f2e
 def _is_listing(X) -> bool: # X: what was given to fit or transform

@@ -18,11 +18,12 @@ from pathlib import Path
 from ..core.errors import PtaclError
 from ..core.presets import FS
 from ..core.privacy import is_virtual, mask_ids
+from ..data.ecg_arrays import ARRAY_SUFFIXES
 from ..data.ecg_external import OpenECG, places
+from ..data.ecg_files import ECG_SUFFIXES
 from ..core.workers import WorkerPool, cluster_client, one_thread
-from ..data.ingest import visit_name
 from ..data.prepare import Visit, prepare_ecg, prepare_ecgs, reason_of
-from ..data.pseudonyms import KEY, pseudonym, read_key
+from ..data.pseudonyms import KEY, pseudonym, read_key, visit_name
 from ..data.sources import BULK, Source
 
 # %% ../../nbs/75_screening.ipynb #f6e08ac5
@@ -44,17 +45,16 @@ def _is_dicom(file: Path) -> bool:
     return False
 
 
-_ECG_SUFFIXES = (".xml", ".hea", ".dcm", ".scp", ".edf", ".bdf")
-_ARRAYS = (".npy", ".npz", ".h5", ".hdf5", ".csv", ".tsv", ".mat") # which may hold something else
+def _is_aside(parts: tuple) -> bool: # of a path below the folder that is searched
+    "Whether a file is hidden, or in a hidden folder such as .ipynb_checkpoints, or a film."
+    return any(part.startswith(".") for part in parts) or _is_film(parts)
 
 
 def _is_recording(file: Path, folder: Path) -> bool: # folder: the one that is searched
     "Whether a file is taken for an ECG: by its suffix, or as DICOM without one; no hidden file, no film."
-    parts = file.relative_to(folder).parts
-    hidden = any(part.startswith(".") for part in parts)
-    if hidden or _is_film(parts):
+    if _is_aside(file.relative_to(folder).parts):
         return False
-    return file.suffix.lower() in _ECG_SUFFIXES or _is_dicom(file)
+    return file.suffix.lower() in ECG_SUFFIXES or _is_dicom(file)
 
 
 # %% ../../nbs/75_screening.ipynb #397b34a6
@@ -63,9 +63,11 @@ def _recordings_in(folder: Path) -> list[Path]:
     and where there is no other ECG; how many are left aside is said."""
     files = sorted(f for f in folder.rglob("*") if f.is_file())
     found = [f for f in files if _is_recording(f, folder)]
-    arrays = [f for f in files if f.suffix.lower() in _ARRAYS and not _is_film(f.relative_to(folder).parts)]
-    arrays = [f for f in arrays if not f.stem.startswith((".", "phenotypes"))]
-    arrays = [f for f in arrays if f.with_suffix(".hea") not in found]
+    arrays = [f for f in files if f.suffix.lower() in ARRAY_SUFFIXES]
+    arrays = [f for f in arrays if not _is_aside(f.relative_to(folder).parts)]
+    records = set(found)
+    arrays = [f for f in arrays if f.with_suffix(".hea") not in records]
+    arrays = [f for f in arrays if not f.stem.startswith("phenotypes")]
     taken = [f for f in arrays if f.parent.name == "ecg" or not found]
     if len(taken) < len(arrays):
         left = len(arrays) - len(taken)

@@ -119,7 +119,7 @@ def _check_shape(name: str, x: Tensor, *expected: int):
     "Refuse an input that the preset does not take. Raises `PtaclError`."
     if x.shape[1:] != expected:
         raise PtaclError(
-            f"{name} of shape {tuple(x.shape)}: this preset takes (B, *{expected})",
+            f"{name} of shape {tuple(x.shape)}: this preset takes (B, {', '.join(map(str, expected))})",
             "Prepare whole recordings and let `centre_view` cut them, "
             "or take the preset that these were cut for")
 

@@ -112,8 +112,12 @@ class _Encoders(nn.Module):
         self.preset = preset
         self.names = tuple(names)
         self.settings = {name: dict(changes) for name, changes in (settings or {}).items()}
-        if len(set(self.names)) < max(2, len(self.names)) or set(self.settings) - set(self.names):
+        if len(set(self.names)) < max(2, len(self.names)):
             raise PtaclError(f"a joint model has two or more modalities, each once, got {self.names}")
+        unknown = set(self.settings) - set(self.names)
+        if unknown:
+            reason = f"settings of {', '.join(sorted(unknown))}, of which this model has no encoder"
+            raise PtaclError(reason, f"It has {', '.join(self.names)}")
         for name in self.names:
             own = preset_for(name, preset, **self.settings.get(name, {}))
             setattr(self, name, MODALITIES[name](own))

@@ -27,13 +27,9 @@ class View(Batch):
         "The view of some of the patients."
         return View({name: x[patients] for name, x in self.items()})
 
-    @property
-    def turn(self) -> Tensor | None:
-        "(B,) moments by which the films begin later; None where all begin at the R-peak."
-        return self.get("turn")
-
     def turn_of(self, key: str) -> Tensor | None:
-        "The same of the films at `key`: `turn` of the cine, `turn_echo` of the echo."
+        """(B,) moments by which the films at `key` begin later: `turn` of the cine, `turn_echo` of the echo;
+        None where all begin at the R-peak."""
         return self.get(turn_name(key))
 
     def has(self, name: str) -> Tensor | None:

@@ -71,10 +71,11 @@ class SimCLR(nn.Module):
 # %% ../../nbs/80_simclr.ipynb #dd4d2280
 def _two_views(encoder: ECGEncoder | CMREncoder, batch: dict) -> Tensor: # -> (2B, …) what the encoder takes
     "Two augmented views of each patient: first ones above, second ones below."
-    with full_precision(batch["ecg"]):
+    recordings = batch[encoder.key]
+    with full_precision(recordings):
         if isinstance(encoder, ECGEncoder):
-            return augment_ecg(batch["ecg"].repeat(2, 1, 1), encoder.preset)[0]
-        return CMRAugment(encoder.preset)(batch["cine"].repeat(2, 1, 1, 1))
+            return augment_ecg(recordings.repeat(2, 1, 1), encoder.preset)[0]
+        return CMRAugment(encoder.preset)(recordings.repeat(2, 1, 1, 1))
 
 # %% ../../nbs/80_simclr.ipynb #99175b86
 def simclr_step(model: SimCLR, batch: dict, temperature: float = 0.1) -> dict:

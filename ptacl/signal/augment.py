@@ -163,7 +163,7 @@ class _Moving(nn.Module):
 # %% ../../nbs/23_augment.ipynb #99d64cdc
 class CMRAugment(_Moving):
     """Time sampling, rotation, flip, resized crop, blur, contrast, brightness and noise, in this order;
-    all frames of a patient alike."""
+    all frames of a patient alike. Raises `PtaclError` where nothing would be left of a film."""
     def __init__(
         self,
         preset: Preset,         # for frames and size
@@ -178,6 +178,9 @@ class CMRAugment(_Moving):
         import kornia.augmentation as K
         strength = preset.augment
         area = tuple(1 - strength * (1 - share) for share in scale)
+        if min(area) <= 0:
+            reason = f"augment {strength} leaves nothing of a crop of {min(scale)} of a film"
+            raise PtaclError(reason, "Take a smaller one")
         super().__init__(preset, time, strength * degrees, flip, area)
         self.noise = strength * noise
         self.blur = K.RandomGaussianBlur((5, 5), (0.1, max(0.1, strength * blur)), p=0.5)

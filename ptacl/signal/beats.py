@@ -298,8 +298,8 @@ def _found_by_neurokit(signal: np.ndarray, fs: float) -> list:  # of samples
         # it warns about every short or odd record; an empty answer says the same
         warnings.simplefilter("ignore")
         try:
-            clean = nk.ecg_clean(signal, sampling_rate=int(fs))
-            return nk.ecg_peaks(clean, sampling_rate=int(fs))[1]["ECG_R_Peaks"]
+            clean = nk.ecg_clean(signal, sampling_rate=round(fs))
+            return nk.ecg_peaks(clean, sampling_rate=round(fs))[1]["ECG_R_Peaks"]
         except (ValueError, TypeError, IndexError, ZeroDivisionError):
             return []
 
@@ -369,5 +369,5 @@ def r_peaks_of(
         records = tqdm(ecg, "R-peaks", mininterval=1, disable=len(ecg) < 300)
         return _pad_r_peaks(detect_r_peaks(record, fs, lead) for record in records)
     detect_r_peaks(ecg[0], fs, lead)  # refuses what cannot be read
-    leads = ecg if ecg.ndim == 2 else ecg[:, LEADS.index(lead or "II")]
+    leads = ecg if ecg.ndim == 2 else ecg[:, LEADS.index(lead)]
     return _pad_r_peaks(_peaks_in_processes(leads, fs, workers))

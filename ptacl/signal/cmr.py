@@ -39,7 +39,7 @@ def _motion_map(
 def _mm(spacing: Any) -> np.ndarray:  # (2,)
     "Row and column size of a pixel in mm. Raises `PtaclError` on what is no size."
     mm = np.asarray(SPACING if spacing is None else spacing, float)
-    if mm.size > 3 or not (np.isfinite(mm).all() and (mm > 0).all()):
+    if mm.ndim > 1 or not 1 <= mm.size <= 3 or not (np.isfinite(mm).all() and (mm > 0).all()):
         raise PtaclError(
             f"spacing must be one to three numbers above 0, ([slice,] row, column) in mm, got {spacing}")
     return np.broadcast_to(mm[-2:] if mm.ndim else mm, 2)

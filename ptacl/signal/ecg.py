@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 import numpy as np
 import pywt
@@ -56,7 +56,7 @@ def _approximation(x: np.ndarray, wavelet: str, levels: int) -> np.ndarray:  # (
     return pywt.waverec([low] + [None] * levels, wavelet, mode="symmetric", axis=-1)[:, :x.shape[-1]]
 
 # %% ../../nbs/20_ecg.ipynb #dc3282d3
-@cache
+@lru_cache(16)  # several MB for each length of a record
 def _low_pass(n: int, wavelet: str, levels: int) -> tuple[np.ndarray, np.ndarray]:  # -> (n, k), (k, n)
     "`_approximation` as a product of two matrices."
     down = pywt.wavedec(np.eye(n, dtype=np.float32), wavelet, mode="symmetric", level=levels, axis=-1)[0]
@@ -260,7 +260,7 @@ def normalize(
 ) -> np.ndarray:                 # same shape, float32, no unit
     "Z-score. A lead without variance becomes zero. Raises `PtaclError` on an unknown scope."
     mean, sd = _ecg_stats(ecg, scope) if stats is None else stats
-    centred = np.asarray(ecg) - mean
+    centred = np.subtract(ecg, mean, dtype=np.result_type(ecg, mean, np.float32)) # counts are whole numbers
     return np.divide(centred, divisor(sd), out=centred, casting="same_kind").astype(np.float32, copy=False)
 
 # %% ../../nbs/20_ecg.ipynb #5f8a89e2
@@ -309,10 +309,12 @@ def preprocess_ecg(
     stats: tuple | None = None,  # (mean, sd) of a training cohort, for scope "cohort"
 ) -> np.ndarray:                 # (..., 12, N·500/fs) float32
     """Any rate to 500 Hz, denoised and normalised.
-    Raises `PtaclError` on a wrong shape, and on missing or non-finite leads."""
+    Raises `PtaclError` on a wrong shape or rate, and on missing or non-finite leads."""
     ecg = np.asarray(ecg, dtype=np.float32)
     _check_leads(ecg)
-    ratio = Fraction(FS / fs).limit_denominator(1000)
+    ratio = Fraction(FS / fs).limit_denominator(1000) if 0 < fs < np.inf else Fraction(0)
+    if not ratio:
+        raise PtaclError(f"a sampling rate of {fs} Hz is none")
     if ratio != 1:
         from scipy.signal import resample_poly # with all of scipy.stats; most records are at 500 Hz
         ecg = resample_poly(ecg, ratio.numerator, ratio.denominator, axis=-1, padtype="line")

@@ -139,11 +139,12 @@ def _study(
     "The reference regressors on hand-made features of the signals, beside what could be known."
     found = {"ECG": [], "slice": []}
     for start in range(0, n, chunk):
-        image = slices is None or start < slices
+        left = None if slices is None else max(0, slices - start) # to be read
+        image = left != 0
         part = simulate(min(chunk, n - start), seed, start=start, cine=image)
         found["ECG"].append(ecg_features(part.ecg, part.r_peaks))
         if image:
-            found["slice"].append(cine_features(part.cine))
+            found["slice"].append(cine_features(part.cine[:left]))
     people = simulate(n, seed, ecg=False, cine=False)
     tables = {k: pd.concat(x, ignore_index=True) for k, x in found.items() if x}
     r2 = pd.DataFrame({k: reference_r2(x, people.phenotypes[:len(x)]) for k, x in tables.items()})

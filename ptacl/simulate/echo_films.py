@@ -11,6 +11,7 @@ import torch
 from dataclasses import dataclass
 from torch import Tensor
 from ..core.devices import check_device
+from ..core.errors import PtaclError
 from ..signal.echo import ECHO_FRAMES, ECHO_SIZE, beat_frames, film_levels
 from .causes import population
 from .draws import Streams
@@ -36,6 +37,9 @@ def simulate_echo_films(
     start: int = 0,       # patients to skip: the first is number start + 1
 ) -> EchoFilms:
     "Films of the same patients that `simulate` draws from a seed. Raises `PtaclError`."
+    for name, value, least in (("frames", frames, 1), ("size", size, 32)):
+        if value < least:
+            raise PtaclError(f"{name} must be at least {least}, got {value}")
     check_echo(n, start, 1, size, size)
     check_device(device)
     streams = Streams(seed, torch.arange(start, start + n))

@@ -214,5 +214,5 @@ def write_patients(
             _write_batches(patients, cohort, formats[format], spacing, total, instance)
             _put_in_place(cohort, path, Path(tmp)/"old")
     except OSError as e:
-        raise PtaclError(f"{given_path(path)} cannot be written: {e.strerror}") from None
+        raise PtaclError(f"{given_path(path)} cannot be written: {e.strerror or type(e).__name__}") from None
     return path

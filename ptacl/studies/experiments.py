@@ -125,10 +125,21 @@ def _failure_kept(folder: Path, experiment: str, parameters: dict) -> Iterator[N
         file.unlink()
 
 # %% ../../nbs/86_experiments.ipynb #49df3dc6
+def default_folder(notebook: Path) -> Path:
+    "Where a notebook's reports go by itself. Raises `PtaclError` where it has no parameter for that."
+    parameter = parameters_of(notebook).get("output_dir")
+    if parameter is None:
+        raise PtaclError(f"{notebook.stem} has no parameter output_dir", "Add one to its cell of parameters")
+    with suppress(ValueError, SyntaxError):
+        folder = ast.literal_eval(parameter["default"])
+        if isinstance(folder, str):
+            return Path(folder)
+    raise PtaclError(f"{notebook.stem}: the default of output_dir is no text", "Give one in quotes, or -p")
+
 def _report_folder(notebook: Path, parameters: dict) -> Path:
     "The folder of the report, made. Raises `PtaclError` where it cannot be."
-    default = parameters_of(notebook)["output_dir"]["default"]
-    folder = Path(parameters.get("output_dir", ast.literal_eval(default)))
+    given = parameters.get("output_dir")
+    folder = default_folder(notebook) if given is None else Path(given)
     if folder.resolve() == notebook.resolve().parent:
         raise PtaclError(f"output_dir {given_path(folder)} holds the notebook itself: take another")
     try:
@@ -138,7 +149,8 @@ def _report_folder(notebook: Path, parameters: dict) -> Path:
         raise PtaclError(why) from None
     return folder
 
-class _OwnKernel(AsyncKernelManager):
+# %% ../../nbs/86_experiments.ipynb #42d9c800
+class OwnKernel(AsyncKernelManager):
     "A kernel of the Python that runs, whatever other kernels are installed under its name."
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -152,7 +164,7 @@ def _execute(notebook: Path, running: Path, parameters: dict):
     try:
         papermill.execute_notebook(
             str(notebook), str(running), parameters, kernel_name="python3", progress_bar=False,
-            kernel_manager_class=_OwnKernel,
+            kernel_manager_class=OwnKernel,
             stdout_file=sys.stdout, stderr_file=sys.stderr, autosave_cell_every=30,
             extra_arguments=["--IPKernelApp.log_level=40"])  # only errors of the kernel itself
     except DeadKernelError as e:

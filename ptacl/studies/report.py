@@ -11,11 +11,13 @@ import json
 import re
 import pandas as pd
 from pathlib import Path
+from string import Formatter
 from ..core.errors import PtaclError
 from ..core.files import written_whole
 from ..core.privacy import mask_ids
 from ..evaluate.boards import latex_escaped
 from ..evaluate.intervals import SENTENCE, interval_cell
+from .scores import DIFFERENCE, MEANS, VERDICTS
 
 # %% ../../nbs/90_report.ipynb #4697faa3
 def _read_run(
@@ -83,17 +85,23 @@ def _findings(result: dict) -> list:  # of sentences
             for r in aligned]
 
 # %% ../../nbs/90_report.ipynb #9d1c6dd3
-_VERDICT = r"(?P<verdict>is clearly higher than|is clearly lower than|does not differ clearly from)"
 _NUMBER = r"[-+]?\d+\.\d+"
 _INTERVAL = rf"(?P<interval>{_NUMBER} to {_NUMBER})"
+_FIELDS = {  # that are written otherwise than their format says; the last is no column
+    "score": r"(?P<score>[^:]+)", "verdict": f"(?P<verdict>{'|'.join(VERDICTS)})",
+    "interval": _INTERVAL, "phenotypes": r"\d+"}
+
+def _pattern_of(template: str) -> re.Pattern:  # as `str.format` takes it
+    "What sentences made from a template look like, with a group for each field."
+    parts = []
+    for text, name, form, _ in Formatter().parse(template):
+        written = {"f": _NUMBER, "d": r"\d+"}.get((form or "")[-1:], ".+")
+        parts += [re.escape(text), _FIELDS.get(name, f"(?P<{name}>{written})") if name else ""]
+    return re.compile("".join(parts))
+
 _PATTERNS = {  # sentence above the table -> pattern of its rows
-    "Compared pairwise, held-out patients:": re.compile(
-        rf"(?P<score>[^:]+): (?P<first>.+) {_VERDICT} (?P<second>.+) "
-        rf"\((?P<value>{_NUMBER}); (?P<difference>{_NUMBER}), interval {_INTERVAL}\)\."),
-    "Means over the phenotypes; clearly higher or lower: in so many of them.": re.compile(
-        rf"(?P<score>[^:]+): (?P<method>.+) against (?P<against>.+): mean over \d+ phenotypes "
-        rf"(?P<mean>{_NUMBER}), difference (?P<difference>{_NUMBER}); "
-        r"clearly higher in (?P<higher>\d+), clearly lower in (?P<lower>\d+)\."),
+    "Compared pairwise, held-out patients:": _pattern_of(DIFFERENCE),
+    "Means over the phenotypes; clearly higher or lower: in so many of them.": _pattern_of(MEANS),
     "Alignment of held-out patients, with 95 % intervals:": re.compile(
         rf"(?P<method>[^:]+): (?P<score>\w+) (?P<value>{_NUMBER}) \({_INTERVAL}\)\."),
 }

@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from ..core.errors import PtaclError
 from ..core.files import write_result
 from ..core.processes import ending_together
-from .experiments import check_parameters, failure_of, find_experiment, parameters_of
+from .experiments import check_parameters, default_folder, failure_of, find_experiment
 from .report import write_report
 
 # %% ../../nbs/91_sweeps.ipynb #31cca6d0
@@ -117,7 +117,8 @@ def sweep(
     notebook, grid = find_experiment(experiment), _sweep_grid(texts)
     _check_sweep(notebook, grid, parameters)
     common = {k: v for k, v in parameters.items() if k != "output_dir"}
-    top = Path(parameters.get("output_dir") or parameters_of(notebook)["output_dir"]["default"].strip("'\""))
+    given = parameters.get("output_dir")
+    top = Path(given) if given else default_folder(notebook)
     gpus = _visible_gpus() or [None]
     free = SimpleQueue()
     for gpu in gpus:

@@ -25,8 +25,9 @@ from ..core.files import written_whole
 from ..core.presets import PRESETS, Preset, SIZE, SPACING, get_preset
 from ..core.privacy import given_path, mask_ids
 from ..data.cohort import Cohort, Stream
-from ..data.pairs import Pairs, film_bytes, pairs_of_virtual
+from ..data.pairs import Pairs, pairs_of_virtual
 from ..data.store import BEATS, name_of
+from ..signal.echo import film_levels
 from ..simulate.calibration import ceilings
 from ..simulate.patients import VirtualPatients, simulate
 from ..simulate.virtual_ecg import work_through
@@ -59,7 +60,7 @@ def _tensors_of(vp: VirtualPatients, side: int = SIZE) -> dict:  # name -> (n, �
     cine = vp.cine
     if cine.ndim == 5:
         cine, stack = _middle_and_stack(vp)
-        extra["stack"] = film_bytes(_resized(stack))
+        extra["stack"] = film_levels(_resized(stack))
     pairs = pairs_of_virtual(replace(vp, cine=_resized(cine))).shrunk(side)
     beats = pairs.r_peaks.shape[1]
     peaks = F.pad(pairs.r_peaks[:, :BEATS], (0, max(0, BEATS - beats)), value=float("nan"))
@@ -180,11 +181,14 @@ def make_task(
     stream: bool = False,        # read training patients from the cohort as they are wanted
     **options,                   # train, test of `virtual_task`
 ) -> Task:
-    "Patients that the parameters of a notebook ask for."
+    """Patients that the parameters of a notebook ask for.
+    Raises `PtaclError` on too few, and on options that do not go together."""
     if stream and not cohort:
         raise PtaclError("there is nothing to stream: write a cohort with ptacl simulate, and name it")
     if not cohort:
-        return virtual_task(n_train or N_TRAIN, n_test or N_TEST, seed, side=side, **options)
+        n_train = N_TRAIN if n_train is None else n_train
+        n_test = N_TEST if n_test is None else n_test
+        return virtual_task(n_train, n_test, seed, side=side, **options)
     if any(options.values()):
         raise PtaclError(
             "this study changes how patients are simulated, so it needs virtual ones: leave cohort empty")
@@ -199,8 +203,9 @@ def preset_of(
     "A preset with another budget and other settings. Raises `PtaclError`."
     budget = {} if epochs is None else {"epochs_mae": epochs, "epochs_joint": epochs}
     preset = get_preset(name, **(budget | {k: v for k, v in changes.items() if v is not None}))
-    if min(preset.epochs_mae, preset.epochs_joint) < 1:
-        raise PtaclError(f"epochs must be ≥ 1, got {epochs}")
+    fewest = min(preset.epochs_mae, preset.epochs_joint)
+    if fewest < 1:
+        raise PtaclError(f"epochs must be ≥ 1, got {fewest}")
     return preset
 
 def claim(folder, task: Task) -> Path:  # the folder, made

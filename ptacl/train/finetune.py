@@ -91,10 +91,10 @@ class Tuned(nn.Module):
 
     def view(self, batch: dict) -> Tensor: # what the encoder takes
         "The middle of the ECG, or the film's evenly spaced frames."
-        preset = self.encoder.preset
+        preset, recordings = self.encoder.preset, batch[self.encoder.key]
         if isinstance(self.encoder, ECGEncoder):
-            return centre_crop(batch["ecg"], preset)[0]
-        return centre_film(batch["cine"], preset)
+            return centre_crop(recordings, preset)[0]
+        return centre_film(recordings, preset)
 
     def forward(self, view: Tensor) -> Tensor: # -> (B, targets), standardised
         """Predictions in standard deviations.
@@ -121,10 +121,11 @@ def masked_error(
 # %% ../../nbs/62_finetune.ipynb #4bc09c44
 def _training_view(encoder: ECGEncoder | CMREncoder, batch: dict) -> Tensor: # what the encoder takes
     "An augmented view that leaves the size of the heart alone."
-    with full_precision(batch["ecg"]):
+    recordings = batch[encoder.key]
+    with full_precision(recordings):
         if isinstance(encoder, ECGEncoder):
-            return augment_ecg(batch["ecg"], encoder.preset)[0]
-        return cmr_augment(encoder.preset, scale=(1., 1.))(batch["cine"])
+            return augment_ecg(recordings, encoder.preset)[0]
+        return cmr_augment(encoder.preset, scale=(1., 1.))(recordings)
 
 # %% ../../nbs/62_finetune.ipynb #fb48d7ff
 def tune_step(model: Tuned, batch: dict) -> dict: # the batch carries `targets` (B, P) in their own units
