@@ -364,8 +364,7 @@ def load(self: Cohort,
     "Patients in memory, as `ptacl.data.pairs.Pairs` takes them: Pairs(**cohort.load(\"train\", \"cuda\"))."
     check_device(device)
     check_workers(workers)
-    rows = self.row_numbers(indices)
-    n = len(rows)
+    n = len(rows := self.row_numbers(indices))
     ecg = torch.empty(n, 12, SAMPLES, dtype=dtype, device=device)
     cine = torch.empty(n, self.frames, SIZE, SIZE, dtype=torch.uint8, device=device)
     self._factors(normalize) # once, before the threads ask for them
@@ -374,9 +373,8 @@ def load(self: Cohort,
     with ThreadPoolExecutor(threads) as pool, tqdm(total=n, desc="loading", unit="patient", delay=5) as bar:
         for done in pool.map(lambda part: self._fill(rows[part], ecg[part], cine[part], normalize), parts):
             bar.update(done)
-    r_peaks = self.trusted_r_peaks(rows).to(device)
-    names = self.ids[rows].tolist()
-    return {"ecg": ecg, "r_peaks": r_peaks, "cine": cine, "names": names, "normalize": normalize}
+    return {"ecg": ecg, "r_peaks": self.trusted_r_peaks(rows).to(device), "cine": cine,
+            "names": self.ids[rows].tolist(), "normalize": normalize}
 
 # %% ../../nbs/39_cohort.ipynb #0a77a72b
 def _as_is(batch: dict) -> dict: # what a DataLoader collates with where batches come whole

@@ -74,8 +74,7 @@ def film_levels(
     frames: Tensor, # (n, T, H, W) grey levels of any scale
 ) -> Tensor:        # (n, T, H, W) uint8
     "Each film from its darkest to its brightest, whatever the gain of the machine was."
-    levels = (minmax(frames) * 255).round_()
-    return levels.to(torch.int16).to(torch.uint8)  # straight to bytes takes twice as long
+    return (minmax(frames) * 255).round_().to(torch.int16).to(torch.uint8)  # by int16: twice as fast
 
 def preprocess_echo(
     frames: Tensor,  # (F, H, W) uint8

@@ -237,5 +237,6 @@ def board_sentences(
         name = f"{method} ({source}, {how})" if source != "ECG" or how != "cosine" else method
         sentences.append(MEANS.format(
             score=score.replace("R2", "R²"), method=name, against=rows.reference.iloc[0],
-            phenotypes=len(rows), mean=rows.value.mean(), difference=rows.difference.mean(), higher=higher, lower=lower))
+            phenotypes=len(rows), mean=rows.value.mean(), difference=rows.difference.mean(),
+            higher=higher, lower=lower))
     return sentences
