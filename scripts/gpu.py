@@ -41,7 +41,7 @@ from ptacl.core.devices import choose_device
 from ptacl.core.errors import PtaclError
 from ptacl.core.files import versions, write_result
 from ptacl.core.presets import FS, PRESETS, Preset, get_preset
-from ptacl.data.pairs import Pairs, film_bytes
+from ptacl.data.pairs import Pairs
 from ptacl.evaluate.alignment import alignment_scores, cosine_maps
 from ptacl.evaluate.scoreboard import table1, table2
 from ptacl.nets.encoders import CMREncoder, ECGEncoder
@@ -50,6 +50,7 @@ from ptacl.nets.weights import from_pretrained, save_weights
 from ptacl.evaluate.retrieval import contrast
 from ptacl.nets.mae import MAE
 from ptacl.signal.beats import find_beats
+from ptacl.signal.echo import film_levels
 from ptacl.signal.ecg import preprocess_ecg
 from ptacl.signal.sure_beats import judge_beats, sure_r_peaks
 from ptacl.simulate.patients import simulate
@@ -154,7 +155,7 @@ def make_patients(n: int, start: int, device: str, pool: ProcessPoolExecutor) ->
     for k in range(0, n, 1024):
         patients = simulate(min(1024, n - k), SEED, device, start=start + k)
         prepared.append(pool.map(prepare_ecgs, [part.cpu().numpy() for part in patients.ecg.split(64)]))
-        cines += [film_bytes(part) for part in patients.cine.split(64)]
+        cines += [film_levels(part) for part in patients.cine.split(64)]
         tables.append((patients.phenotypes, patients.covariates))
     parts = [part for chunk in prepared for part in chunk]
     ecg, peaks = (torch.from_numpy(np.concatenate(arrays)).to(device) for arrays in zip(*parts))

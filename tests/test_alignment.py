@@ -69,7 +69,7 @@ def test_patients_without_map_are_left_out_and_counted():
     assert (s["n"], s["skipped"]) == (3, 1) and s["exact"] == pytest.approx((1 + 1 + 1 / 13) / 3)
     assert patient_scores(maps).isna().all(axis=1).tolist() == [False, True, False, False]
     with pytest.raises(PtaclError, match="none of 1"): alignment_scores(maps[1:2])
-    with pytest.raises(PtaclError, match=r"\(B, T, T\)"): alignment_scores(maps[0])
+    with pytest.raises(PtaclError, match=r"must be \(B, T, T'\), got \(13, 13\)"): alignment_scores(maps[0])
 
 
 def test_interval_follows_the_spread_between_patients():

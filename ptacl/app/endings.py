@@ -53,11 +53,18 @@ def _fail_unforeseen(error: Exception) -> NoReturn:
     raise typer.Exit(1)
 
 # %% ../../nbs/98_endings.ipynb #a91c04d7
-def _kill_children():
+def _is_tracker(process: psutil.Process) -> bool:
+    """Whether it keeps the book of semaphores. Killed too early, another one begins,
+    which complains of each that it never heard of."""
+    return "resource_tracker" in " ".join(process.cmdline())
+
+
+def _kill_children(trackers: bool):  # trackers too: when nothing comes after
     "End workers and kernels, which would be waited for."
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            process.kill()
+            if trackers or not _is_tracker(process):
+                process.kill()
 
 
 _ending = threading.Lock()
@@ -71,7 +78,7 @@ def end_by_hand(kept: str, status: int = 130) -> NoReturn:  # 130: as shells say
             typer.secho(f"\nptacl: stopped by hand; {kept}", fg="yellow", err=True)
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
-        _kill_children()
+        _kill_children(trackers=True)
         remove_scratch()
     finally:
         os._exit(status)
@@ -122,7 +129,7 @@ def _ending_soon(kept: str, gently: bool = False) -> Iterator[None]:
 
     def interrupt(*_):
         if not gently:
-            _kill_children()
+            _kill_children(trackers=False)
         raise KeyboardInterrupt
     with _heard_as(interrupt), _watched(kept, 0 if gently else 130):
         yield

@@ -121,6 +121,7 @@ def _stages(preset: Preset, device: str) -> dict[str, Callable]: # patients -> f
     embeddings = lambda n: torch.randn(2, n, preset.proj_dim, device=device)
     tokens = lambda n: torch.randn(n, preset.ecg_times, preset.width, device=device)
     r_peaks = lambda n: torch.arange(0.3, 10, 0.9).repeat(n, 1).to(device)
+    small = PRESETS["workshop"]
     return {
         "simulator": lambda n: partial(simulate, n, 0, device),
         "denoising": lambda n: partial(denoise, _repeated_records(n), FS),
@@ -129,7 +130,7 @@ def _stages(preset: Preset, device: str) -> dict[str, Callable]: # patients -> f
         "augmentation": lambda n: partial(CMRAugment(preset), noise_pairs(n).cine.to(device)),
         "segmentation": lambda n: partial(
             segment_beats, tokens(n), r_peaks(n), 0.0, preset.token_width, preset.T),
-        "training": lambda n: _joint_epoch(PRESETS["workshop"], noise_pairs(n), device),
+        "training": lambda n: _joint_epoch(small, noise_pairs(n).shrunk(small.size), device),
         "probe": lambda n: partial(_probe, torch.randn(n, preset.width), _random_phenotypes(n)),
         "retrieval": lambda n: partial(phenotype_retrieval, *embeddings(n), _random_phenotypes(n)),
         "global loss": lambda n: partial(loss_and_gradient, kit_infonce, embeddings(n).requires_grad_()),

@@ -179,7 +179,7 @@ def time_steps(
     compiling: bool = False,   # also through torch.compile
 ) -> list[dict]:
     "Training steps of a preset: samples/s, FLOP/s, shares of both yardsticks and of the encoders, memory."
-    data = noise_pairs()
+    data = noise_pairs().shrunk(preset.size)  # as studies keep them
     rows = [_time_step(kind, preset, data, sizes[kind], repeats, device, square, compiling) for kind in kinds]
     return sum(rows, [])
 
@@ -211,7 +211,7 @@ def time_peers(
 ) -> list[dict]:  # size: of a batch
     "Training steps of this kit and of the plain model, taking turns."
     kit = start_model(kind, preset)
-    draw = partial(_drawn, noise_pairs(), size)
+    draw = partial(_drawn, noise_pairs().shrunk(preset.size), size)
     if device == "cuda" and can_compile(device):
         compile_blocks(kit)
     ways = {"kit": epoch_of(kind, kit, preset, lambda: [draw()], size, device)}

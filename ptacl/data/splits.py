@@ -7,15 +7,18 @@ __all__ = ['SPLITS', 'SHARES', 'assign_splits']
 
 # %% ../../nbs/38_splits.ipynb #e4d8ddc9
 import numpy as np
-import pandas as pd
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 from ..core.errors import PtaclError
+
+if TYPE_CHECKING:
+    import pandas as pd  # half a second that training does without
 
 # %% ../../nbs/38_splits.ipynb #a5b13e37
 SPLITS = ("train", "val", "test")
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 
-def _in_line(people: pd.DataFrame, seed: int) -> pd.Series: # participant -> split, "" where there is none yet
+def _in_line(people: "pd.DataFrame", seed: int) -> "pd.Series": # participant -> split, "" where there is none yet
     "Everybody once, by sex, five years of age, and a number drawn from seed and pseudonym."
     # a visit with a split before one without, then the earliest
     people = people.sort_values(["split", "age"], ascending=[False, True], kind="stable")
@@ -25,7 +28,7 @@ def _in_line(people: pd.DataFrame, seed: int) -> pd.Series: # participant -> spl
     return line.sort_values(["sex", "age", "draw"]).split
 
 def assign_splits(
-    people: pd.DataFrame, # a row a visit: participant, sex, age, split (empty where there is none yet)
+    people: "pd.DataFrame", # a row a visit: participant, sex, age, split (empty where there is none yet)
     shares: dict = SHARES,
     seed: int = 0,
 ) -> np.ndarray:          # (n,) names of splits

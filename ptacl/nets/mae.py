@@ -14,7 +14,8 @@ from dataclasses import asdict
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .encoders import Block, ECGEncoder, Encoder, add_angles, put_tokens, start_positions
+from .encoders import Block, ECGEncoder, Encoder, add_angles, put_tokens
+from .encoders import start_positions, take_tokens
 from ..core.errors import PtaclError
 
 # %% ../../nbs/51_mae.ipynb #9809978f
@@ -42,14 +43,19 @@ def unpatchify(
     return encoder.unpatch(patches)
 
 # %% ../../nbs/51_mae.ipynb #a513af09
-def _error(guess: Tensor, target: Tensor, encoder: Encoder) -> Tensor:  # (B, N, values), its input -> (B, N)
-    "Mean squared error of each token, in the encoder's units."
-    wanted = patchify(target, encoder).sub(encoder.mean).div_(encoder.sd)
-    return F.mse_loss(guess, wanted, reduction="none").mean(-1)
+def _error(
+    guess: Tensor,     # (B, H, values) of the hidden tokens
+    target: Tensor,    # what the encoder takes
+    hide: Tensor,      # (B, H) their numbers
+    encoder: Encoder,
+) -> Tensor:           # one number
+    "Mean squared error of the hidden tokens, in the encoder's units."
+    wanted = take_tokens(patchify(target, encoder), hide)
+    return F.mse_loss(guess, wanted.sub_(encoder.mean).div_(encoder.sd))
 
 # %% ../../nbs/51_mae.ipynb #0fb186f8
 class _Decoder(nn.Module):
-    "An encoder, and what guesses all patches from the tokens that it was shown."
+    "An encoder, and what guesses hidden patches from the tokens that it was shown."
     cos: Tensor
     sin: Tensor
 
@@ -74,8 +80,13 @@ class _Decoder(nn.Module):
         "What rebuilds the model."
         return {"kind": f"MAE-{self.encoder.modality}", "preset": asdict(self.encoder.preset)}
 
-    def decode(self, visible: Tensor, keep: Tensor) -> Tensor:  # (B, K, D), (B, K) -> (B, N, values)
-        "Guess all patches from the visible tokens and their places."
+    def decode(
+        self,
+        visible: Tensor,  # (B, K, D)
+        keep: Tensor,     # (B, K) their places
+        hide: Tensor,     # (B, H) the places to be guessed
+    ) -> Tensor:          # (B, H, values)
+        "Guess hidden patches from the visible tokens."
         e = self.encoder
         pos = self.pos.unflatten(0, e.pos.shape[:-1]).expand(*e.places, -1).flatten(0, 1)
         x = self.embed(visible) + F.embedding(keep, pos)
@@ -84,7 +95,7 @@ class _Decoder(nn.Module):
         turn = (self.cos, self.sin) if e.convolves else None
         for block in self.blocks:
             x = block(x, turn)
-        return self.head(x)
+        return self.head(take_tokens(x, hide))
 
 # %% ../../nbs/51_mae.ipynb #25694cf9
 class MAE(_Decoder):
@@ -95,18 +106,19 @@ class MAE(_Decoder):
         target: Tensor | None = None,     # the uncorrupted input; None: x
         corrupt: Callable | None = None,  # a function of the visible patches' values (B, K, values)
     ) -> dict[str, Tensor]:
-        """`loss` on hidden tokens; `guess` (B, N, values) and `hidden` (B, N) to look at.
-        Raises `PtaclError` on unequal shapes."""
+        """`loss` on hidden tokens; to look at: `hidden` (B, N), and the `guess` (B, H, values) of those,
+        in their order and in the encoder's units. Raises `PtaclError` on unequal shapes."""
         target = x if target is None else target
         if target.shape != x.shape:
             raise PtaclError(f"input {tuple(x.shape)} and target {tuple(target.shape)} differ in shape")
         if self.whole:
             return {"loss": self.encoder(x).float().mean() * 0}
         keep, hidden = random_mask(len(x), math.prod(self.encoder.places), self.ratio, x.device)
-        guess = self.decode(self.encoder(x, keep, corrupt), keep).float()
-        loss = (_error(guess, target, self.encoder) * hidden).sum() / hidden.sum()
-        shown = guess.detach().mul(self.encoder.sd).add_(self.encoder.mean)
-        return {"loss": loss, "guess": shown, "hidden": hidden}
+        first = hidden.byte().argsort(dim=1, descending=True, stable=True)  # no wait for the device, as nonzero has
+        hide = first[:, :hidden.shape[1] - keep.shape[1]]
+        guess = self.decode(self.encoder(x, keep, corrupt), keep, hide).float()
+        loss = _error(guess, target, hide, self.encoder)
+        return {"loss": loss, "guess": guess.detach(), "hidden": hidden}
 
 # %% ../../nbs/51_mae.ipynb #a8e73cb5
 @contextmanager
@@ -129,5 +141,6 @@ def reconstruct(
     patches = patchify(x, mae.encoder)
     hidden = out["hidden"][..., None]
     masked = torch.where(hidden, torch.nan, patches)
-    filled = torch.where(hidden, out["guess"], patches)
+    guess = out["guess"] * mae.encoder.sd + mae.encoder.mean
+    filled = patches.masked_scatter(hidden, guess)
     return unpatchify(masked, mae.encoder), unpatchify(filled, mae.encoder)
