@@ -146,7 +146,7 @@ EXPLORE = '''
 import os, re, shutil, socket, subprocess, threading, urllib.error, urllib.request
 cli = take("ptacl.app.cli.__file__", "ptacl.cli.__file__")
 module = "ptacl.app.cli" if Path(cli).parent.name == "app" else "ptacl.cli"
-cohort = take("ptacl.app.comparison.shipped_cohort", "ptacl.explorer.shipped_cohort")()  # drawn the first time
+cohort = take("ptacl.app.shipped.shipped_cohort", "ptacl.app.comparison.shipped_cohort", "ptacl.explorer.shipped_cohort")()  # drawn the first time
 with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     port = s.getsockname()[1]

@@ -37,13 +37,14 @@ from ptacl.data.pairs import Pairs
 from ptacl.data.pseudonyms import pseudonym
 from ptacl.data.store import to_counts
 from ptacl.core.errors import PtaclError
-from ptacl.app.comparison import Compared, echoes_to_look_at, open_models, shipped_cohort, shipped_models
+from ptacl.app.comparison import Compared, echoes_to_look_at, open_models
 from ptacl.app.asked import Asked
 from ptacl.app.explorer import AlignmentExplorer
 from ptacl.app.plane import found_sentence
 from ptacl.app.doubts import record_doubts
 from ptacl.app.records import judged, recorded
 from ptacl.app.serving import serve
+from ptacl.app.shipped import shipped_cohort, shipped_models
 from ptacl.app.views import map_values, view_of
 from ptacl.evaluate.figures import asset, standalone
 from ptacl.nets.joint import JointModel, PTACL
@@ -492,7 +493,7 @@ def voila_is_there(port):
     except (OSError, HTTPException) as e: return isinstance(e, HTTPError)
 
 
-def kernels(): return [p for p in descendants(os.getpid()) if "ipykernel_launcher" in " ".join(command_of(p))]
+def kernels(): return [p for p in descendants(os.getpid()) if "ipykernel" in " ".join(command_of(p))]
 
 
 def test_an_ended_process_has_no_command():
@@ -769,7 +770,7 @@ def check_exports(page, chromium, tmp_path):
 
 @pytest.mark.long
 def test_explorer_in_jupyterlab(chromium, cohort, tmp_path):
-    source = ("from ptacl.app.comparison import shipped_models; from ptacl.app.explorer import AlignmentExplorer\n"
+    source = ("from ptacl.app.shipped import shipped_models; from ptacl.app.explorer import AlignmentExplorer\n"
               f"AlignmentExplorer({str(cohort)!r}, shipped_models())")
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata=kernel), tmp_path / "look.ipynb")

@@ -18,7 +18,8 @@ from IPython.display import display
 from fastcore.basics import patch
 from html import escape
 from .asked import Asked, GROUPS, OTHER_RHYTHMS, from_query, pair_title, to_query
-from .comparison import Compared, shipped_cohort, shipped_models
+from .comparison import Compared
+from .shipped import shipped_cohort, shipped_models
 from .controls import button, choice, flow, toggle
 from .doubts import model_doubts
 from .plane import colour_columns, found_sentence, plane_figure

@@ -20,9 +20,11 @@ import time
 import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
+from .shipped import shipped_cohort
 from ..core.processes import child, own_kernel, scratch_folder
 
 # %% ../../nbs/73_serving.ipynb #e5a654c4
@@ -119,6 +121,51 @@ async def _wait_for_port(port: int):
                 return
         await asyncio.sleep(0.02)
 
+# %% ../../nbs/73_serving.ipynb #f8c4d048
+_EARLY = """import json, os, sys, threading
+import ipykernel.kernelapp
+threading.Thread(target=__import__, args=["ptacl.app.explorer"], daemon=True).start()
+line = sys.stdin.readline()
+if line:
+    told = json.loads(line)
+    os.environ.clear()
+    os.environ.update(told["env"])
+    os.chdir(told["cwd"])
+    ipykernel.kernelapp.launch_new_instance(argv=told["argv"])
+"""
+
+
+class _EarlyKernel:
+    "A kernel's process that loads the explorer beside voila, whose first kernel it becomes."
+    def __init__(self):
+        self.process = None
+        if os.name == "posix": # elsewhere a kernel is interrupted by an event that it is born with
+            command = [sys.executable, "-c", _EARLY]
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    def take_place(self):
+        "From now on, who launches a kernel on this computer gets this one first."
+        from jupyter_client.provisioning import local_provisioner
+        self.launch = local_provisioner.launch_kernel
+        local_provisioner.launch_kernel = self.become
+
+    def become(self, command: list[str], **options) -> subprocess.Popen: # as of jupyter_client's `launch_kernel`
+        "The process that is there already, told what it would have begun with; or another one."
+        process, self.process = self.process, None
+        if process is None or process.poll() is not None:
+            return self.launch(command, **options)
+        env = dict(options["env"]) | {"JPY_PARENT_PID": str(os.getpid())} # it ends with its parent
+        told = {"argv": command[command.index("-f"):], "env": env, "cwd": str(options.get("cwd") or ".")}
+        with process.stdin:
+            process.stdin.write(json.dumps(told).encode() + b"\n")
+        return process
+
+    def end(self):
+        "Nobody wanted it."
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
 # %% ../../nbs/73_serving.ipynb #564e40f9
 _ANSWERS = 120 # s within which a kernel says that it has loaded; one that does not is left alone
 
@@ -135,7 +182,6 @@ class _WarmKernel:
         self.name = await self.start(kernel_name="python3", path=str(folder))
         self.client = self.manager.get_kernel(self.name).client()
         self.client.start_channels(iopub=False, stdin=False, hb=False, control=False)
-        self.client.execute("import ptacl.app.explorer", silent=True, store_history=False)
         self.manager.start_kernel = self.hand_out
 
     async def _runs(self, line: str) -> bool:
@@ -207,7 +253,15 @@ def _page_class() -> type:
 def run_page():
     "What the process of the page runs, with voila's arguments."
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    _page_class().launch_instance()
+    early = _EarlyKernel()
+    try:
+        # a grammar of addresses that jsonschema builds in two seconds, for checks that voila does not ask for
+        sys.modules.setdefault("rfc3987_syntax", None)
+        page = _page_class()
+        early.take_place()
+        page.launch_instance()
+    finally:
+        early.end()
 
 # %% ../../nbs/73_serving.ipynb #949c4f84
 _COMMAND = "from ptacl.app.serving import run_page; run_page()"
@@ -225,19 +279,22 @@ _TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {%- endblock notebook_css -%}
 {%- block body_header -%}
 {{ super() }}
-<script>SCRIPT</script>
+<script>const plotlyAt = "{{ resources.include_url('static/plotly.js') }}"; SCRIPT</script>
 {%- endblock body_header -%}
 """
 
 # %% ../../nbs/73_serving.ipynb #2ab9fb44
 def _write_notebook(folder: Path) -> Path:
     "The notebook of the page, and the template that it is shown with."
+    from plotly.offline import get_plotlyjs # a tenth of a second after the address was said
     template = folder / "voila" / "templates" / "ptacl"
     template.mkdir(parents=True)
     (template / "conf.json").write_text('{"base_template": "lab"}')
     style, script = ((files("ptacl") / "page" / f"voila.{kind}").read_text("utf-8") for kind in ("css", "js"))
     text = _TEMPLATE.replace("STYLE", style).replace("SCRIPT", script)
     (template / "index.html.j2").write_text(text, encoding="utf-8")
+    (template / "static").mkdir()
+    (template / "static" / "plotly.js").write_text(get_plotlyjs(), encoding="utf-8")
     lines = "from ptacl.app.explorer import show_explorer", "show_explorer()" # a step each
     code = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": []}
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -248,42 +305,37 @@ def _write_notebook(folder: Path) -> Path:
     own_kernel(folder) # `_environment` puts the folder first
     return folder / "ptacl.ipynb"
 
-# %% ../../nbs/73_serving.ipynb #c007d57c
-def _write_echoes(folder, cohort, models: dict, most: int, key, file: Path):
+# %% ../../nbs/73_serving.ipynb #d2ff8302
+def _resolved(path) -> str: # or URL
+    "What the process of the page finds, too, whatever folder it is in."
+    return str(path) if "://" in str(path) else str(Path(path).resolve())
+
+
+def _check(cohort, models, pair: str) -> tuple: # the cohort, the models by name
+    "Raises `PtaclError` on what cannot be opened."
+    from ptacl.app.comparison import open_models, pairs_of
+    from ptacl.app.shipped import shipped_models
+    from ptacl.data.cohort import Cohort
+    patients = Cohort.open(cohort)
+    opened = open_models(models or shipped_models())
+    pairs_of(opened, pair)
+    return patients, opened
+
+
+def _echoes(page: _WaitingPage, given: dict, folder, key, file: Path):
     """The echoes of who is looked at, for the notebook, in a folder that nobody else reads.
     Raises `PtaclError` where there are none."""
+    page.doing = "Opening the cohort and the models"
     import torch
     from ptacl.app.comparison import echoes_to_look_at
-    from ptacl.data.cohort import Cohort
-    echoes = echoes_to_look_at(folder, Cohort.open(cohort), models, most=most, key=key)
+    patients, models = _check(given["cohort"], given["models"], given["pair"])
+    page.doing = "Reading echoes"
+    echoes = echoes_to_look_at(folder, patients, models, most=given["most"], key=key)
     for reason, many in echoes.refused.reason.value_counts().items():
         print(f"ptacl: {many} echoes refused: {reason}", file=sys.stderr, flush=True)
     torch.save(echoes.films, file)
 
-# %% ../../nbs/73_serving.ipynb #d2ff8302
-def _checked(
-    page: _WaitingPage, cohort, models, most: int, pair: str, echo, key, folder: Path
-) -> dict: # what the notebook is to open
-    "Raises `PtaclError` on what cannot be opened."
-    page.doing = "Loading PyTorch"
-    from ptacl.app.comparison import open_models, pairs_of, shipped_cohort, shipped_models
-    from ptacl.data.cohort import Cohort
-    page.doing = "Opening the cohort" if cohort else "Opening virtual patients, drawn the first time"
-    cohort = str(Cohort.open(cohort).path) if cohort else str(shipped_cohort())
-    page.doing = "Opening the models"
-    opened = open_models(models or shipped_models())
-    pairs_of(opened, pair)
-    if echo:
-        page.doing = "Reading echoes"
-        _write_echoes(echo, cohort, opened, most, key, folder / "echoes.pt")
-    page.doing = "Starting the page"
-    return {
-        "cohort": cohort if "://" in cohort else str(Path(cohort).resolve()),
-        "models": [str(Path(model).resolve()) for model in models],
-        "most": most, "pair": pair, "echo": str(folder / "echoes.pt") if echo else "",
-    }
-
-
+# %% ../../nbs/73_serving.ipynb #6d90ef8d
 def _environment(given: Path, templates: str, token: str) -> dict:
     "Ours, with the file that says what is to be opened, and without any token of a Jupyter around us."
     paths = filter(None, [templates, os.environ.get("JUPYTER_PATH")])
@@ -291,18 +343,26 @@ def _environment(given: Path, templates: str, token: str) -> dict:
                          "PTACL_TOKEN": token, "JUPYTER_PATH": os.pathsep.join(paths)}
 
 
+def _pass_on(lines: Iterator[str], page: _WaitingPage):
+    "What voila says, but for the line with which it takes over."
+    for line in lines:
+        if line.strip() == _READY:
+            page.close()
+        else:
+            print(line, end="", file=sys.stderr, flush=True)
+
+
 def _run_page(page: _WaitingPage, command: list[str], env: dict, check: Callable) -> int: # exit status
     """Voila until somebody ends us, in the place of the waiting page. Its lines are passed on.
-    It starts while `check` writes what is to be opened. Raises what that raises."""
+    It starts while `check` looks at what is to be opened. Raises what that raises."""
     options = {"env": env, "stderr": subprocess.PIPE, "encoding": "utf-8", "errors": "replace"}
     with child(command, **options) as voila:
+        lines = threading.Thread(target=_pass_on, args=(voila.stderr, page), daemon=True)
+        lines.start()
         check()
-        for line in voila.stderr:
-            if line.strip() == _READY:
-                page.close()
-            else:
-                print(line, end="", file=sys.stderr, flush=True)
-        return voila.wait()
+        status = voila.wait()
+        lines.join()
+        return status
 
 # %% ../../nbs/73_serving.ipynb #a993dbc2
 @contextmanager
@@ -337,11 +397,16 @@ def serve(
     try:
         with _page_at(port, token, browser) as page, scratch_folder() as tmp:
             notebook = _write_notebook(tmp)
-            given = tmp / "given.json"
-            def check():
-                what = _checked(page, cohort, models, most, pair, echo, key, tmp)
-                given.write_text(json.dumps(what))
+            page.doing = "Drawing virtual patients, the first time only"
+            patients, ours = cohort or shipped_cohort(), not (cohort or models or pair)
+            given = {"cohort": _resolved(patients), "models": [*map(_resolved, models)], "most": most, "pair": pair}
+            if echo:
+                _echoes(page, given, echo, key, tmp / "echoes.pt")
+                given["echo"] = str(tmp / "echoes.pt")
+            page.doing = "Starting the page"
+            (tmp / "given.json").write_text(json.dumps(given))
             command = [sys.executable, "-c", _COMMAND, str(notebook), f"--port={page.port}", *_OPTIONS]
-            return _run_page(page, command, _environment(given, str(tmp), token), check)
+            check = (lambda: None) if ours or echo else partial(_check, patients, models, pair)
+            return _run_page(page, command, _environment(tmp / "given.json", str(tmp), token), check)
     except KeyboardInterrupt:
         return 0

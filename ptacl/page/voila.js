@@ -1,3 +1,11 @@
+// Plotly is read while Python loads; the widget finds it.
+window.__ptaclPlotly = fetch(plotlyAt).then(answer => answer.text()).then(source => {
+  const before = window.Plotly;
+  new Function(source).call(window);
+  const plotly = window.Plotly;
+  if (before) window.Plotly = before;
+  return plotly;
+});
 // What voila says while it loads: words for each step, and the seconds, until the maps are drawn.
 (() => {
   const steps = ["Starting Python", "Loading PyTorch and the explorer", "Reading the patients and computing their maps", "Drawing"];
