@@ -146,12 +146,11 @@ EXPLORE = '''
 import os, re, shutil, socket, subprocess, threading, urllib.error, urllib.request
 cli = take("ptacl.app.cli.__file__", "ptacl.cli.__file__")
 module = "ptacl.app.cli" if Path(cli).parent.name == "app" else "ptacl.cli"
-cohort = take("ptacl.app.shipped.shipped_cohort", "ptacl.app.comparison.shipped_cohort", "ptacl.explorer.shipped_cohort")()  # drawn the first time
+take("ptacl.app.shipped.shipped_cohort", "ptacl.app.comparison.shipped_cohort", "ptacl.explorer.shipped_cohort")()  # drawn the first time
 with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     port = s.getsockname()[1]
-command = [sys.executable, "-c", f"from {module} import app; app()", "explore", "--cohort", str(cohort),
-           "--no-browser", "--port", str(port)]
+command = [sys.executable, "-c", f"from {module} import app; app()", "explore", "--no-browser", "--port", str(port)]
 lines = []
 def answers():
     try:

@@ -510,7 +510,7 @@ def test_an_ended_process_has_no_command():
 def explore(chromium, folder, *options, query=""):
     port = free_port()
     command = [sys.executable, "-c", "from ptacl.app.cli import app; app()", "explore", "--no-browser", "--port", str(port), *options]
-    with server(command, port, folder), browser(chromium) as (page, hosts):
+    with browser(chromium) as (page, hosts), server(command, port, folder):             # in this order: the page waits for some seconds only
         assert waits(port)                                                              # a page at once
         wait_until(lambda: "token=" in (folder / "server.log").read_text())
         address = re.search(rf"http://127.0.0.1:{port}/\?token=\w+", (folder / "server.log").read_text())[0]

@@ -121,7 +121,7 @@ async def _wait_for_port(port: int):
                 return
         await asyncio.sleep(0.02)
 
-# %% ../../nbs/73_serving.ipynb #f8c4d048
+# %% ../../nbs/73_serving.ipynb #28245ebc
 _EARLY = """import json, os, sys, threading
 import ipykernel.kernelapp
 threading.Thread(target=__import__, args=["ptacl.app.explorer"], daemon=True).start()
@@ -134,7 +134,7 @@ if line:
     ipykernel.kernelapp.launch_new_instance(argv=told["argv"])
 """
 
-
+# %% ../../nbs/73_serving.ipynb #f8c4d048
 class _EarlyKernel:
     "A kernel's process that loads the explorer beside voila, whose first kernel it becomes."
     def __init__(self):
@@ -149,8 +149,8 @@ class _EarlyKernel:
         self.launch = local_provisioner.launch_kernel
         local_provisioner.launch_kernel = self.become
 
-    def become(self, command: list[str], **options) -> subprocess.Popen: # as of jupyter_client's `launch_kernel`
-        "The process that is there already, told what it would have begun with; or another one."
+    def become(self, command: list[str], **options) -> subprocess.Popen:
+        "In place of jupyter_client's `launch_kernel`: the process that is there already, told what it would have begun with; or another one."
         process, self.process = self.process, None
         if process is None or process.poll() is not None:
             return self.launch(command, **options)
@@ -249,9 +249,9 @@ def _page_class() -> type:
 
     return Page
 
-
+# %% ../../nbs/73_serving.ipynb #96858536
 def run_page():
-    "What the process of the page runs, with voila's arguments."
+    "What the process of the page runs, with voila's arguments. The command hears Ctrl-C, and ends it."
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     early = _EarlyKernel()
     try:
@@ -260,11 +260,14 @@ def run_page():
         page = _page_class()
         early.take_place()
         page.launch_instance()
+    except KeyboardInterrupt: # before voila hears of it
+        pass
     finally:
         early.end()
 
 # %% ../../nbs/73_serving.ipynb #949c4f84
-_COMMAND = "from ptacl.app.serving import run_page; run_page()"
+_QUIET = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)" # until voila hears it itself
+_COMMAND = f"{_QUIET}; from ptacl.app.serving import run_page; run_page()"
 _OPTIONS = ("--Voila.ip=127.0.0.1", "--template=ptacl", "--no-browser",
             # s: a kernel that is busy or has a page is left alone
             "--MappingKernelManager.cull_idle_timeout=35", "--MappingKernelManager.cull_interval=7",
@@ -380,7 +383,7 @@ def _page_at(port: int, token: str, browser: bool) -> Iterator[_WaitingPage]:
         if page.fileno() >= 0: # nobody took over
             page.close()
 
-
+# %% ../../nbs/73_serving.ipynb #01ff3c72
 def serve(
     cohort=None,          # path or URL; None: virtual patients
     models=(),            # folders; none: those that travel with the package
@@ -398,15 +401,17 @@ def serve(
         with _page_at(port, token, browser) as page, scratch_folder() as tmp:
             notebook = _write_notebook(tmp)
             page.doing = "Drawing virtual patients, the first time only"
-            patients, ours = cohort or shipped_cohort(), not (cohort or models or pair)
-            given = {"cohort": _resolved(patients), "models": [*map(_resolved, models)], "most": most, "pair": pair}
+            patients = cohort or shipped_cohort()
+            given = {"cohort": _resolved(patients), "models": [*map(_resolved, models)],
+                     "most": most, "pair": pair}
             if echo:
                 _echoes(page, given, echo, key, tmp / "echoes.pt")
                 given["echo"] = str(tmp / "echoes.pt")
             page.doing = "Starting the page"
             (tmp / "given.json").write_text(json.dumps(given))
             command = [sys.executable, "-c", _COMMAND, str(notebook), f"--port={page.port}", *_OPTIONS]
-            check = (lambda: None) if ours or echo else partial(_check, patients, models, pair)
+            known = echo or not (cohort or models or pair) # was opened, or is ours
+            check = (lambda: None) if known else partial(_check, patients, models, pair)
             return _run_page(page, command, _environment(tmp / "given.json", str(tmp), token), check)
     except KeyboardInterrupt:
         return 0

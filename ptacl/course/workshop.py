@@ -22,7 +22,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 from ..core.errors import PtaclError
 from ..core.files import filled_whole
 from ..core.pages import write_html
-from ..studies.experiments import OwnKernel
+from ..core.kernels import OwnKernel
 from .sessions import Exercise, assignments, comments_of, exercises, free_folder, heading
 from .sessions import minutes, session_version, sessions, students, tagged
 from .slides import copy_assets, slides

@@ -11,6 +11,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 from ..core.errors import PtaclError
 
+# %% ../../nbs/38_splits.ipynb #8b952d3c
 if TYPE_CHECKING:
     import pandas as pd  # half a second that training does without
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 SPLITS = ("train", "val", "test")
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 
-def _in_line(people: "pd.DataFrame", seed: int) -> "pd.Series": # participant -> split, "" where there is none yet
+def _in_line(
+    people: "pd.DataFrame", # as of `assign_splits`
+    seed: int,
+) -> "pd.Series": # participant -> split, "" where there is none yet
     "Everybody once, by sex, five years of age, and a number drawn from seed and pseudonym."
     # a visit with a split before one without, then the earliest
     people = people.sort_values(["split", "age"], ascending=[False, True], kind="stable")

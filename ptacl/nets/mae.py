@@ -84,9 +84,9 @@ class _Decoder(nn.Module):
         self,
         visible: Tensor,  # (B, K, D)
         keep: Tensor,     # (B, K) their places
-        hide: Tensor,     # (B, H) the places to be guessed
+        hide: Tensor | None = None,  # (B, H) the places to be guessed; None: all
     ) -> Tensor:          # (B, H, values)
-        "Guess hidden patches from the visible tokens."
+        "Guess patches from the visible tokens."
         e = self.encoder
         pos = self.pos.unflatten(0, e.pos.shape[:-1]).expand(*e.places, -1).flatten(0, 1)
         x = self.embed(visible) + F.embedding(keep, pos)
@@ -95,7 +95,7 @@ class _Decoder(nn.Module):
         turn = (self.cos, self.sin) if e.convolves else None
         for block in self.blocks:
             x = block(x, turn)
-        return self.head(take_tokens(x, hide))
+        return self.head(x if hide is None else take_tokens(x, hide))
 
 # %% ../../nbs/51_mae.ipynb #25694cf9
 class MAE(_Decoder):
@@ -114,8 +114,9 @@ class MAE(_Decoder):
         if self.whole:
             return {"loss": self.encoder(x).float().mean() * 0}
         keep, hidden = random_mask(len(x), math.prod(self.encoder.places), self.ratio, x.device)
-        first = hidden.byte().argsort(dim=1, descending=True, stable=True)  # no wait for the device, as nonzero has
-        hide = first[:, :hidden.shape[1] - keep.shape[1]]
+        # not by nonzero, which waits for the device
+        hidden_first = hidden.byte().argsort(dim=1, descending=True, stable=True)
+        hide = hidden_first[:, :hidden.shape[1] - keep.shape[1]]
         guess = self.decode(self.encoder(x, keep, corrupt), keep, hide).float()
         loss = _error(guess, target, hide, self.encoder)
         return {"loss": loss, "guess": guess.detach(), "hidden": hidden}

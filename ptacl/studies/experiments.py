@@ -14,8 +14,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from pathlib import Path
@@ -23,7 +21,7 @@ from ..core.errors import KINDS, PtaclError, did_you_mean
 from ..core.files import checkout, write_result
 from ..core.pages import write_html
 from ..core.privacy import given_path, mask_ids
-from ..core.processes import OWN_KERNEL
+from ..core.kernels import OwnKernel
 
 # %% ../../nbs/86_experiments.ipynb #8a7258c7
 def find_experiment(name: str) -> Path:  # of a notebook
@@ -150,12 +148,6 @@ def _report_folder(notebook: Path, parameters: dict) -> Path:
     return folder
 
 # %% ../../nbs/86_experiments.ipynb #42d9c800
-class OwnKernel(AsyncKernelManager):
-    "A kernel of the Python that runs, whatever other kernels are installed under its name."
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        return KernelSpec(**OWN_KERNEL)
-
 def _execute(notebook: Path, running: Path, parameters: dict):
     "The notebook in a fresh kernel, saved as `running`. Raises `PtaclError` when it fails."
     # idle threads sleep: 6 % slower alone, 1.6 times faster beside another program
