@@ -150,7 +150,8 @@ class _EarlyKernel:
         local_provisioner.launch_kernel = self.become
 
     def become(self, command: list[str], **options) -> subprocess.Popen:
-        "In place of jupyter_client's `launch_kernel`: the process that is there already, told what it would have begun with; or another one."
+        """In place of jupyter_client's `launch_kernel`: the process that is there already,
+        told what it would have begun with; or another one."""
         process, self.process = self.process, None
         if process is None or process.poll() is not None:
             return self.launch(command, **options)
