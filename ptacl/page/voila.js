@@ -8,14 +8,14 @@ window.__ptaclPlotly = fetch(plotlyAt).then(answer => answer.text()).then(source
 });
 // What voila says while it loads: words for each step, and the seconds, until the maps are drawn.
 (() => {
-  const steps = ["Starting Python", "Loading PyTorch and the explorer", "Reading the patients and computing their maps", "Drawing"];
+  const steps = ["Loading PyTorch and the explorer", "Reading the patients and computing their maps", "Drawing"];
   const text = document.getElementById("loading_text"), cells = document.getElementById("rendered_cells"), began = Date.now();
   document.title = "ptacl explorer"; cells.setAttribute("role", "main"); document.getElementById("loading").setAttribute("role", "status");
   let step = 0;
   const say = () => { text.textContent = `${steps[step]}… ${Math.round((Date.now() - began) / 1000)} s`; }, clock = setInterval(say, 1000);
   say();
-  window.update_loading_text = window.voila_process = i => { step = Math.min(i, 2); say(); };
+  window.update_loading_text = window.voila_process = i => { step = Math.min(i, 1); say(); };  // i cells are done
   const done = () => { clearInterval(clock); watch.disconnect(); document.getElementById("loading")?.remove(); };
   const watch = new MutationObserver(() => { if (cells.querySelector(".px[data-ready='1'], [role='alert']:not(:empty), .jp-mod-error, [data-mime-type*='stderr']")) done(); });
-  window.display_cells = window.voila_finish = () => { step = 3; say(); cells.style.display = ""; watch.observe(cells, { subtree: true, childList: true, attributes: true, attributeFilter: ["data-ready"] }); };
+  window.display_cells = window.voila_finish = () => { step = 2; say(); cells.style.display = ""; watch.observe(cells, { subtree: true, childList: true, attributes: true, attributeFilter: ["data-ready"] }); };
 })();
