@@ -19,7 +19,7 @@ import threading
 import time
 import webbrowser
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -109,7 +109,7 @@ def _asks_for_the_page(request) -> bool: # of tornado
 
 # %% ../../nbs/73_serving.ipynb #8de80a49
 _READY = "ptacl: the page is ready to take over"
-_PATIENCE = 3600 # s for the address to be free: until the cohort and the models are open
+_PATIENCE = 3600 # s for the address to be free: until the waiting page is gone
 
 
 async def _wait_for_port(port: int):
@@ -128,8 +128,9 @@ threading.Thread(target=__import__, args=["ptacl.app.explorer"], daemon=True).st
 line = sys.stdin.readline()
 if line:
     told = json.loads(line)
-    os.environ.clear()
-    os.environ.update(told["env"])
+    os.environ.update(told["env"]) # the thread reads it meanwhile: never empty
+    for name in set(os.environ) - set(told["env"]):
+        del os.environ[name]
     os.chdir(told["cwd"])
     ipykernel.kernelapp.launch_new_instance(argv=told["argv"])
 """
@@ -139,9 +140,11 @@ class _EarlyKernel:
     "A kernel's process that loads the explorer beside voila, whose first kernel it becomes."
     def __init__(self):
         self.process = None
+        self.began = False # to be a kernel
         if os.name == "posix": # elsewhere a kernel is interrupted by an event that it is born with
-            command = [sys.executable, "-c", _EARLY]
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+            command = [sys.executable, "-P", "-c", _EARLY] # -P: no module of the folder that we are in
+            env = os.environ | {"JPY_PARENT_PID": str(os.getpid())} # it ends with its parent
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=env)
 
     def take_place(self):
         "From now on, who launches a kernel on this computer gets this one first."
@@ -155,10 +158,11 @@ class _EarlyKernel:
         process, self.process = self.process, None
         if process is None or process.poll() is not None:
             return self.launch(command, **options)
-        env = dict(options["env"]) | {"JPY_PARENT_PID": str(os.getpid())} # it ends with its parent
-        told = {"argv": command[command.index("-f"):], "env": env, "cwd": str(options.get("cwd") or ".")}
+        told = {"argv": command[command.index("-f"):], "env": dict(options["env"]),
+                "cwd": str(options.get("cwd") or ".")}
         with process.stdin:
             process.stdin.write(json.dumps(told).encode() + b"\n")
+        self.began = True
         return process
 
     def end(self):
@@ -172,9 +176,10 @@ _ANSWERS = 120 # s within which a kernel says that it has loaded; one that does 
 
 
 class _WarmKernel:
-    "A kernel that loads the explorer before anybody looks, for the first who does."
-    def __init__(self, manager): # of kernels, voila's
+    "A kernel that begins before anybody looks, for the first who does."
+    def __init__(self, manager, early: _EarlyKernel): # of kernels, voila's
         self.manager = manager
+        self.early = early
         self.start = manager.start_kernel
         self.environment = dict(os.environ)
 
@@ -183,6 +188,8 @@ class _WarmKernel:
         self.name = await self.start(kernel_name="python3", path=str(folder))
         self.client = self.manager.get_kernel(self.name).client()
         self.client.start_channels(iopub=False, stdin=False, hb=False, control=False)
+        if not self.early.began: # it has loaded nothing yet
+            self.client.execute("import ptacl.app.explorer", silent=True, store_history=False)
         self.manager.start_kernel = self.hand_out
 
     async def _runs(self, line: str) -> bool:
@@ -210,8 +217,8 @@ class _WarmKernel:
         return self.name if knows else await self.start(**options)
 
 # %% ../../nbs/73_serving.ipynb #f1ac3d23
-def _page_class() -> type:
-    "Voila's application with our doorkeeper."
+def _page_class(early: _EarlyKernel) -> type:
+    "Voila's application with our doorkeeper, and a kernel that is there already."
     from jupyter_server.auth.identity import PasswordIdentityProvider
     from tornado.ioloop import IOLoop
     from traitlets import default
@@ -234,6 +241,11 @@ def _page_class() -> type:
         def _doorkeeper(self):
             return Doorkeeper
 
+        def initialize(self, argv=None):
+            super().initialize(argv)
+            # voila's own way to hear it needs a loop that begins later
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+
         def listen(self):
             print(_READY, file=sys.stderr, flush=True)
             try:
@@ -245,7 +257,7 @@ def _page_class() -> type:
             super().listen()
 
         async def _meanwhile(self):
-            await _WarmKernel(self.kernel_manager).begin(Path(self.notebook_path).parent)
+            await _WarmKernel(self.kernel_manager, early).begin(Path(self.notebook_path).parent)
             await _wait_for_port(self.port)
 
     return Page
@@ -258,7 +270,7 @@ def run_page():
     try:
         # a grammar of addresses that jsonschema builds in two seconds, for checks that voila does not ask for
         sys.modules.setdefault("rfc3987_syntax", None)
-        page = _page_class()
+        page = _page_class(early)
         early.take_place()
         page.launch_instance()
     except KeyboardInterrupt: # before voila hears of it
@@ -267,8 +279,9 @@ def run_page():
         early.end()
 
 # %% ../../nbs/73_serving.ipynb #949c4f84
-_QUIET = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)" # until voila hears it itself
-_COMMAND = f"{_QUIET}; from ptacl.app.serving import run_page; run_page()"
+# the command hears Ctrl-C, and ends the page by another signal; Windows knows no other
+_QUIET = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)" if os.name == "posix" else ""
+_COMMAND = f"{_QUIET}\nfrom ptacl.app.serving import run_page; run_page()"
 _OPTIONS = ("--Voila.ip=127.0.0.1", "--template=ptacl", "--no-browser",
             # s: a kernel that is busy or has a page is left alone
             "--MappingKernelManager.cull_idle_timeout=35", "--MappingKernelManager.cull_interval=7",
@@ -299,7 +312,8 @@ def _write_notebook(folder: Path) -> Path:
     (template / "index.html.j2").write_text(text, encoding="utf-8")
     (template / "static").mkdir()
     (template / "static" / "plotly.js").write_text(get_plotlyjs(), encoding="utf-8")
-    lines = "from ptacl.app.explorer import show_explorer", "show_explorer()" # a step each
+    # a step each; widgets that were imported before there was a kernel have not introduced themselves
+    lines = ("from ptacl.app.explorer import show_explorer, W; W.register_comm_target()", "show_explorer()")
     code = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": []}
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     # by hand: the library that knows notebooks takes half a second to load
@@ -313,6 +327,11 @@ def _write_notebook(folder: Path) -> Path:
 def _resolved(path) -> str: # or URL
     "What the process of the page finds, too, whatever folder it is in."
     return str(path) if "://" in str(path) else str(Path(path).resolve())
+
+
+def _is_stored(cohort) -> bool:
+    "Whether it is a cohort already, and no folder of raw files, which is read once for all processes."
+    return "://" in str(cohort) or (Path(cohort) / "zarr.json").is_file()
 
 
 def _check(cohort, models, pair: str) -> tuple: # the cohort, the models by name
@@ -347,26 +366,29 @@ def _environment(given: Path, templates: str, token: str) -> dict:
                          "PTACL_TOKEN": token, "JUPYTER_PATH": os.pathsep.join(paths)}
 
 
-def _pass_on(lines: Iterator[str], page: _WaitingPage):
+def _pass_on(said: int, page: _WaitingPage): # end of a pipe
     "What voila says, but for the line with which it takes over."
-    for line in lines:
-        if line.strip() == _READY:
-            page.close()
-        else:
-            print(line, end="", file=sys.stderr, flush=True)
+    with open(said, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if line.strip() == _READY:
+                page.close()
+                continue
+            with suppress(OSError, ValueError): # nobody reads it any more
+                print(line, end="", file=sys.stderr, flush=True)
 
 
 def _run_page(page: _WaitingPage, command: list[str], env: dict, check: Callable) -> int: # exit status
     """Voila until somebody ends us, in the place of the waiting page. Its lines are passed on.
     It starts while `check` looks at what is to be opened. Raises what that raises."""
-    options = {"env": env, "stderr": subprocess.PIPE, "encoding": "utf-8", "errors": "replace"}
-    with child(command, **options) as voila:
-        lines = threading.Thread(target=_pass_on, args=(voila.stderr, page), daemon=True)
-        lines.start()
+    said, saying = os.pipe() # of our own: whoever else holds its end, as a kernel, is not waited for
+    lines = threading.Thread(target=_pass_on, args=(said, page), daemon=True)
+    lines.start()
+    with child(command, env=env, stderr=saying) as voila:
+        os.close(saying)
         check()
         status = voila.wait()
-        lines.join()
-        return status
+    lines.join(5)
+    return status
 
 # %% ../../nbs/73_serving.ipynb #a993dbc2
 @contextmanager
@@ -403,6 +425,11 @@ def serve(
             notebook = _write_notebook(tmp)
             page.doing = "Drawing virtual patients, the first time only"
             patients = cohort or shipped_cohort()
+            if not _is_stored(patients):
+                from ptacl.data.cohort import Cohort
+                page.doing = "Opening the cohort"
+                read = Cohort.open(patients) # what is read for the session lives as long as this
+                patients = read.path
             given = {"cohort": _resolved(patients), "models": [*map(_resolved, models)],
                      "most": most, "pair": pair}
             if echo:
@@ -410,7 +437,7 @@ def serve(
                 given["echo"] = str(tmp / "echoes.pt")
             page.doing = "Starting the page"
             (tmp / "given.json").write_text(json.dumps(given))
-            command = [sys.executable, "-c", _COMMAND, str(notebook), f"--port={page.port}", *_OPTIONS]
+            command = [sys.executable, "-P", "-c", _COMMAND, str(notebook), f"--port={page.port}", *_OPTIONS]
             known = echo or not (cohort or models or pair) # was opened, or is ours
             check = (lambda: None) if known else partial(_check, patients, models, pair)
             return _run_page(page, command, _environment(tmp / "given.json", str(tmp), token), check)

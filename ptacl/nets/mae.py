@@ -51,7 +51,7 @@ def _error(
 ) -> Tensor:           # one number
     "Mean squared error of the hidden tokens, in the encoder's units."
     wanted = take_tokens(patchify(target, encoder), hide)
-    return F.mse_loss(guess, wanted.sub_(encoder.mean).div_(encoder.sd))
+    return F.mse_loss(guess, wanted.sub(encoder.mean).div_(encoder.sd))
 
 # %% ../../nbs/51_mae.ipynb #0fb186f8
 class _Decoder(nn.Module):
@@ -143,5 +143,5 @@ def reconstruct(
     hidden = out["hidden"][..., None]
     masked = torch.where(hidden, torch.nan, patches)
     guess = out["guess"] * mae.encoder.sd + mae.encoder.mean
-    filled = patches.masked_scatter(hidden, guess)
+    filled = patches.masked_scatter(hidden, guess.to(patches.dtype))
     return unpatchify(masked, mae.encoder), unpatchify(filled, mae.encoder)

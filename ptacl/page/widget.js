@@ -58,7 +58,7 @@ function watchControls(el) { // once the explorer is on the page
 }
 
 // plotly comes once from the kernel: 5 MB have no place in the state of a widget.
-const loadPlotly = model => window.__ptaclPlotly ||= new Promise(done => {
+const fromKernel = model => new Promise(done => {
   const hear = (message, buffers) => {
     if (!message.plotly) return;
     model.off("msg:custom", hear);
@@ -69,6 +69,8 @@ const loadPlotly = model => window.__ptaclPlotly ||= new Promise(done => {
   };
   model.on("msg:custom", hear); model.send({ ask: "plotly" });
 });
+// A page of ours has read it already.
+const loadPlotly = model => window.__ptaclPlotly = (window.__ptaclPlotly || Promise.reject()).catch(() => fromKernel(model));
 function save(message, buffers) {
   if (!message.download) return;
   const link = Object.assign(document.createElement("a"), { download: message.download, href: URL.createObjectURL(new Blob([buffers[0]], { type: message.type })) });
