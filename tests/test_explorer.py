@@ -600,6 +600,24 @@ def test_explorer_in_voila(chromium, cohort, tmp_path, data_samples):
         wait_until(lambda: not kernels(), 60)
 
 
+def test_the_first_kernel_begins_beside_voila_and_ends_with_it(cohort, tmp_path):
+    port, log = free_port(), tmp_path / "said"
+    command = [sys.executable, "-c", "from ptacl.app.cli import app; app()", "explore", "--no-browser", "--port", str(port), "--cohort", str(cohort)]
+    with log.open("wb") as said: process = subprocess.Popen(command, stdout=said, stderr=said, cwd=tmp_path)
+    try:
+        wait_until(lambda: "Kernel started" in log.read_text(), 120)
+        kernel, = kernels()
+        if os.name == "posix": assert "told" in " ".join(command_of(kernel))   # the one that was there already
+        voila, = [p for p in descendants(process.pid) if "run_page" in " ".join(command_of(p))]
+        voila.kill()
+        assert process.wait(60)
+        wait_until(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE, 60)
+        assert "NOTE:" not in log.read_text()                                  # a kernel that knows its parent has no advice on Ctrl-C
+    finally:
+        process.kill()
+        process.wait()
+
+
 def check_plane(page):
     "All patients: a click on one opens them."
     page.get_by_role("tab", name="All patients").click()
