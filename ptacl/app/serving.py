@@ -313,7 +313,9 @@ def _write_notebook(folder: Path) -> Path:
     (template / "static").mkdir()
     (template / "static" / "plotly.js").write_text(get_plotlyjs(), encoding="utf-8")
     # a step each; widgets that were imported before there was a kernel have not introduced themselves
-    lines = ("from ptacl.app.explorer import show_explorer, W; W.register_comm_target()", "show_explorer()")
+    load = ("import ipywidgets\nfrom ptacl.app.explorer import show_explorer\n"
+            "ipywidgets.register_comm_target()")
+    lines = load, "show_explorer()"
     code = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": []}
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     # by hand: the library that knows notebooks takes half a second to load
