@@ -66,12 +66,15 @@ def over_seeds(
     seeds: Iterable[int],
     task: Task,
     n_boot: int = 1000,    # draws of the test patients
+    circular: bool | None = None,  # count moments around the cycle; None: as the preset says
 ) -> tuple[dict, dict, dict]:  # score -> (S, 1 + n_boot); seed -> loss, chance …; `outputs` of the first
     "Scores of one row of a study, whether each of its trainings has learned, and what the first one says."
     found, learning, first = [], {}, None
     for seed in seeds:
         model = train(seed)
         out = outputs(model, task)
+        if circular is not None:
+            out["circular"] = circular
         found.append(model_scores(out, task, n_boot))
         learning[seed] = joint_learning(model, out, task)
         first = first or out
