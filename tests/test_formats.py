@@ -1,10 +1,12 @@
 """ECGs as research data come: arrays, tables of leads, aECG, EDF. Read with the right numbers, or refused with what is missing."""
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from makers import ID, aecg, csv, dicom_ecg, edf, eli, hdf5 as hdf5_bytes, mat, muse, npy, npz, record, scp, sierra, strip, voltages
 
@@ -23,6 +25,43 @@ def written(tmp_path, name, data, told=None):
     (tmp_path / name).write_bytes(data)
     if told: (tmp_path / name).with_suffix(".json").write_text(json.dumps(told))
     return tmp_path / name
+
+
+def test_a_rate_is_that_of_all_steps_together(tmp_path):
+    "A column of times is rounded to the digits that were written: a single step tells the rate to some per cent."
+    for fs, digits in ((300, 4), (512, 4), (360, 4), (240, 4), (1000, 3), (500, 3)):
+        wave = voltages(10 * fs)
+        rows = [",".join([f"{k / fs:.{digits}f}", *(f"{v:.4f}" for v in column)]) for k, column in enumerate(wave.T)]
+        head = ",".join(["time (s)", *(f"{name} (mV)" for name in LEADS)])
+        assert read_ecg(written(tmp_path, f"{fs}.csv", "\n".join([head, *rows]).encode())).fs == fs
+
+
+def test_a_table_with_a_long_cell_takes_no_memory(tmp_path, x):
+    long = csv(x).replace(b"\n", b"\n" + b"1" * 200, 2)
+    with pytest.raises(PtaclError, match="line 2 has a cell of more than 40 characters"): read_ecg(written(tmp_path, "a.csv", long))
+
+
+def test_a_number_of_channels_is_no_list_of_leads(tmp_path, x):
+    file = written(tmp_path, "a.npz", npz(ecg=x, fs=500, unit="mV", channels=12))
+    np.testing.assert_allclose(read_ecg(file).signal, x, atol=1e-6)
+
+
+def test_a_dicom_ecg_of_big_endian(tmp_path, x):
+    little = pydicom.dcmread(io.BytesIO(dicom_ecg(x)))
+    right = read_ecg(written(tmp_path, "a.dcm", dicom_ecg(x))).signal
+
+    def as_file(name, little_endian, **tags):
+        ds = pydicom.Dataset.from_json(little.to_json())
+        ds.file_meta = little.file_meta
+        ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian if little_endian else pydicom.uid.ExplicitVRBigEndian
+        for key, value in tags.items(): setattr(ds.WaveformSequence[0], key, value)
+        pydicom.dcmwrite(tmp_path / name, ds, implicit_vr=False, little_endian=little_endian)
+        return tmp_path / name
+
+    swapped = np.frombuffer(little.WaveformSequence[0].WaveformData, "<i2").astype(">i2").tobytes()
+    np.testing.assert_allclose(read_ecg(as_file("b.dcm", False, WaveformData=swapped)).signal, right, atol=1e-6)
+    telephone = as_file("c.dcm", True, WaveformSampleInterpretation="MB", WaveformBitsAllocated=8)
+    with pytest.raises(PtaclError, match="the samples of waveform 1 are compressed"): read_ecg(telephone)
 
 
 # NumPy

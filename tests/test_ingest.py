@@ -33,6 +33,7 @@ from ptacl.data.ingest import ingest
 from ptacl.data.prepare import prepare_ecg
 from ptacl.data.pseudonyms import pseudonym, read_key
 from ptacl.data.sources import find_patients, table_values
+from ptacl.inference.screening import find_recordings
 from ptacl.simulate.cohorts import write_virtual
 from ptacl.core.presets import PHENOTYPES
 from ptacl.data.recordings import ECG
@@ -531,6 +532,33 @@ def test_a_folder_that_cannot_be_read_is_said(raw, take, monkeypatch):
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(PtaclError, match=r"1 folders in .*raw cannot be read \(Permission denied\)") as e: take(raw)
     assert IDS[3] not in str(e.value)
+
+
+def test_folders_behind_links_are_searched(raw, tmp_path):
+    moved = shutil.move(raw / "cmr", tmp_path / "disk")
+    try: (raw / "cmr").symlink_to(moved)
+    except OSError: pytest.skip("links need a right here")
+    (raw / "round").symlink_to(raw)
+    assert [(s.id, len(s.ecg), len(s.cine)) for s in find_patients(raw)] == [(i, 1, 1) for i in IDS]
+    records = tmp_path / "records"
+    (records / "more").mkdir(parents=True)
+    for s in find_patients(raw)[:2]: shutil.copy(s.ecg[0], tmp_path / "disk")
+    shutil.rmtree(records / "more"); (records / "more").symlink_to(tmp_path / "disk")
+    assert len(find_recordings([records])) == 2
+
+
+def test_a_folder_for_each_series(raw, tmp_path):
+    "As a PACS exports: cmr/{id}/{series}/image. A folder that holds downloads of UK Biobank is no patient."
+    for folder, name in (("p1/SER1", "IM1"), ("p1/SER2", "IM1"), ("site/one", "x9_20209_2_0.zip")):
+        folder = raw / "cmr" / folder
+        folder.mkdir(parents=True)
+        (folder / name).write_bytes(bytes(128) + b"DICM")
+    found = {s.id: s for s in find_patients(raw)}
+    assert found["p1"].cine == [raw / "cmr" / "p1"] and "site" not in found and [f.name for f in found["x9"].cine] == ["x9_20209_2_0.zip"]
+
+
+def test_a_name_that_is_no_text_has_a_pseudonym():
+    assert pseudonym("Jos\udce9", b"k" * 32) != pseudonym("Jos\udce8", b"k" * 32)
 
 
 def test_names_that_mean_nothing(raw, tmp_path):

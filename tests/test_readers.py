@@ -558,6 +558,9 @@ def test_too_many_frames_missing_or_there(tmp_path):
     with pytest.raises(PtaclError, match="slice 2 has 7 frames of 10"): read_zip(tmp_path, ukb_zip(scan(cine, keep=lambda f, z: z != 1 or f > 2)))
     with pytest.raises(PtaclError, match="slice 1 has 10 frames of 5"): read_zip(tmp_path, ukb_zip(scan(cine, CardiacNumberOfImages=5)))
     with pytest.raises(PtaclError, match="one frame in each slice"): read_zip(tmp_path, ukb_zip(scan(cine[:1])))
+    counted = read_zip(tmp_path, ukb_zip(scan(cine, CardiacNumberOfImages=12)))  # no frame is made up
+    np.testing.assert_array_equal(counted.frames, cine)
+    assert counted.meta["missing_frames"] == () and "has 10 evenly spaced frames, and its headers count 12" in counted.meta["warnings"][0]
     files = scan(cine)
     np.testing.assert_array_equal(read_zip(tmp_path, ukb_zip(files + files[:4])).frames, cine)  # the same files twice
     for count in (0, None):
@@ -713,6 +716,43 @@ def test_acdc_refused(tmp_path, edit, why):
     folder = acdc(tmp_path / "patient001", moving(), np.zeros((6, 3, 9, 8), np.uint8))
     edit(folder)
     with pytest.raises(PtaclError, match=why): read_cine(folder)
+
+
+def test_acdc_takes_no_other_labels(tmp_path):
+    folder = acdc(tmp_path / "patient001", moving(), np.zeros((6, 3, 9, 8), np.uint8), ed=3)
+    (tmp_path / "labels.nii").write_bytes(nifti(np.zeros((6, 3, 9, 8), np.uint8)))
+    with pytest.raises(PtaclError, match="brings its own segmentations: leave labels out"): read_cine(folder, labels=tmp_path / "labels.nii")
+
+
+def placed(cine, flipped=(), oblique=True) -> bytes:
+    "A NIfTI of (F, Z, H, W) in an oblique plane, some of its axes (0: rows, 1: columns) stored the other way round."
+    across, down = np.array([-0.8, -0.5, -0.33]), np.array([0.35, -0.83, 0.42])
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1], affine[:3, 2] = 1.8 * across, 1.8 * down, 10 * np.cross(across, down)
+    for k in flipped: affine[:3, 1 - k] *= -1
+    picture = nib.Nifti1Image(np.ascontiguousarray(np.flip(cine, [2 + k for k in flipped]).T), None)
+    picture.header.set_xyzt_units("mm", "sec")
+    picture.header.set_zooms((1.8, 1.8, 10, 0.1)[:cine.ndim])
+    if oblique: picture.set_sform(affine, code=1, update_affine=False)
+    return picture.to_bytes()
+
+
+@pytest.mark.parametrize("flipped", [(), (0,), (1,), (0, 1)])
+def test_a_nifti_stored_from_below_is_the_same_film(tmp_path, flipped):
+    cine, labels = moving(), (moving() % 4).astype(np.uint8)
+    (tmp_path / "a.nii").write_bytes(placed(cine, flipped))
+    (tmp_path / "labels.nii").write_bytes(placed(labels, flipped))
+    read = read_cine(tmp_path / "a.nii", labels=tmp_path / "labels.nii")
+    np.testing.assert_array_equal(read.frames, cine)
+    np.testing.assert_array_equal(read.labels, labels)
+    assert read.meta["flipped"] == flipped
+    (tmp_path / "placeless.nii").write_bytes(placed(np.flip(labels, [2 + k for k in flipped]), oblique=False))  # as its picture
+    np.testing.assert_array_equal(read_cine(tmp_path / "a.nii", labels=tmp_path / "placeless.nii").labels, labels)
+
+
+def test_a_nifti_without_a_place_stays_as_it_is(tmp_path):
+    (tmp_path / "a.nii").write_bytes(placed(moving(), (0,), oblique=False))
+    np.testing.assert_array_equal(read_cine(tmp_path / "a.nii").frames, np.flip(moving(), 2))
 
 
 def test_acdc_without_segmentation(tmp_path):

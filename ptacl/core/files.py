@@ -13,7 +13,7 @@ import platform
 import secrets
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -147,3 +147,23 @@ def write_result(folder, result: dict, name: str = "result.json") -> Path:
     with written_whole(file) as new:
         new.write_text(json.dumps(_as_json(result), indent=1, allow_nan=False), encoding="utf-8")
     return file
+
+# %% ../../nbs/03_files.ipynb #b11882a7
+def walk(folder, onerror: Callable | None = None) -> Iterator: # of (folder, folders, files), as `os.walk` gives them
+    "What lies at any depth, also behind links to folders that lie elsewhere."
+    top = Path(folder).resolve()
+    above = set(top.parents)
+    known = {top}
+    for here, folders, files in os.walk(folder, onerror=onerror, followlinks=True):
+        for name in [name for name in folders if os.path.islink(os.path.join(here, name))]:
+            target = Path(here, name).resolve()
+            if target in above or known & {target, *target.parents}:
+                folders.remove(name)
+            known.add(target)
+        yield here, folders, files
+
+def files_below(folder) -> Iterator: # of paths
+    "Every file at any depth, as `walk` meets them."
+    for here, _, names in walk(folder):
+        files = (Path(here, name) for name in names)
+        yield from (file for file in files if file.is_file())

@@ -100,6 +100,7 @@ _NO_BEAT = ("by {} its frames span {:.2g} s, which no heartbeat lasts: the unit 
             "or they come from several beats")
 _BY_NUMBER = ("its headers tell no time of the frames: they are in the order of {}, "
               "which need not be that of time")
+_OTHER_COUNT = "every slice has {} evenly spaced frames, and its headers count {}: those that are there are taken"
 _MADE_LATER = ("ContentTime alone tells the order of its frames, and they were made {:.2g} s apart: "
                "if each comes from a heartbeat of its own (perfusion), this is no film of one beat")
 
@@ -199,6 +200,14 @@ def _frames_expected(table: pd.DataFrame) -> int:
         raise PtaclError(reason, "Fetch it again.")
     return F
 
+def _even_frames(table: pd.DataFrame) -> int | None: # with columns slice and time
+    "How many frames each of several slices has, where all have as many and no step is skipped."
+    steps = [np.diff(np.sort(rows["time"])) for _, rows in table.groupby("slice")]
+    agreed = len(steps) > 1 and len({len(each) for each in steps}) == 1
+    if not agreed or any(each.max(initial=0) > 1.5 * np.median(each) for each in steps):
+        return None
+    return len(steps[0]) + 1
+
 def _usual_start(slices: list, F: int) -> float: # tables in order of time -> in steps of time
     "When complete slices begin; 0 where there is none."
     begins = []
@@ -263,6 +272,10 @@ def stack_in_order(table: pd.DataFrame) -> _Stack: # one row for each frame, as 
     _check_one_film(table)
     F = _frames_expected(table)
     table, source, warnings = _timed(table)
+    even = _even_frames(table)
+    if even and even < F: # none is missing: no frame is made up
+        warnings += (_OTHER_COUNT.format(even, F),)
+        F = even
     H, W, dy, dx = _frame_size(table)
     rows, missing = _in_time(table, F)
     shape = (F, table["slice"].nunique(), H, W)

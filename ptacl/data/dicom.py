@@ -128,6 +128,8 @@ def read_cine(
         if not still:
             check_moments(cine.frames.shape)
         cine.meta["warnings"] += _beginning(cine)
+        if labels is not None and cine.meta["format"] == "ACDC": # the film is turned, these would not be
+            raise PtaclError("a folder of ACDC brings its own segmentations: leave labels out")
     if labels is not None:
-        cine.labels = read_label_map(labels, cine.frames.shape)
+        cine.labels = read_label_map(labels, cine.frames.shape, cine.meta.get("flipped", ()))
     return cine

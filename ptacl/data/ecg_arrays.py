@@ -47,10 +47,14 @@ def _found_inside(values: dict, told: dict) -> dict: # values: what a file holds
     for key, names in _NAMES.items():
         value = next((lower[name] for name in names if name in lower), None)
         value = value.decode() if isinstance(value, bytes) else value
-        if value is not None and np.size(value):
-            flat = np.asarray(value).ravel().tolist()
-            flat = [x.decode() if isinstance(x, bytes) else x for x in flat]
-            found[key] = flat if key == "leads" else flat[0]
+        if value is None or not np.size(value):
+            continue
+        flat = np.asarray(value).ravel().tolist()
+        flat = [x.decode() if isinstance(x, bytes) else x for x in flat]
+        if key != "leads":
+            found[key] = flat[0]
+        elif all(isinstance(x, str) for x in flat): # a number of channels is none of their names
+            found[key] = flat
     return told | found
 
 # %% ../../nbs/31_ecg_arrays.ipynb #f65f32a3
@@ -191,14 +195,19 @@ _TIME = {"t", "time", "seconds", "s", "ms", "milliseconds"}
 def _time_rate(times: np.ndarray, unit: str | None) -> float: # Hz
     "The rate of a column of times, in s or ms. Raises `PtaclError` where steps differ."
     steps = np.diff(times)
-    step = float(np.median(steps)) if len(steps) else 0
-    if not step > 0 or np.abs(steps - step).max() > 0.1 * step:
+    usual = float(np.median(steps)) if len(steps) else 0
+    if not usual > 0 or np.abs(steps - usual).max() > 0.1 * usual:
         raise PtaclError("its column of time has uneven steps: samples are missing, or out of order")
+    # of all steps together: a single one is rounded to the digits that were written
+    step = float(times[-1] - times[0]) / len(steps)
     per_second = {"s": [1.0], "sec": [1.0], "ms": [1000.0]}.get(str(unit).lower(), [1.0, 1000.0])
     rates = [n / step for n in per_second if 50 <= n / step <= 20_000]
     if len(rates) != 1:
         raise PtaclError("the steps of its column of time are those of no ECG, neither in s nor in ms")
-    return float(rates[0])
+    whole = round(rates[0])
+    return float(whole) if abs(rates[0] / whole - 1) < 1e-4 else float(rates[0])
+
+_LONGEST_NUMBER = 40 # characters
 
 def _text_table(path: Path) -> tuple: # names or None, (rows, columns) of text
     "A text of columns, with its head if it has one. Raises `PtaclError` where lines differ in columns."
@@ -217,10 +226,13 @@ def _text_table(path: Path) -> tuple: # names or None, (rows, columns) of text
     odd = next((k for k, row in enumerate(rows, 1) if len(row) != len(rows[0])), None)
     if odd:
         raise PtaclError(f"line {odd} has {len(rows[odd - 1])} columns, and the first {len(rows[0])}")
-    cells = np.char.strip(np.array(rows, dtype=str), ' "\t')
-    cells = cells if separator == "," else np.char.replace(cells, ",", ".")
     named = any(re.search("[a-df-z]", cell.lower().replace("nan", "").replace("inf", "")) for cell in rows[0])
-    return (list(np.char.strip(np.array(rows[0]), ' "')), cells[1:]) if named else (None, cells)
+    names = [cell.strip(' "') for cell in rows.pop(0)] if named else None
+    long = next((k for k, row in enumerate(rows, 1 + named) if max(map(len, row)) > _LONGEST_NUMBER), None)
+    if long: # an array of text gives each cell the room of the longest
+        raise PtaclError(f"line {long} has a cell of more than {_LONGEST_NUMBER} characters, and a number has fewer")
+    cells = np.char.strip(np.array(rows, dtype=str).reshape(len(rows), -1), ' "\t')
+    return names, cells if separator == "," else np.char.replace(cells, ",", ".")
 
 # %% ../../nbs/31_ecg_arrays.ipynb #0e1a4095
 def _numbers(cells: np.ndarray, first_line: int) -> np.ndarray: # text -> float

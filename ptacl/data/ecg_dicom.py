@@ -73,9 +73,12 @@ def _check_group(group, number: int) -> None: # item of a WaveformSequence; from
         raise PtaclError(f"{wrong[0]} of waveform {number} is missing, or no number above 0")
     bits = group.get("WaveformBitsAllocated")
     bits = int(bits) if _is_positive(bits) else 0
-    if (bits, str(group.get("WaveformSampleInterpretation"))) not in WAVEFORM_DTYPES:
+    kind = str(group.get("WaveformSampleInterpretation"))
+    if (bits, kind) not in WAVEFORM_DTYPES:
         raise PtaclError(f"WaveformBitsAllocated and WaveformSampleInterpretation of waveform {number} are "
                          "missing, or none that DICOM knows")
+    if kind in ("MB", "AB"): # the laws of telephones, by which a count is no voltage
+        raise PtaclError(f"the samples of waveform {number} are compressed ({kind}), and no ECG's are")
     if not group.get("ChannelDefinitionSequence"):
         raise PtaclError(f"waveform {number} does not say which leads it holds (ChannelDefinitionSequence)")
 
@@ -194,9 +197,12 @@ def _group_samples(ds, i: int) -> np.ndarray: # (N, channels) stored units, NaN 
         raise PtaclError(f"WaveformData of waveform {i + 1} is shorter than the {needed} bytes that its "
                          "header promises: it is cut short", "Fetch it again.")
     raw = multiplex_array(ds, i, as_raw=True)
+    if ds.original_encoding[1] is False: # big endian, of which pydicom takes no notice here
+        raw = raw.byteswap()
     samples = raw.astype(float)
     if "WaveformPaddingValue" in group:
-        padding = np.frombuffer(group.WaveformPaddingValue[:raw.itemsize], raw.dtype)
+        order = ">" if ds.original_encoding[1] is False else "<"
+        padding = np.frombuffer(group.WaveformPaddingValue[:raw.itemsize], raw.dtype.newbyteorder(order))
         samples[raw == padding] = np.nan
     return samples
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 from ..core.errors import PtaclError
+from ..core.files import files_below
 from ..core.privacy import given_path, is_virtual, mask_ids
 from ..core.workers import check_workers, one_thread, shared_out
 from .cohort import Cohort
@@ -29,7 +30,7 @@ def _clips_in(folder: Path) -> list[Path]:
     name = given_path(folder)
     if not folder.is_dir():
         raise PtaclError("no such folder", where=name)
-    found = [f for f in sorted(folder.rglob("*")) if f.suffix.lower() == ".dcm" and f.name[0] != "."]
+    found = [f for f in sorted(files_below(folder)) if f.suffix.lower() == ".dcm" and f.name[0] != "."]
     if not found:
         raise PtaclError("no echo found", "Expected is a file {id}.dcm for each patient", name)
     return found

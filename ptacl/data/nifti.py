@@ -136,14 +136,31 @@ def _one_slice(image, f: int, z: int) -> np.ndarray: # nibabel array proxy -> (H
         raise PtaclError("its voxels are not all finite numbers")
     return voxels
 
+def _axes_against(header) -> tuple | None: # of (rows, columns): 0, 1; None: the header does not say
+    """Which axes of a slice run against those of a DICOM image, whose columns go to the patient's left or
+    back and whose rows go to the back or the feet: dcm2niix stores rows from below.
+    Only an oblique plane, as a short axis is, is believed; others were written without a place."""
+    if not (int(header["sform_code"]) or int(header["qform_code"])):
+        return None
+    across, down = header.get_best_affine()[:3, :2].T
+    axes = [axis / np.linalg.norm(axis) for axis in (down, across)]
+    if any(np.abs(axis).max() > 0.999 for axis in axes):
+        return None
+    # to the right, to the front, to the head: the positive directions of NIfTI
+    return tuple(k for k, axis in enumerate(axes) if axis[np.abs(axis).argmax()] > 0)
+
+# %% ../../nbs/32_nifti.ipynb #3fac9a83
 def _load_nifti(
     path,
     dtype=np.float32, # np.uint8 for labels, which have to be 0 to 3
     expected: tuple | None = None, # (F, Z, H, W) that there has to be
+    against: tuple = (),  # axes to flip where its header does not say, see `_axes_against`
 ) -> tuple:           # header, (F, Z, H, W)
-    """A NIfTI as frames, slices, rows, columns.
+    """A NIfTI as frames, slices, rows, columns, these as in a DICOM image.
     Raises `PtaclError` unless it has three or four axes and finite values."""
     header, image, shape = _open_voxels(path)
+    told = _axes_against(header)
+    against = against if told is None else told
     if expected not in (None, shape):
         raise PtaclError(f"labels of {shape} do not fit frames of {expected}")
     _check_voxels(header, shape)
@@ -152,17 +169,18 @@ def _load_nifti(
         voxels = _one_slice(image, f, z)
         if dtype == np.uint8 and not np.isin(voxels, range(4)).all():
             raise PtaclError("labels other than 0, 1, 2, 3")
-        frames[f, z] = voxels
+        frames[f, z] = np.flip(voxels, against)
     return header, frames
 
 # %% ../../nbs/32_nifti.ipynb #33418920
 def read_label_map(
     path,         # NIfTI, 0 background, 1 LV blood, 2 myocardium, 3 RV blood
     shape: tuple, # of the frames that it belongs to
+    against: tuple = (), # axes that were flipped in these, where its own header does not say
 ) -> np.ndarray:  # (F, Z, H, W) uint8
     "The segmentation that lies beside a cine. Raises `PtaclError` where it does not fit."
     with reading(path, "a NIfTI segmentation"):
-        return _load_nifti(path, np.uint8, tuple(shape))[1]
+        return _load_nifti(path, np.uint8, tuple(shape), against)[1]
 
 def read_nifti(path) -> Cine:
     "A cine from a NIfTI, without labels. Raises `PtaclError` where it is none."
@@ -177,6 +195,7 @@ def read_nifti(path) -> Cine:
         "stored_as": str(header.get_data_dtype()),
         "frames_by": "fourth axis",
         "frame_interval_s": plausible_interval(seconds, F),
+        "flipped": _axes_against(header) or (),
         "warnings": (),
     }
     return Cine(frames, spacing, cine_phase(F), None, meta)
@@ -199,7 +218,7 @@ def read_ukbb_folder(folder: Path) -> Cine:
     cine = read_nifti(_first_of(folder, CINE_FILES))
     labels = _first_of(folder, LABEL_FILES)
     if labels:
-        cine.labels = read_label_map(labels, cine.frames.shape)
+        cine.labels = read_label_map(labels, cine.frames.shape, cine.meta["flipped"])
     return cine
 
 # %% ../../nbs/32_nifti.ipynb #b95b446f
@@ -231,6 +250,7 @@ def _acdc_labels(
     stem: str,      # what the files' names begin with
     moments: tuple, # frames of ED and ES, from 0
     shape: tuple,   # (F, Z, H, W)
+    against: tuple, # see `read_label_map`
 ) -> tuple:         # (F, Z, H, W) uint8, frames that have labels
     "The segmentations of end-diastole and end-systole, as far as they are there; 0 everywhere else."
     labels = np.zeros(shape, np.uint8)
@@ -238,7 +258,7 @@ def _acdc_labels(
     for f in sorted(set(moments)):
         found = sorted(folder.glob(f"{glob.escape(stem)}_frame{f + 1:02d}_gt.nii*"))
         if found:
-            labels[f] = _ACDC_LABELS[read_label_map(found[0], (1, *shape[1:]))[0]]
+            labels[f] = _ACDC_LABELS[read_label_map(found[0], (1, *shape[1:]), against)[0]]
             labelled.append(f)
     return labels, labelled
 
@@ -252,7 +272,7 @@ def read_acdc(folder: Path) -> Cine:
     stem = files[0].name.partition("_4d")[0]
     F = len(cine.frames)
     ed, es = _acdc_moments(folder, F)
-    labels, labelled = _acdc_labels(folder, stem, (ed, es), cine.frames.shape)
+    labels, labelled = _acdc_labels(folder, stem, (ed, es), cine.frames.shape, cine.meta["flipped"])
     _turn(cine.frames, ed)
     _turn(labels, ed)
     cine.labels = labels if labelled else None

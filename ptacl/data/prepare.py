@@ -17,7 +17,7 @@ from ..core.errors import PtaclError
 from ..core.logs import keep_traceback
 from ..core.presets import FS, LEADS, SAMPLES, SIZE
 from ..core.privacy import mask_ids
-from ..core.files import KIT_VERSION
+from ..core.files import KIT_VERSION, files_below
 from .dicom import read_cine
 from .ecg_arrays import obeys_einthoven
 from .ecg_files import read_ecg
@@ -156,7 +156,7 @@ def prepare_cine(
 def _parts_of(path: Path) -> list: # of paths
     "The files that belong to a recording: a folder's, a WFDB header with its signals, a file with its JSON."
     if path.is_dir():
-        return sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith("."))
+        return sorted(f for f in files_below(path) if not f.name.startswith("."))
     if path.suffix.lower() == ".hea":
         return record_files(path)
     told = path.with_suffix(".json") # what an array does not say of itself

@@ -111,7 +111,8 @@ def pseudonym(
     "The name of a participant in the cohort; a virtual patient's own."
     if is_virtual(id):
         return id
-    number = int.from_bytes(blake2b(id.encode(), key=key, digest_size=16).digest())
+    letters = id.encode("utf-8", "surrogateescape") # a file's name need not be text
+    number = int.from_bytes(blake2b(letters, key=key, digest_size=16).digest())
     return "p-" + "".join(_CONSONANTS[number // 20**k % 20] for k in range(12))
 
 def visit_name(person: str, visit: int) -> str: # pseudonym -> as the cohort lists the visit

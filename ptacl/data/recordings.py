@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from xml.etree.ElementTree import ParseError
 from ..core.errors import PtaclError
+from ..core.files import files_below
 from ..core.presets import LEADS
 from ..core.privacy import mask_ids
 
@@ -150,6 +151,11 @@ def is_dicom(start: bytes) -> bool: # the first 132 bytes
     short = 0 < int.from_bytes(kind, "little") <= 256 # without a name of its kind, its length stands there
     return start[:2] in _FIRST_GROUPS and element < b"\x20" and len(start) > 8 and (named or short)
 
+def read_start(path) -> bytes: # 132 bytes, or fewer
+    "What `is_dicom` looks at."
+    with open(path, "rb") as f:
+        return f.read(132)
+
 def read_bytes(path, limit: int = MAX_ECG_BYTES) -> bytes:
     "The content of a file. Raises `PtaclError` where it is larger than the limit."
     with _open_file(path) as f:
@@ -196,14 +202,12 @@ def _zip_members(path: Path) -> Iterator: # of (name, bytes)
 def _images_in(folder: Path) -> list: # of paths
     """The manifest and the DICOM files below a folder, by what they begin with.
     Raises `PtaclError` if they are too many."""
-    found = list(islice((f for f in folder.rglob("*") if f.is_file()), MAX_FILES + 1))
+    found = list(islice(files_below(folder), MAX_FILES + 1))
     if len(found) > MAX_FILES:
         raise PtaclError(f"holds more than {MAX_FILES:,} files: give the folder of one patient's short axis")
     files = []
     for file in sorted(found):
-        with open(file, "rb") as f:
-            start = f.read(132)
-        if is_dicom(start) or is_manifest(file.name):
+        if is_dicom(read_start(file)) or is_manifest(file.name):
             files.append(file)
     return files
 

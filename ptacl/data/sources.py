@@ -6,16 +6,18 @@
 __all__ = ['BULK', 'Source', 'find_patients']
 
 # %% ../../nbs/41_sources.ipynb #2c4ce60f
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from ..core.errors import PtaclError
+from ..core.files import files_below, walk
 from ..core.privacy import given_path
 from .ecg_arrays import ARRAY_SUFFIXES
 from .ecg_files import ECG_SUFFIXES
 from .nifti import CINE_FILES, LABEL_FILES
+from .recordings import is_dicom, read_start
 from .tables import COVARIATES, read_table, table_visits
 
 # %% ../../nbs/41_sources.ipynb #a106881c
@@ -72,9 +74,18 @@ def _unpacked_cine(here: Path, files: list) -> Iterator: # of (kind, path); file
         yield "labels", here/labels
 
 # %% ../../nbs/41_sources.ipynb #650f93a0
+_LOOKED_AT = 20 # files of a folder that tell what is in it
+
 def _visible(names: list) -> list:
     "Without hidden files, such as the ._… of macOS."
     return [name for name in names if not name.startswith(".")]
+
+def _holds_images(folder: Path) -> bool:
+    "Whether DICOM lies in folders of it, as a PACS exports a folder for each series."
+    first = list(islice(files_below(folder), _LOOKED_AT))
+    if any(BULK.fullmatch(file.name) for file in first):
+        return False
+    return any(is_dicom(read_start(file)) for file in first)
 
 def _files_in(here: Path, folders: list, files: list, top: bool) -> Iterator: # of (id, visit, kind, path)
     "What one folder of `os.walk` holds. Folders that are a recording themselves are taken out of `folders`."
@@ -87,7 +98,7 @@ def _files_in(here: Path, folders: list, files: list, top: bool) -> Iterator: # 
         if found:
             yield *found, here/name
     folders[:] = [name for name in folders if not BULK.fullmatch(name)]
-    if here.parent.name == "cmr" and files and not top:
+    if here.parent.name == "cmr" and not top and (files or folders and _holds_images(here)):
         for kind, path in _unpacked_cine(here, files):
             yield here.name, _FIRST_VISIT, kind, path
         folders.clear()
@@ -97,7 +108,7 @@ def _search(folder: Path) -> tuple: # {(id, visit): Source}; errors of folders t
     "Every visit in a folder, cohorts in it left aside."
     found = {}
     shut = []
-    for here, folders, files in os.walk(folder, onerror=shut.append):
+    for here, folders, files in walk(folder, onerror=shut.append):
         if "zarr.json" in files: # a cohort, not raw files
             folders.clear()
             continue

@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from pathlib import Path
 from ..core.errors import PtaclError
+from ..core.files import files_below
 from ..core.presets import FS
 from ..core.privacy import is_virtual, mask_ids
 from ..data.ecg_arrays import ARRAY_SUFFIXES
@@ -61,7 +62,7 @@ def _is_recording(file: Path, folder: Path) -> bool: # folder: the one that is s
 def _recordings_in(folder: Path) -> list[Path]:
     """The ECGs of a folder. Arrays and tables may hold anything: they are taken from folders called `ecg`,
     and where there is no other ECG; how many are left aside is said."""
-    files = sorted(f for f in folder.rglob("*") if f.is_file())
+    files = sorted(files_below(folder))
     found = [f for f in files if _is_recording(f, folder)]
     arrays = [f for f in files if f.suffix.lower() in ARRAY_SUFFIXES]
     arrays = [f for f in arrays if not _is_aside(f.relative_to(folder).parts)]
