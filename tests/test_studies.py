@@ -1,5 +1,6 @@
 "The studies: patients, paired scores, sentences, reports of many runs, sweeps, and the experiment notebooks at the smallest size."
 import json
+import os
 import re
 import sys
 from dataclasses import replace
@@ -29,6 +30,7 @@ from ptacl.simulate.cohorts import write_virtual
 from ptacl.core.presets import PHENOTYPES, workshop
 from ptacl.studies.report import _read_runs, _report_page, _result_rows, write_report
 from ptacl.studies.sweeps import _sweep_grid
+from ptacl.data.cohort import Cohort
 from ptacl.data.pairs import Pairs
 from ptacl.simulate.patients import simulate
 
@@ -154,6 +156,16 @@ def test_a_report_gathers_what_finished_and_lists_what_failed(tmp_path):
     assert table.run.tolist() == ["x/deep", "y"] and table["about cohort"].tolist() == ["100 % virtual"] * 2
     tex = done["tex"].read_text(encoding="utf-8")
     assert r"100 \% virtual" in tex and r"A\_1" in tex and tex.count(r"\begin{longtable}") == 2
+
+
+def test_the_last_verdict_on_a_folder_counts(tmp_path):
+    for older, newer in (("result.json", "failed.json"), ("failed.json", "result.json")):
+        folder = tmp_path / newer.removesuffix(".json")
+        write_result(folder, result(), "result.json")
+        write_result(folder, {"error": "killed", "parameters": {}}, "failed.json")
+        os.utime(folder / older, (1, 1))
+    finished, failed = _read_runs(tmp_path)
+    assert [r["run"] for r in finished] == ["result"] and [(r["run"], r["error"]) for r in failed] == [("failed", "killed")]
 
 
 def test_success_removes_the_mark_of_failure(tmp_path):
@@ -283,6 +295,20 @@ def test_numbers_of_pairs_streamed_from_disk(tmp_path):
     assert found[0].pairs.tolist() == found[1].pairs.tolist() and set(found[0].pairs) == {16, 32}
     within = [rows[rows.score == "within_one"].value.astype(float) for rows in found]
     np.testing.assert_allclose(*within, atol=0.2)
+
+
+def test_who_came_twice_counts_once(tmp_path):
+    "Two visits of one heart are no two patients: neither for intervals, nor as each other's match or negative."
+    cohort = write_virtual(simulate(90, 0, frames=4, size=84), tmp_path / "cohort", workers=1, shares={"train": .6, "test": .4})
+    group = zarr.open(tmp_path / "cohort", mode="r+")["table/1"]
+    person = group["participant"][:]
+    train, test = cohort.split("train"), cohort.split("test")
+    for rows in (train, test): person[rows[1:11:2]] = person[rows[0:10:2]]
+    group["participant"][:] = person
+    with pytest.warns(UserWarning, match="cohort: 5 repeat visits of the split"): task = tasks.make_task(str(tmp_path / "cohort"))
+    assert (len(task.train), len(task.test)) == (len(train) - 5, len(test) - 5)
+    again = Cohort.open(tmp_path / "cohort")
+    assert not pd.Index(again.table.participant[task.test_y.index]).duplicated().any()
 
 
 def test_a_phenotype_that_nobody_has_is_left_out(tmp_path):

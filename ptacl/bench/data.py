@@ -23,12 +23,13 @@ from .plain import denoise_by_lead, segment_by_beat, segments_at_once
 from .training import epoch_of, kit_infonce, loss_and_gradient, noise_pairs, start_model, time_ways
 from ..core.presets import FS, LEADS, PHENOTYPES, PRESETS, SAMPLES, Preset
 from ..core.privacy import virtual_name
+from ..core.workers import one_thread
 from ..data.cohort import Cohort, Stream
 from ..data.store import to_counts
 from ..evaluate.regression import linear_probe
 from ..evaluate.retrieval import nearest, phenotype_retrieval
 from ..signal.augment import CMRAugment
-from ..signal.beats import MANY_RECORDS, detect_r_peaks, r_peaks_of
+from ..signal.beats import detect_r_peaks, r_peaks_of
 from ..signal.segments import segment_beats
 from ..signal.ecg import denoise
 from ..simulate.cohorts import write_virtual
@@ -73,18 +74,24 @@ def _time_denoising(records: int, repeats: int) -> list[dict]:
     ways = {"kit": lambda: denoise(ecg, FS), "loop": lambda: denoise_by_lead(ecg)}
     return time_ways("denoising", f"{records} records", ways, records, repeats)
 
+_ENOUGH_FOR_ALL = 1000  # records, by which to judge how well cores are used
+
 def _time_r_peaks(records: int, repeats: int) -> list[dict]:
     ecg = _repeated_records(records)
+    def on_one_core():
+        with one_thread():
+            return r_peaks_of(ecg, FS)
     ways = {
         "all cores": lambda: r_peaks_of(ecg, FS),
-        "one core": lambda: [detect_r_peaks(e, FS) for e in ecg],
+        "one core": on_one_core,
+        "record by record": lambda: [detect_r_peaks(e, FS) for e in ecg],
     }
-    all_cores, one_core = time_ways(
+    all_cores, one_core, singly = time_ways(
         "R-peaks", f"{records} records", ways, records, repeats, cores=cpu_count()
     )
-    if records >= MANY_RECORDS:  # fewer are left to one core
+    if records >= _ENOUGH_FOR_ALL:
         all_cores |= {f"efficiency{e}": one_core[f"ratio{e}"] / cpu_count() for e in ("", "_lo", "_hi")}
-    return [all_cores, one_core]
+    return [all_cores, one_core, singly]
 
 # %% ../../nbs/97_data_speed.ipynb #5508bb47
 def time_preparation(
@@ -125,7 +132,7 @@ def _stages(preset: Preset, device: str) -> dict[str, Callable]: # patients -> f
     return {
         "simulator": lambda n: partial(simulate, n, 0, device),
         "denoising": lambda n: partial(denoise, _repeated_records(n), FS),
-        "R-peaks": lambda n: partial(r_peaks_of, _repeated_records(n), FS, workers=1),
+        "R-peaks": lambda n: partial(r_peaks_of, _repeated_records(n), FS),
         "feeding": lambda n: partial(_feed, noise_pairs(n)),
         "augmentation": lambda n: partial(CMRAugment(preset), noise_pairs(n).cine.to(device)),
         "segmentation": lambda n: partial(

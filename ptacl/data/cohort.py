@@ -235,6 +235,11 @@ def split(self: Cohort, name: str) -> np.ndarray: # train, val or test -> row nu
     return np.flatnonzero(self._table["split"] == name)
 
 @patch
+def people(self: Cohort, rows: np.ndarray) -> np.ndarray: # row numbers
+    "Of these rows the first of each participant: another visit of the same heart is no other patient."
+    return rows[~pd.Series(self._table["participant"][rows]).duplicated().to_numpy()]
+
+@patch
 def row_numbers(self: Cohort,
     patients, # a slice, numbers (negative: from the end), True/False each, a split's name, or None for all
 ) -> np.ndarray: # (k,) int

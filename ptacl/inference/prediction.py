@@ -166,10 +166,10 @@ def load_probe(
     return probe
 
 # %% ../../nbs/77_prediction.ipynb #aa3139c4
-def _good_rows(cohort: Cohort, split: str) -> list[int]:
-    "The patients of a split whose recordings are good. Raises `PtaclError` on fewer than two."
+def _good_rows(cohort: Cohort, split: str) -> np.ndarray: # row numbers
+    "The people of a split by their first good recording. Raises `PtaclError` on fewer than two."
     good = np.asarray(cohort.table.quality == "good")
-    rows = [i for i in cohort.split(split) if good[i]]
+    rows = cohort.people(np.array([i for i in cohort.split(split) if good[i]], int))
     if len(rows) < 2:
         raise PtaclError(
             f"{len(rows)} good recordings in the split {split}, at least 2 are needed: "

@@ -40,12 +40,14 @@ def _read_run(
 def _read_runs(folder) -> tuple[list, list]:  # finished and failed runs
     "All runs below a folder, in the order of their names. Raises `PtaclError` where there are none."
     top = Path(folder)
-    files = [file for name in ("result.json", "failed.json") for file in sorted(top.rglob(name))]
-    if not files:
+    last = {}  # of each folder: an older verdict stays where a run is begun again and dies
+    for file in sorted([*top.rglob("result.json"), *top.rglob("failed.json")], key=lambda file: file.stat().st_mtime):
+        last[file.parent] = file
+    if not last:
         raise PtaclError(
             f"no runs below {top.name or 'this folder'}: "
             "each would have left a result.json or a failed.json")
-    runs = [_read_run(file, top) for file in files]
+    runs = [_read_run(last[place], top) for place in sorted(last)]
     finished = [run for run in runs if "error" not in run]
     failed = [run for run in runs if "error" in run]  # also those that were stopped by hand: `_stopped`
     return finished, failed

@@ -73,6 +73,7 @@ def _run_process(
     """One run in a process of its own; on a GPU, where several speak at once, into `run.log`.
     Where it dies without a word, `failed.json` says so."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "failed.json").unlink(missing_ok=True)  # of an earlier try: not what this one dies of
     given = parameters | {"output_dir": str(folder)}
     options = [text for k, v in given.items() for text in ("-p", k, str(v))]
     command = [sys.executable, "-m", "ptacl.app.cli", "run", experiment, *options]

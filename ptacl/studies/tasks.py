@@ -144,6 +144,16 @@ def _loaded(cohort: Cohort, rows, y: pd.DataFrame, side: int) -> Pairs:
     pairs = Pairs(**cohort.load(rows)).shrunk(side)
     return pairs.with_extra(targets=torch.tensor(y.to_numpy(float), dtype=torch.float32))
 
+def _people_of(cohort: Cohort, split: str) -> np.ndarray: # row numbers
+    "The participants of a split by their first visit; how many others are left out is said."
+    rows = cohort.split(split)
+    people = cohort.people(rows)
+    if len(people) < len(rows):
+        others = len(rows) - len(people)
+        warnings.warn(f"{name_of(cohort.path)}: {others} repeat visits of the split {split} left out, "
+                      "as nobody counts twice", stacklevel=3)
+    return people
+
 def _cohort_task(
     path,                        # of a cohort
     n_train: int | None = None,  # take the first ones; None: all of the split
@@ -154,7 +164,7 @@ def _cohort_task(
     "Splits of a cohort on disk. Raises `PtaclError` where a split is too small."
     cohort = Cohort.open(path)
     name = name_of(path)
-    rows, test_rows = cohort.split("train")[:n_train], cohort.split("test")[:n_test]
+    rows, test_rows = (_people_of(cohort, split)[:n] for split, n in (("train", n_train), ("test", n_test)))
     if len(rows) < 16 or len(test_rows) < 20:
         raise PtaclError(
             f"{name}: {len(rows)} training and {len(test_rows)} test patients, "
