@@ -27,12 +27,19 @@ from ptacl.core.processes import own_kernel
 from ptacl.core.files import write_result
 from ptacl.studies.experiments import _failure_kept, parameters_of, run_experiment
 from ptacl.simulate.cohorts import write_virtual
+from ptacl.data.cohort import Cohort
+from ptacl.nets.encoders import ECGEncoder
+from ptacl.nets.joint import PTACL
+from ptacl.rivals.methods import train_method
+from ptacl.studies.learning import Watch
 from ptacl.core.presets import PHENOTYPES, workshop
 from ptacl.studies.report import _read_runs, _report_page, _result_rows, write_report
 from ptacl.studies.sweeps import _sweep_grid
 from ptacl.data.cohort import Cohort
 from ptacl.data.pairs import Pairs
 from ptacl.simulate.patients import simulate
+from ptacl.train.checkpoint import read_state
+from ptacl.train.finetune import Tuned
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "nbs" / "experiments").glob("*.ipynb"))
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:root|home|work|tmp|Users|mnt|opt|private|scratch)/\w[^\s'\"<]*")
@@ -317,6 +324,45 @@ def test_a_phenotype_that_nobody_has_is_left_out(tmp_path):
     with pytest.warns(UserWarning, match="cohort: LVM left out"): task = tasks.make_task(str(tmp_path / "cohort"))
     assert "LVM" not in task.train_y and list(task.test_y) == list(task.train_y) and len(task.train_y.columns) == 9
     assert task.train.extra["targets"].isnan().all(0).tolist() == [p == "LVM" for p in cohort.phenotypes]
+
+
+def test_watching_patients_with_gaps_ends_no_training():
+    "A phenotype that nobody has, and one that only patients have who are not asked."
+    y = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 10)), columns=list(PHENOTYPES))
+    parts = [Pairs(torch.randn(n, 12, 5000), torch.arange(0.3, 10, 0.9).repeat(n, 1),
+                   torch.randint(0, 256, (n, 30, 48, 48), dtype=torch.uint8)) for n in (36, 24)]
+    watch = Watch(parts[0], y[:36], parts[1], y[36:], n=20, m=12)
+    tiny = replace(workshop, width=32, heads=2, proj_dim=16)
+    taught, joint = Tuned(ECGEncoder(tiny), PHENOTYPES), PTACL(tiny)
+    torch.nn.init.normal_(taught.head.weight)
+    whole = watch(taught)["loss"], watch(joint)["probe_r2"]
+    fewer = replace(watch, train_y=y[:36].drop(columns="LVM"), test_y=y[36:].drop(columns="LVM"))
+    assert np.isfinite(fewer(taught)["loss"]) and fewer(taught)["loss"] != whole[0]
+    for rows in (slice(20), slice(37, 48), slice(36, 48)):            # of those who teach the probe, and of those who are asked
+        gaps = y.copy(); gaps.iloc[rows, 9] = np.nan
+        asked = replace(watch, train_y=gaps[:36], test_y=gaps[36:])
+        assert np.isfinite(asked(joint)["probe_r2"]) and asked(joint)["probe_r2"] != whole[1]
+    nobody = replace(watch, test_y=y[36:] * np.nan)
+    assert "probe_r2" not in nobody(joint) and nobody(joint)["loss"] > 0
+
+
+def test_a_supervised_network_is_watched_in_a_cohort_that_lacks_a_phenotype(tmp_path):
+    "Ten outputs, nine of them taught; RVEF was measured in training patients alone, and is not asked for."
+    write_virtual(simulate(60, 0, frames=26), tmp_path / "cohort", workers=1, shares={"train": .6, "test": .4})
+    table = zarr.open(tmp_path / "cohort", mode="r+")
+    opened = Cohort.open(tmp_path / "cohort")
+    measured = opened.phenotypes.to_numpy(copy=True)
+    measured[:, 5] = np.nan
+    measured[opened.split("test")[1:], 9] = np.nan
+    table["table/1/phenotypes"][:] = measured
+    with pytest.warns(UserWarning, match="left out"): task = tasks.make_task(str(tmp_path / "cohort"), side=48)
+    assert {"LVM", "RVEF"}.isdisjoint(task.test_y) and list(task.train_y) == list(task.test_y)
+    assert task.train.extra["targets"].isnan().all(0).tolist() == [p == "LVM" for p in PHENOTYPES]
+    tiny = replace(workshop, width=32, heads=2, proj_dim=16, batch_size=16, epochs_mae=1, epochs_joint=1)
+    watch = Watch(task.train, task.train_y, task.test, task.test_y)
+    train_method("supervised", task.train, tiny, folder=tmp_path / "run", watch=watch)
+    asked = [read_state(tmp_path / "run" / name)["history"][-1]["held_out"]["loss"] for name in ("supervised_ecg", "supervised_cmr")]
+    assert np.isfinite(asked).all()
 
 
 @pytest.mark.parametrize("spec", [

@@ -133,6 +133,7 @@ class Watch:
         y, known = self.test_y[:self.m], self.train_y
         if (model.sd == 1).all():  # this network was taught standardised ones
             y = (y - known.mean()) / known.std(ddof=0)
+        y = y.reindex(columns=model.names)  # the network has outputs of phenotypes that nobody has, too
         return test.with_extra(targets=torch.tensor(y.to_numpy(float), dtype=torch.float32))
 
     def _joint(self, model: nn.Module, test: Pairs) -> dict[str, float]:
@@ -150,12 +151,14 @@ class Watch:
     def _probe(self, model: nn.Module, test: Pairs) -> dict[str, float]:
         "R² of a linear probe on the features of the ECG."
         features = _ecg_features(model)
-        if features is None:
+        y, test_y = self.train_y[:self.n], self.test_y[:self.m]
+        told = [name for name in y if min(y[name].nunique(), test_y[name].nunique()) > 1]
+        if features is None or not told:  # these few may lack what the others have
             return {}
         x, new = (infer(features, model, part) for part in (self.train.of(slice(0, self.n)), test))
         with warnings.catch_warnings(action="ignore"):  # it may overfit in a small cohort: it is only watched
-            predictions = ols_predict(x, self.train_y[:self.n], new)
-        return {"probe_r2": float(regression_scores(self.test_y[:self.m], predictions)["R2"].mean())}
+            predictions = ols_predict(x, y[told], new)
+        return {"probe_r2": float(regression_scores(test_y[told], predictions)["R2"].mean())}
 
 # %% ../../nbs/88_learning.ipynb #ea36a35d
 def has_learned(held_out: dict) -> bool:  # from `Watch` or `contrast`

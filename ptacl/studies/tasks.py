@@ -131,12 +131,12 @@ def virtual_task(
     return Task(with_targets(pairs, y), test_pairs, y, test_y, c, test_c, possible, about)
 
 # %% ../../nbs/87_tasks.ipynb #1112cdd1
-def _constant_phenotypes(y: pd.DataFrame, name: str) -> list[str]:
-    "In which no two training patients differ: nothing can be learned of them, and it is said."
+def _constant_phenotypes(y: pd.DataFrame, name: str, whose: str) -> list[str]:  # training or test
+    "In which no two of these patients differ: nothing can be learned or scored, and it is said."
     constant = [p for p in y if y[p].nunique() < 2]
     if constant:
         warnings.warn(
-            f"{name}: {', '.join(constant)} left out, as no two training patients differ in it", stacklevel=3)
+            f"{name}: {', '.join(constant)} left out, as no two {whose} patients differ in it", stacklevel=3)
     return constant
 
 def _loaded(cohort: Cohort, rows, y: pd.DataFrame, side: int) -> Pairs:
@@ -170,10 +170,11 @@ def _cohort_task(
             f"{name}: {len(rows)} training and {len(test_rows)} test patients, "
             "at least 16 and 20 are needed")
     y, test_y = cohort.phenotypes.iloc[rows], cohort.phenotypes.iloc[test_rows]
-    constant = _constant_phenotypes(y, name)
+    constant = _constant_phenotypes(y, name, "training")
     known = y.assign(**dict.fromkeys(constant, np.nan))
     train = Stream(cohort, rows) if stream else _loaded(cohort, rows, known, side)
     test = Pairs(**cohort.load(test_rows)).shrunk(side)
+    constant += _constant_phenotypes(test_y.drop(columns=constant), name, "test")
     y, test_y = (table.drop(columns=constant) for table in (y, test_y))
     who = hashlib.blake2b(" ".join(y.index).encode(), digest_size=6).hexdigest()
     about = {"kind": "cohort", "name": mask_ids(name), "n_train": len(y), "n_test": len(test_y),
