@@ -1,4 +1,5 @@
 "Fine-tuning: pooling, masked loss, units, gaps, freezing, resuming, and what it refuses."
+import json
 import warnings
 from copy import deepcopy
 from dataclasses import replace
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptacl.nets.encoders import CMREncoder, ECGEncoder
+from ptacl.nets.encoders import CMREncoder, ECGEncoder, EchoEncoder
 from ptacl.core.errors import PtaclError
 from ptacl.train.finetune import AttentionPool, Tuned, attention_map, finetune, load_tuned, masked_error, predict
 from ptacl.train.finetune import supervised, _training_view, tune_step, with_targets
@@ -18,6 +19,7 @@ from ptacl.nets.joint import PTACL
 from ptacl.nets.weights import from_pretrained
 from ptacl.core.presets import paper_regression
 from ptacl.evaluate.scoreboard import table1, table2
+from ptacl.rivals.methods import load_method
 from ptacl.data.pairs import Pairs
 from ptacl.train.loop import infer
 from ptacl.train.optimiser import make_optimizer
@@ -187,6 +189,23 @@ def test_a_run_resumes_and_comes_back_from_disk(pairs, tmp_path):
     np.testing.assert_allclose(predict(again, data), predict(whole, data), rtol=1e-4)
     with pytest.raises(PtaclError, match="no model of this kit"): from_pretrained(tmp_path / "b" / "model")
     with pytest.raises(PtaclError, match="other settings"): finetune(enc, data, y, epochs=4, lr=2e-3, folder=tmp_path / "b", resume=True)
+
+
+def test_an_echo_comes_back_as_an_echo(pairs, tmp_path):
+    "Which key of a batch it reads, what it is standardised with; and what was stored as a cine's still is one."
+    data, y = pairs
+    echoes = Pairs(data.ecg, data.r_peaks, data.cine.flip(0), {"echo": data.cine})     # the cines are of others
+    for preset in (tiny, replace(tiny, cmr_pool="cycle")):
+        tuned = finetune(EchoEncoder(preset), echoes, y, epochs=2, folder=tmp_path / preset.cmr_pool)
+        assert tuned.config["kind"] == "Tuned-Echo"
+        for load in (load_tuned, load_method):
+            again = load(tmp_path / preset.cmr_pool / "model")
+            assert type(again.encoder) is EchoEncoder
+            pd.testing.assert_frame_equal(predict(again, echoes), predict(tuned, echoes))
+    assert torch.equal(again.predict({"echo": data.cine}), tuned.predict({"echo": data.cine}))     # an echo alone
+    config = tmp_path / "cycle" / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"kind": "Tuned-CMR"}))
+    assert type(load_tuned(config.parent).encoder) is CMREncoder
 
 
 def test_attention_maps_sum_to_one_over_leads_and_times(pairs):

@@ -14,10 +14,10 @@ from pytorch_metric_learning.losses import NTXentLoss
 import ptacl.rivals.cmae
 import ptacl.rivals.methods
 import ptacl.rivals.simclr
-from ptacl.rivals.cmae import CMAE, cmae_step, _cmae_view, _median_beat, _mix
+from ptacl.rivals.cmae import CMAE, Autoencoder, autoencoder_step, cmae_step, _cmae_view, _median_beat, _mix
 from ptacl.rivals.dualphase import DualPhase, TwoPhases, dualphase_step, _mlp_predict, phenotype_step, _three_way_loss, _volumes
 from ptacl.rivals.eccl import eccl_step, _eccl_view, _flip, start_eccl
-from ptacl.nets.encoders import CMREncoder, ECGEncoder
+from ptacl.nets.encoders import CMREncoder, ECGEncoder, EchoEncoder
 from ptacl.core.errors import PtaclError
 from ptacl.rivals.methods import METHODS, PRETRAININGS, load_method, train_method, _with_standard_targets
 from ptacl.rivals.mmcl import MMCL, frame_least_like_diastole, mmcl_step, _mmcl_view, _three_channels
@@ -254,6 +254,22 @@ def test_mixing_takes_about_half_from_each_and_the_same_from_all_patients(seed):
 def test_the_view_of_the_cmae_is_made_once():
     view = _cmae_view(made_up(), tiny)
     assert _cmae_view(view, tiny) is view and view["beat"].shape == (6, 12, 600)
+
+
+@pytest.mark.parametrize("build, step", [(SimCLR, simclr_step), (Autoencoder, autoencoder_step)])
+def test_first_phases_of_echoes_are_of_echoes(build, step):
+    "They say so, and look at the echo alone."
+    torch.manual_seed(0)
+    model, batch = build(EchoEncoder(tiny)), made_up()
+    assert model.config["kind"] == f"{build.__name__}-Echo"
+    batch["echo"] = batch["cine"]
+    found = []
+    for cine in (batch["cine"], 255 - batch["cine"]):
+        torch.manual_seed(1)
+        found.append(step(model.eval(), batch | {"cine": cine})["loss"])
+    assert torch.equal(*found) and torch.isfinite(found[0])
+    torch.manual_seed(1)
+    assert not torch.equal(step(model, batch | {"echo": batch["echo"] // 2})["loss"], found[0])
 
 
 # --- ECCL -----------------------------------------------------------------------------------------------------------------

@@ -87,35 +87,35 @@ class Autoencoder(nn.Module):
 
     @property
     def config(self) -> dict: # what rebuilds the model
-        kind = "Autoencoder-ECG" if isinstance(self.encoder, ECGEncoder) else "Autoencoder-CMR"
-        return {"kind": kind, "preset": asdict(self.encoder.preset)}
+        return {"kind": f"Autoencoder-{self.encoder.modality}", "preset": asdict(self.encoder.preset)}
 
 # %% ../../nbs/82_cmae.ipynb #5c492750
 def beat_preset(preset: Preset) -> Preset: # of the ECG encoder
     "The preset of an encoder that sees a median beat of 1.2 s."
     return replace(preset, ecg_crop=12 * preset.ecg_patch)
 
-def _cmae_view(batch: dict, preset: Preset, film: bool = True) -> dict:
+def _cmae_view(batch: dict, preset: Preset, film: str = "cine") -> dict:  # film: its key; "": none
     "Median beat, whether there is one, and the film; what is a view already is passed on."
     if isinstance(batch, View):
         return batch
     with full_precision(batch["ecg"]):
         beat, valid = _median_beat(batch["ecg"], batch["r_peaks"], preset.fs, 12 * preset.ecg_patch)
     view = View(batch) | {"beat": beat, "valid": valid}
-    cine = view.pop("cine", None)
-    if film and cine is not None:
-        view["cine"] = centre_film(cine, preset)
+    view.pop("cine", None)
+    if film in batch:
+        view[film] = centre_film(batch[film], preset)
     return view
 
 # %% ../../nbs/82_cmae.ipynb #96458c15
 def autoencoder_step(model: Autoencoder, batch: dict) -> dict:
     "Reconstruction of one modality by itself; patients without a whole beat are left out of the ECG's."
-    of_ecg = isinstance(model.encoder, ECGEncoder)
-    view = _cmae_view(batch, model.encoder.preset, film=not of_ecg)
+    encoder = model.encoder
+    of_ecg = isinstance(encoder, ECGEncoder)
+    view = _cmae_view(batch, encoder.preset, film="" if of_ecg else encoder.key)
     if of_ecg:
         x, valid = view["beat"], view["valid"]
     else:
-        x, valid = view["cine"], None
+        x, valid = view[encoder.key], None
     return {"loss": masked_mean(model.error(model(x), x), valid)}
 
 # %% ../../nbs/82_cmae.ipynb #15972156
@@ -148,7 +148,7 @@ class CMAE(nn.Module):
 
     def ecg_features(self, batch: dict) -> Tensor: # -> (B, L)
         "The latent vector of the median beat alone."
-        return self.ecg(_cmae_view(batch, self.preset, film=False)["beat"])
+        return self.ecg(_cmae_view(batch, self.preset, film="")["beat"])
 
     def features(self, batch: dict) -> tuple[Tensor, Tensor]: # -> ECG (B, L), CMR (B, L)
         "Both latent vectors, each from its own modality."

@@ -281,7 +281,9 @@ def train_methods(
 
 # %% ../../nbs/85_methods.ipynb #edd00971
 _RIVAL_BUILDERS: dict[str, Builder] = {"MMCL": MMCL, "CMAE": CMAE, "DualPhase": DualPhase}  # kind -> builder
-_FIRST_PHASES = "SimCLR-ECG", "SimCLR-CMR", "Autoencoder-ECG", "Autoencoder-CMR", "TwoPhases"  # kinds
+_FIRST_PHASES = (  # kinds
+    "SimCLR-ECG", "SimCLR-CMR", "SimCLR-Echo",
+    "Autoencoder-ECG", "Autoencoder-CMR", "Autoencoder-Echo", "TwoPhases")
 
 def load_method(
     folder: str | Path,                  # folder/NAME/model of `train_method`, or that of any other model

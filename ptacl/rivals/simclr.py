@@ -54,7 +54,7 @@ def projection_head(
 
 # %% ../../nbs/80_simclr.ipynb #bf0d7e56
 class SimCLR(nn.Module):
-    "An encoder of either modality with a projection head."
+    "An encoder of one modality with a projection head."
     def __init__(self, encoder: ECGEncoder | CMREncoder):
         super().__init__()
         self.encoder = encoder
@@ -65,8 +65,7 @@ class SimCLR(nn.Module):
 
     @property
     def config(self) -> dict: # what rebuilds the model
-        kind = "SimCLR-ECG" if isinstance(self.encoder, ECGEncoder) else "SimCLR-CMR"
-        return {"kind": kind, "preset": asdict(self.encoder.preset)}
+        return {"kind": f"SimCLR-{self.encoder.modality}", "preset": asdict(self.encoder.preset)}
 
 # %% ../../nbs/80_simclr.ipynb #dd4d2280
 def _two_views(encoder: ECGEncoder | CMREncoder, batch: dict) -> Tensor: # -> (2B, …) what the encoder takes

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from ..signal.augment import augment_ecg, centre_crop, centre_film, cmr_augment
-from ..nets.encoders import CMREncoder, ECGEncoder
+from ..nets.encoders import CMREncoder, ECGEncoder, EchoEncoder
 from ..core.devices import full_precision
 from ..core.errors import PtaclError
 from ..core.distributed import BatchNorm, total
@@ -64,7 +64,7 @@ class CyclePool(nn.Module):
 
 # %% ../../nbs/62_finetune.ipynb #37169430
 class Tuned(nn.Module):
-    "An encoder of either modality, pooling and a linear head for all targets."
+    "An encoder of one modality, pooling and a linear head for all targets."
     def __init__(self,
         encoder: ECGEncoder | CMREncoder, # copied
         names,                            # of the targets
@@ -86,7 +86,7 @@ class Tuned(nn.Module):
 
     @property
     def config(self) -> dict: # what rebuilds the model
-        kind = "Tuned-ECG" if isinstance(self.encoder, ECGEncoder) else "Tuned-CMR"
+        kind = f"Tuned-{self.encoder.modality}"
         return {"kind": kind, "preset": asdict(self.encoder.preset), "targets": self.names}
 
     def view(self, batch: dict) -> Tensor: # what the encoder takes
@@ -205,6 +205,7 @@ def attention_map(model: Tuned, batch: dict) -> Tensor: # (B, rows of leads, n),
 TUNED: dict[str, Builder] = {  # kind -> builder
     "Tuned-ECG": lambda preset, targets: Tuned(ECGEncoder(preset), targets),
     "Tuned-CMR": lambda preset, targets: Tuned(CMREncoder(preset), targets),
+    "Tuned-Echo": lambda preset, targets: Tuned(EchoEncoder(preset), targets),
 }
 
 def load_tuned(folder: str | Path, device: torch.device | str = "cpu") -> Tuned:
