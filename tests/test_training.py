@@ -328,6 +328,19 @@ def test_learning_rate_of_the_run_follows_it(pairs):
     assert [row["lr"] for row in history] == pytest.approx([3e-3 * learning_rate(2 * e, 10, tiny.warmup) for e in range(1, 6)])
 
 
+@pytest.mark.parametrize("warmup", [0.1, 0.6])   # over when the run is gone on with, and still under way
+def test_a_run_gone_on_with_for_longer_has_the_rates_of_a_long_one(warmup, pairs, tmp_path):
+    def rates(epochs, **kw):
+        preset, taken = replace(tiny, warmup=warmup), []
+        hook = register_optimizer_step_pre_hook(lambda optimizer, *_: taken.append([g["lr"] for g in optimizer.param_groups]))
+        try: fit(start(), joint_step, pairs, preset, epochs, 3e-3, **kw)
+        finally: hook.remove()
+        return taken
+    straight = rates(5)
+    assert len(straight) == 10 and rates(2, folder=tmp_path) != straight[:4]
+    assert rates(5, folder=tmp_path, resume=True) == straight[4:]                   # to the last bit, from the first step
+
+
 def test_optimizer_takes_what_is_free_once_and_decays_matrices_only():
     model = PTACL(replace(tiny, ecg_layers=2, cmr_layers=2, frozen_layers=1))
     model.ecg.freeze(1); model.cmr.freeze(0)

@@ -20,7 +20,7 @@ from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_para
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from ..core.devices import keep_memory
 from ..core.distributed import distributed, gather, total
 from ..core.errors import PtaclError
@@ -214,10 +214,16 @@ def _check_data(data, preset: Preset, name: str) -> None:
             "or give the preset theirs by dataclasses.replace")
 
 # %% ../../nbs/58_loop.ipynb #cff7ae43
+def _at_its_own_rates(schedule: LambdaLR) -> None:
+    "Learning rates of this schedule: those in a state are of a run that may have been meant to be shorter."
+    for group, share in zip(schedule.optimizer.param_groups, schedule.lr_lambdas):
+        group["lr"] = group["initial_lr"] * share(schedule.last_epoch)
+
 def _resume(run: _Run, epochs: int) -> None:
-    """Go on from the state in the run's folder, where there is one.
-    Raises `PtaclError` where it has more epochs."""
+    """Go on from the state in the run's folder, where there is one, at the rates of a run of so many epochs.
+    Raises `PtaclError` where it has more."""
     run.history = load_state(run.folder, run.settings, **vars(run.parts))
+    _at_its_own_rates(cast(LambdaLR, run.parts.schedule))
     if len(run.history) > epochs:
         raise PtaclError(f"{given_path(run.folder)} holds a run of {len(run.history)} epochs already: "
                          "ask for as many or more, or take another folder")
