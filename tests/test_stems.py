@@ -14,8 +14,12 @@ from ptacl.nets.encoders import CMREncoder, ECGEncoder
 from ptacl.nets.joint import PTACL, joint_loss, start_joint
 from ptacl.nets.mae import MAE
 from ptacl.nets.stems import _PlaceNorm
+from ptacl.nets.weights import from_pretrained
 from ptacl.data.pairs import Pairs
+from ptacl.train.checkpoint import read_state
 from ptacl.train.finetune import finetune
+from ptacl.train.loop import fit
+from ptacl.train.steps import mae_cmr_step, mae_ecg_step
 
 SMALL = replace(workshop, width=32, heads=2, proj_dim=8, decoder_width=32)
 DEPTHS = (0, 1)
@@ -103,6 +107,25 @@ def test_every_weight_of_an_autoencoder_learns(kind):
     mae = MAE(encoder(kind, 1)).train()
     mae(an_input(kind))["loss"].backward()
     assert not [name for name, w in mae.named_parameters() if w.grad is None]
+
+
+@pytest.mark.parametrize("kind", ["ecg", "cmr"])
+def test_held_out_patients_are_asked_of_the_network_that_is_kept(kind, tmp_path, capsys):
+    "History, state, card and the last line speak of the stem that has seen whole inputs; the weights are those without a watch."
+    g = torch.Generator().manual_seed(0)
+    data = Pairs(torch.randn(12, 12, 5000, generator=g), torch.zeros(12, 1), torch.randint(0, 256, (12, 26, 48, 48), dtype=torch.uint8, generator=g))
+    def watch(mae):
+        x = torch.randn(3, 12, SMALL.ecg_crop, generator=torch.Generator().manual_seed(1)) if kind == "ecg" else an_input("cmr")
+        with torch.no_grad(): return {"loss": mae.eval().encoder(x).square().mean().item(), "chance": 0.123456}
+    preset, models = replace(SMALL, batch_size=4), [MAE(encoder(kind)) for _ in range(2)]
+    step = mae_ecg_step if kind == "ecg" else mae_cmr_step
+    history = fit(models[0], step, data, preset, 2, 1e-3, folder=tmp_path, watch=watch)
+    kept = watch(from_pretrained(tmp_path / "model"))
+    assert history[-1]["held_out"] == kept == read_state(tmp_path)["history"][-1]["held_out"] and history[0]["held_out"] != kept
+    assert f"held-out loss | {kept['loss']:.3f}" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert f"settled  held-out loss {kept['loss']:.3f} (chance 0.123)" in capsys.readouterr().out
+    fit(models[1], step, data, preset, 2, 1e-3)
+    assert all(torch.equal(a, b) for a, b in zip(models[0].state_dict().values(), models[1].state_dict().values()))
 
 
 def test_place_norm_is_batch_norm_where_all_is_seen():

@@ -308,8 +308,17 @@ def _unsettled(run: _Run) -> bool:
     mae = run.parts.model
     return isinstance(mae, MAE) and mae.encoder.convolves and "settled" not in (run.history or [{}])[-1]
 
-def _settle(run: _Run, step: Callable, keep: int) -> None:
-    "Statistics of whole inputs for the batch norms of an autoencoder's stem; nothing else changes."
+def _report_settled(run: _Run) -> None:
+    "One line more: what held-out patients say of the network that is kept."
+    row = run.history[-1]
+    if run.accelerator.is_main_process:
+        tqdm.write(f"{run.name}  settled  {_held_out_in_words(row['held_out'])}")
+    numbers = {f"held-out {name}": value for name, value in row["held_out"].items()}
+    run.accelerator.log(numbers, step=row["epoch"])
+
+def _settle(run: _Run, step: Callable, keep: int, watch: Callable | None = None) -> None:
+    """Statistics of whole inputs for the batch norms of an autoencoder's stem; no weight changes.
+    Held-out patients are asked again: it is another network now."""
     from accelerate.utils import send_to_device
     mae = run.parts.model
     rounds = -(-_SETTLING_STEPS // max(1, len(run.loader)))
@@ -321,6 +330,9 @@ def _settle(run: _Run, step: Callable, keep: int) -> None:
     mae.eval()
     if run.history:
         run.history[-1]["settled"] = True
+        if watch:
+            run.history[-1]["held_out"] = watch(mae)
+            _report_settled(run)
     if run.kept:
         save_state(run.folder, keep, settings=run.settings, history=run.history, **vars(run.parts))
 
@@ -391,7 +403,7 @@ def fit(
                 save_state(folder, keep, settings=run.settings, history=run.history, **vars(run.parts))
         if _unsettled(run):
             _draw_from(seed, epochs, run)
-            _settle(run, step, keep)
+            _settle(run, step, keep, watch)
     _end(run, tracker)
     return run.history
 
