@@ -144,7 +144,7 @@ def test_place_norm_is_batch_norm_where_all_is_seen():
     ({"ecg_patch": 25}, "multiple of 10"), ({"cmr_patch": (2, 12, 12)}, "8, 16"), ({"width": 24, "heads": 2}, "multiple of 16"),
     ({"heads": 64, "width": 64}, "even width"), ({"stem": "deep"}, "'linear' or 'conv'"), ({"ecg_layers": -1}, "ecg_layers must be"),
     ({"frozen_layers": 5}, "frozen_layers"), ({"views": "none"}, "'strong' or 'gentle'"), ({"projection": "deep"}, "'linear' or 'mlp'"),
-    ({"cmr_pool": "max"}, "'attention' or 'cycle'")])
+    ({"cmr_pool": "max"}, "'attention' or 'cycle'"), ({"batch_size": 1}, "batch_size must be ≥ 2"), ({"batch_size": 0}, "batch_size must be ≥ 2")])
 def test_presets_that_cannot_work_are_refused(changes, why):
     with pytest.raises(PtaclError, match=why): replace(workshop, **changes)
 

@@ -73,7 +73,7 @@ class _Derived:
 # %% ../../nbs/01_presets.ipynb #0ed1c961
 _POSITIVE = (
     "ecg_crop", "ecg_patch", "frames", "size", "width", "heads", "mlp_ratio",
-    "decoder_width", "decoder_layers", "decoder_heads", "proj_dim", "batch_size",
+    "decoder_width", "decoder_layers", "decoder_heads", "proj_dim",
     "lr_mae", "lr_joint", "lr_tune", "clip", "pos_std")
 _Rules = Iterator[tuple[bool, str]]
 
@@ -81,6 +81,8 @@ def _size_rules(p: "Preset") -> _Rules:
     "Sizes that fit into each other."
     for name in _POSITIVE:
         yield getattr(p, name) > 0, f"{name} must be > 0, got {getattr(p, name)}"
+    others = p.batch_size > 1
+    yield others, f"batch_size must be ≥ 2, got {p.batch_size}: one patient alone cannot be told from others"
     yield p.fs == FS, f"fs is {FS} Hz, to which every record is resampled, got {p.fs}"
     patch = p.cmr_patch
     yield len(patch) == 3 and min(patch) > 0, f"cmr_patch is (frames, rows, columns), all > 0, got {patch}"
