@@ -1,4 +1,5 @@
 "The rivals on any input: against reference implementations and plain loops, patient by patient, from any start."
+from copy import deepcopy
 from dataclasses import replace
 from itertools import permutations
 from unittest.mock import patch
@@ -14,7 +15,7 @@ from pytorch_metric_learning.losses import NTXentLoss
 import ptacl.rivals.cmae
 import ptacl.rivals.methods
 import ptacl.rivals.simclr
-from ptacl.rivals.cmae import CMAE, Autoencoder, autoencoder_step, cmae_step, _cmae_view, _median_beat, _mix
+from ptacl.rivals.cmae import CMAE, Autoencoder, autoencoder_step, beat_preset, cmae_step, _cmae_view, _median_beat, _mix
 from ptacl.rivals.dualphase import DualPhase, TwoPhases, dualphase_step, _mlp_predict, phenotype_step, _three_way_loss, _volumes
 from ptacl.rivals.eccl import eccl_step, _eccl_view, _flip, start_eccl
 from ptacl.nets.encoders import CMREncoder, ECGEncoder, EchoEncoder
@@ -22,6 +23,7 @@ from ptacl.core.errors import PtaclError
 from ptacl.rivals.methods import METHODS, PRETRAININGS, load_method, train_method, _with_standard_targets
 from ptacl.rivals.mmcl import MMCL, frame_least_like_diastole, mmcl_step, _mmcl_view, _three_channels
 from ptacl.nets.joint import PTACL
+from ptacl.nets.losses import global_contrastive_loss, masked_mean
 from ptacl.core.presets import PHENOTYPES, paper_regression, workshop
 from ptacl.rivals.simclr import SimCLR, nt_xent, simclr_step, _two_views
 from ptacl.data.pairs import Pairs, pairs_of_virtual
@@ -231,6 +233,64 @@ def test_patients_without_a_beat_do_not_count():
     assert cmae_step(model.train(), batch)["ecg"] == 0
 
 
+def cmae_without(batch, model, seed=1):
+    "A step, what it leaves in the ECG's half, and its gradients there."
+    model = deepcopy(model).train()
+    torch.manual_seed(seed)
+    out = cmae_step(model, batch)
+    out["loss"].backward()
+    grads = {k: torch.zeros_like(p) if p.grad is None else p.grad for k, p in model.named_parameters()}
+    return out, dict(model.ecg.named_buffers()), grads
+
+
+def test_patients_without_a_beat_are_compared_with_nobody():
+    "The contrast, and what batch norms learn of ECGs, are those of the others alone."
+    torch.manual_seed(0)
+    model, batch = CMAE(tiny), made_up(8)
+    batch["r_peaks"][[1, 4]] = torch.nan
+    others = of(batch, [0, 2, 3, 5, 6, 7])
+    alone = deepcopy(model).train()
+    z_ecg = alone.ecg(_cmae_view(others, tiny)["beat"])
+    z_cmr = deepcopy(model).train().cmr(_cmae_view(batch, tiny)["cine"])[[0, 2, 3, 5, 6, 7]]   # films are everybody's
+    out, statistics, _ = cmae_without(batch, model)
+    assert torch.equal(out["contrast"], global_contrastive_loss(z_ecg, z_cmr, torch.exp(-model.scale)))
+    for name, known in alone.ecg.named_buffers(): assert torch.equal(statistics[name], known), name
+    ecg_alone = [Autoencoder(ECGEncoder(beat_preset(tiny))).train() for _ in range(2)]
+    ecg_alone[1].load_state_dict(ecg_alone[0].state_dict())
+    losses = [autoencoder_step(m, b)["loss"] for m, b in zip(ecg_alone, (batch, others))]
+    torch.testing.assert_close(*losses)
+    for a, b in zip(*(m.state_dict().values() for m in ecg_alone)): assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("have", [0, 1])
+def test_a_step_where_next_to_nobody_has_a_beat(have):
+    torch.manual_seed(0)
+    model, batch = CMAE(tiny), made_up()
+    batch["r_peaks"][have:] = torch.nan
+    out, statistics, grads = cmae_without(batch, model)
+    assert out["contrast"] == 0 and all(torch.isfinite(x).all() for x in (*out.values(), *statistics.values(), *grads.values()))
+    assert any(g.any() for k, g in grads.items() if "cmr.encoder" in k) and not any(g.any() for k, g in grads.items() if "ecg.encoder" in k)
+    alone = Autoencoder(ECGEncoder(beat_preset(tiny))).train()
+    assert autoencoder_step(alone, batch)["loss"] == 0 and all(torch.isfinite(b).all() for b in alone.buffers())
+
+
+def test_where_all_have_a_beat_a_step_is_what_it_says():
+    "To the last bit: both errors of the mix, and a tenth of the contrast."
+    torch.manual_seed(0)
+    model, batch = CMAE(tiny), made_up()
+    out, _, grads = cmae_without(batch, model)
+    model.train()
+    view = _cmae_view(batch, tiny)
+    z_ecg, z_cmr = model.features(view)
+    torch.manual_seed(1)
+    mixed = torch.where(torch.rand(z_ecg.shape[1]) < 0.5, z_ecg, z_cmr)
+    parts = [masked_mean(model.ecg.error(mixed, view["beat"]), view["valid"]), model.cmr.error(mixed, view["cine"]).mean(),
+             global_contrastive_loss(z_ecg, z_cmr, torch.exp(-model.scale))]
+    loss = parts[0] + parts[1] + 0.1 * parts[2]
+    loss.backward()
+    assert torch.equal(loss, out["loss"]) and all(torch.equal(p.grad, grads[k]) for k, p in model.named_parameters())
+
+
 @pytest.mark.parametrize("dropped", ["ecg", "cmr"])
 def test_a_dropped_modality_gets_no_gradient_from_the_reconstruction(dropped):
     torch.manual_seed(0)
@@ -247,8 +307,9 @@ def test_a_dropped_modality_gets_no_gradient_from_the_reconstruction(dropped):
 @given(seeds)
 def test_mixing_takes_about_half_from_each_and_the_same_from_all_patients(seed):
     torch.manual_seed(seed)
-    mixed = _mix(torch.zeros(3, 400), torch.ones(3, 400))
-    assert 0.35 < mixed[0].mean() < 0.65 and (mixed == mixed[0]).all()
+    mixed = _mix(torch.zeros(3, 400), torch.ones(3, 400), torch.tensor([True, False, True]))
+    assert 0.35 < mixed[0].mean() < 0.65 and torch.equal(mixed[0], mixed[2])
+    assert (mixed[1] == 1).all()                                     # who has no beat has the film's alone
 
 
 def test_the_view_of_the_cmae_is_made_once():

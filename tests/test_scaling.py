@@ -228,6 +228,17 @@ def test_rivals_learn_from_the_patients_of_all_processes(name, tmp_path, doubled
     for part in parts: close(part, whole)
 
 
+@pytest.mark.parametrize("preset", [tiny, stems], ids=["linear", "conv"])
+@pytest.mark.parametrize("build, step", [(CMAE, cmae_step), (lambda p: Autoencoder(ECGEncoder(beat_preset(p))), autoencoder_step)],
+                         ids=["CMAE", "autoencoder"])
+def test_a_process_none_of_whose_patients_has_a_beat(build, step, preset, tmp_path, doubled):
+    torch.manual_seed(0)
+    data, model = doubled(without_beats(noise(), [0, 2, 4, 6, 8, 10]), build(preset))
+    parts = together(lambda rank, world: learn(model, data, rank, world, 11, step=step), 2, tmp_path / "run")
+    whole = learn(model, data, 0, 1, 11, step=step)
+    for part in parts: close(part, whole)
+
+
 def test_nt_xent_compares_its_own_views_only(tmp_path):
     def shapes(rank, world):
         seen, real = [], ptacl.rivals.simclr.cosine

@@ -18,9 +18,10 @@ from ..signal.segments import segment_beats
 from ..signal.echo import ECHO_FRAMES
 from .encoders import CMREncoder, EchoEncoder, ECGEncoder, TokenEncoder
 from ..core.errors import PtaclError
-from ..core.distributed import BatchNorm, distributed, total
+from ..core.distributed import BatchNorm, total
 from .views import Batch, View, centre_view, turned
-from .losses import cosine_local_loss, global_contrastive_loss, local_contrastive_loss, ptacl_loss
+from .losses import cosine_local_loss, global_contrastive_loss, local_contrastive_loss, own_part
+from .losses import ptacl_loss
 from ..core.presets import Preset
 
 # %% ../../nbs/53_ptacl.ipynb #63999f2e
@@ -280,14 +281,6 @@ def _compared(model: JointModel, view: View) -> list[Pair]:
     return [pair for pair in combinations(model.names, 2)
             if _two_have(_have_both(view.has(pair[0]), view.has(pair[1])))]
 
-def _own_part(both: Tensor | None) -> Tensor | float:  # (B,) bool
-    """By what a mean over those of this process who have both is multiplied, to be its part of the mean
-    over those of all: processes are weighted by all their patients, whatever these have."""
-    if both is None or not distributed():
-        return 1.0
-    have, patients = total(torch.stack([both, torch.ones_like(both)]).sum(1))
-    return both.sum() / have.clamp(min=1) * (patients / len(both))
-
 def _losses_of_pair(
     model: JointModel,
     pair: Pair,
@@ -299,7 +292,7 @@ def _losses_of_pair(
     p = model.preset
     both = _have_both(view.has(pair[0]), view.has(pair[1]))
     z_a, z_b = (_of_both(z[name], view.has(name), both) for name in pair)
-    own = _own_part(both)
+    own = own_part(both)
     global_loss = global_contrastive_loss(z_a, z_b, p.tau_global)
     a, b, valid = model.moments_of(pair, tokens, view)
     if p.local == "cosine":

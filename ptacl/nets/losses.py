@@ -10,7 +10,7 @@ __all__ = ['alignment_matrix', 'cosine', 'check_pair', 'global_contrastive_loss'
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..core.distributed import total, with_others
+from ..core.distributed import distributed, total, with_others
 from ..core.errors import PtaclError
 
 # %% ../../nbs/52_losses.ipynb #4f51e31b
@@ -80,6 +80,14 @@ def masked_mean(x: Tensor, valid: Tensor | None) -> Tensor:  # (B,), (B,) bool -
         return x.mean()
     valid_ones, patients = total(torch.stack([valid, torch.ones_like(valid)]).sum(1))
     return torch.where(valid, x, 0).sum() / valid_ones.clamp(min=1) * (patients / max(1, len(x)))
+
+def own_part(valid: Tensor | None) -> Tensor | float:  # (B,) bool
+    """By what a mean over the valid patients of this process is multiplied, to be its part of the mean
+    over those of all: processes are weighted by all their patients, valid or not."""
+    if valid is None or not distributed():
+        return 1.0
+    valid_ones, patients = total(torch.stack([valid, torch.ones_like(valid)]).sum(1))
+    return valid.sum() / valid_ones.clamp(min=1) * (patients / len(valid))
 
 # %% ../../nbs/52_losses.ipynb #042d0561
 def _soft_cross_entropy(logits: Tensor, sigma: float, circular: bool) -> Tensor:  # (B, T, T') -> (B,)

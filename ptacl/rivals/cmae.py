@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ..signal.augment import centre_film
 from ..nets.encoders import Block, CMREncoder, ECGEncoder, start_positions
 from ..core.devices import full_precision
-from ..core.distributed import BatchNorm, distributed
+from ..core.distributed import BatchNorm, distributed, total
 from ..nets.views import View
-from ..nets.losses import global_contrastive_loss, masked_mean
+from ..nets.losses import global_contrastive_loss, masked_mean, own_part
 from ..nets.mae import patchify, unpatchify
 from ..core.presets import FS, Preset
 
@@ -107,27 +107,43 @@ def _cmae_view(batch: dict, preset: Preset, film: str = "cine") -> dict:  # film
     return view
 
 # %% ../../nbs/82_cmae.ipynb #96458c15
+def _who_has_a_beat(model: nn.Module, view: dict) -> Tensor:  # (B,) bool
+    "In training nobody, where one patient alone of all processes has one: a batch norm takes two."
+    valid = view["valid"]
+    return valid & (total(valid.sum()) > int(model.training))
+
+def _latents_of_beats(model: Autoencoder, beat: Tensor, valid: Tensor) -> Tensor:  # (B, L)
+    "Latent vectors of those who have a beat; batch norms see no others, whose rows are zeros."
+    if not total(valid.sum()):
+        return beat.new_zeros(len(valid), model.latent[-1].out_features)
+    z = model(beat[valid])
+    rows = z.new_zeros(len(valid), z.shape[1])
+    rows[valid] = z
+    return rows
+
 def autoencoder_step(model: Autoencoder, batch: dict) -> dict:
     "Reconstruction of one modality by itself; patients without a whole beat are left out of the ECG's."
     encoder = model.encoder
-    of_ecg = isinstance(encoder, ECGEncoder)
-    view = _cmae_view(batch, encoder.preset, film="" if of_ecg else encoder.key)
-    if of_ecg:
-        x, valid = view["beat"], view["valid"]
+    if isinstance(encoder, ECGEncoder):
+        view = _cmae_view(batch, encoder.preset, film="")
+        x, valid = view["beat"], _who_has_a_beat(model, view)
+        z = _latents_of_beats(model, x, valid)
     else:
-        x, valid = view[encoder.key], None
-    return {"loss": masked_mean(model.error(model(x), x), valid)}
+        x, valid = _cmae_view(batch, encoder.preset, film=encoder.key)[encoder.key], None
+        z = model(x)
+    return {"loss": masked_mean(model.error(z, x), valid)}
 
 # %% ../../nbs/82_cmae.ipynb #15972156
 def _mix(
     z_ecg: Tensor,  # (B, L)
     z_cmr: Tensor,  # (B, L)
+    valid: Tensor,  # (B,) bool: who has a heartbeat; others have nothing but the film
 ) -> Tensor:        # (B, L)
     "Each coordinate from one of the two modalities, the same choice for all patients of all processes."
     drawn = torch.rand(z_ecg.shape[1], device=z_ecg.device)
     if distributed():
         dist.broadcast(drawn, 0)
-    return torch.where(drawn < 0.5, z_ecg, z_cmr)
+    return torch.where((drawn < 0.5) & valid[:, None], z_ecg, z_cmr)
 
 # %% ../../nbs/82_cmae.ipynb #15971c17
 class CMAE(nn.Module):
@@ -162,17 +178,26 @@ class CMAE(nn.Module):
         return {"kind": "CMAE", "preset": asdict(self.preset)}
 
 # %% ../../nbs/82_cmae.ipynb #17a18cab
+def _contrast_of(model: CMAE, z_ecg: Tensor, z_cmr: Tensor, valid: Tensor) -> Tensor:  # scalar
+    "Own part of the contrastive loss between those who have a beat; 0 where nobody has."
+    if not total(valid.sum()):
+        return z_cmr.sum() * 0
+    return own_part(valid) * global_contrastive_loss(z_ecg[valid], z_cmr[valid], torch.exp(-model.scale))
+
 def cmae_step(
     model: CMAE,
     batch: dict,
     weight: float = 0.1,  # of the contrastive loss
 ) -> dict:                # `loss` and its parts `ecg`, `cmr`, `contrast`
-    "Both reconstructions from the mixed latent, and the contrastive loss between the two."
+    """Both reconstructions from the mixed latent, and the contrastive loss between the two.
+    Patients without a whole beat are reconstructed from their film, and not contrasted."""
     view = _cmae_view(batch, model.preset)
-    z_ecg, z_cmr = model.features(view)
-    mixed = _mix(z_ecg, z_cmr)
+    valid = _who_has_a_beat(model, view)
+    z_ecg = _latents_of_beats(model.ecg, view["beat"], valid)
+    z_cmr = model.cmr(view["cine"])
+    mixed = _mix(z_ecg, z_cmr, valid)
     ecg = masked_mean(model.ecg.error(mixed, view["beat"]), view["valid"])
     cmr = model.cmr.error(mixed, view["cine"]).mean()
-    contrast = global_contrastive_loss(z_ecg, z_cmr, torch.exp(-model.scale))
+    contrast = _contrast_of(model, z_ecg, z_cmr, valid)
     parts = {"ecg": ecg.detach(), "cmr": cmr.detach(), "contrast": contrast.detach()}
     return {"loss": ecg + cmr + weight * contrast} | parts
