@@ -10,6 +10,7 @@ import socket
 import time
 from pathlib import Path
 from threading import RLock
+from types import SimpleNamespace
 
 import dask
 import nibabel as nib
@@ -18,7 +19,7 @@ import pandas as pd
 import pytest
 import torch
 import zarr
-from distributed import LocalCluster
+from distributed import Client, KilledWorker, LocalCluster
 from tqdm import tqdm
 
 from ptacl import __version__
@@ -203,6 +204,44 @@ def test_a_fault_of_the_kit_costs_one_patient(raw, take, monkeypatch, tmp_path):
     assert done.patients == N - 1 and done.quarantine.reason.tolist() == ["unexpected RuntimeError"] and "report" in done.quarantine.remedy[0]
     assert str(log).removeprefix(str(Path.home())) in done.quarantine.remedy[0]
     assert "RuntimeError: " in log.read_text() and not any(i in log.read_text() for i in IDS)
+
+
+def killing(worst):
+    "What workers do, but that the files of one patient end them; sent to them as it stands here."
+    def work(visit, staging, frames):
+        from ptacl.data.ingest import _work
+        if visit.source.id == worst: os.kill(os.getpid(), signal.SIGKILL)
+        return _work(visit, staging, frames)
+    work.__module__ = "ptacl.data.ingest"  # which workers load first
+    return work
+
+
+STOPPED = ["its reader was stopped, perhaps for lack of memory"]
+
+
+def test_files_that_end_their_reader_cost_one_patient(raw, take, monkeypatch):
+    "In one run; in the next one this patient alone is read, and not by the process that has to go on."
+    with monkeypatch.context() as m:
+        m.setattr(ingest_module, "_work", killing(IDS[3]))
+        done = take(raw, workers=2)
+        assert (done.patients, done.new, done.quarantine.reason.tolist()) == (N - 1, N - 1, STOPPED)
+        assert "more memory" in done.quarantine.remedy[0] and len(Cohort.open(done.path).verify()) == 0
+        done = take(raw, workers=2)
+        assert (done.patients, done.new, done.quarantine.reason.tolist()) == (N - 1, 0, STOPPED)
+    done = take(raw, workers=2)  # where there is memory, though no file has changed
+    assert (done.patients, done.new, len(done.quarantine)) == (N, 1, 0)
+
+
+def test_a_cluster_that_gives_up_costs_one_patient(raw, take, monkeypatch):
+    "As Dask says it where one worker after the other has died; a worker is a thread here."
+    def work(visit, staging, frames):
+        if visit.source.id == IDS[3]: raise KilledWorker("work", SimpleNamespace(address="a"), 3)
+        return real(visit, staging, frames)
+    real = ingest_module._work
+    monkeypatch.setattr(ingest_module, "_work", work)
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster, Client(cluster) as client:
+        done = take(raw, cluster=client)
+    assert (done.patients, done.quarantine.reason.tolist()) == (N - 1, STOPPED)
 
 
 # killed

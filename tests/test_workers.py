@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import joblib
 import psutil
 import pytest
 
@@ -107,3 +108,14 @@ print(all(shared_out([joblib.delayed(loaded)(k) for k in range(4)], 2)), "ptacl.
 """)
     said, wrong = script.communicate(timeout=SHORT)
     assert said == "True False\n", wrong
+
+
+def test_where_no_worker_lives_no_file_is_to_blame(monkeypatch):
+    "What ends every worker, as a library that is missing, is said once, not of each file."
+    from ptacl.core import workers
+    from ptacl.core.errors import PtaclError
+    from ptacl.inference.screening import in_order
+    monkeypatch.setattr(workers, "_begin_worker", os.abort)
+    calls = [joblib.delayed(abs)(k) for k in range(5)]
+    for results in (workers.shared_out(calls, 2, instead=str), in_order(abs, range(5), 2)):
+        with pytest.raises(PtaclError, match="a worker stopped"): list(results)

@@ -16,10 +16,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from functools import cache
+from contextlib import closing, contextmanager
+from functools import cache, partial
+from itertools import islice
 from threadpoolctl import ThreadpoolController
 from types import ModuleType
 from .errors import PtaclError
@@ -124,7 +125,7 @@ def check_workers(workers: int):
 _AGAIN = "Run it again, perhaps with fewer workers"
 
 @contextmanager
-def _deaths_told(again: str) -> Iterator[None]: # what to do
+def deaths_told(again: str = _AGAIN) -> Iterator[None]: # what to do
     "Raises `PtaclError` where a worker dies within the block."
     try:
         yield
@@ -134,21 +135,98 @@ def _deaths_told(again: str) -> Iterator[None]: # what to do
         why = f"a worker stopped ({type(e).__name__}), perhaps for lack of memory or space on disk"
         raise PtaclError(why, again) from None
 
+
+# %% ../../nbs/06_workers.ipynb #af63e952
+class RenewedPool:
+    "Workers that are replaced when one of them has died."
+    def __init__(self, workers: int, module: str): # as of `WorkerPool`
+        self.workers = workers
+        self.module = module
+        self.pool = WorkerPool(workers, module)
+
+    def renew(self) -> None:
+        "Other workers in place of these."
+        self.close()
+        self.pool = WorkerPool(self.workers, self.module)
+
+    def submit(self, function: Callable, /, *arguments, **options) -> Future:
+        "Have a worker call a function. Raises `BrokenProcessPool` where new ones die at once."
+        try:
+            return self.pool.submit(function, *arguments, **options)
+        except BrokenProcessPool:
+            self.renew()
+            return self.pool.submit(function, *arguments, **options)
+
+    def close(self) -> None:
+        "End the workers."
+        self.pool.shutdown(cancel_futures=True)
+
+
+def again_alone(
+    alone: RenewedPool, # of one worker
+    call: tuple,        # of joblib.delayed, whose worker has died
+    instead: Callable | None, # the call's arguments -> what stands for it where its worker dies again
+):
+    "A second attempt. Raises `BrokenProcessPool` where no worker lives, or nothing is to stand for the call."
+    function, arguments, options = call
+    try:
+        return alone.submit(function, *arguments, **options).result()
+    except BrokenProcessPool:
+        if instead is None:
+            raise
+    alone.renew()
+    alone.submit(os.getpid).result() # breaks where a worker dies of anything
+    return instead(*arguments, **options)
+
+
+# %% ../../nbs/06_workers.ipynb #50db0463
+def _flowing(
+    calls: Iterable,  # of joblib.delayed
+    submit: Callable, # function, arguments -> future
+    ended: Callable,  # futures -> some of them that have ended
+    ahead: int,       # calls under way, at most
+) -> Iterator[tuple]: # (future, call), as they end
+    "Calls handed out as there is room for them."
+    left = iter(calls)
+    waiting: dict = {}
+    while True:
+        for call in islice(left, ahead - len(waiting)):
+            function, arguments, options = call
+            waiting[submit(function, *arguments, **options)] = call
+        if not waiting:
+            return
+        for future in ended(waiting):
+            yield future, waiting.pop(future)
+
+def _has_died(future: Future) -> bool: # that has ended
+    "Whether its worker died, or another one of the same pool."
+    return isinstance(future.exception(), BrokenProcessPool)
+
+def _ended(waiting: Iterable) -> set: # of futures
+    "Those that have ended; all where a worker has died, so that second attempts have nobody beside them."
+    done = wait(waiting, return_when=FIRST_COMPLETED).done
+    return wait(waiting).done if any(map(_has_died, done)) else done
+
+
+# %% ../../nbs/06_workers.ipynb #044ba1f1
 def shared_out(
     calls: Iterable, # of joblib.delayed
-    workers: int,    # processes; -1: one for each core; 1: this one
-    again: str = _AGAIN, # what to do where a worker dies
+    workers: int,    # processes; -1: one for each core; 1: this one, which a call that crashes takes along
+    again: str = _AGAIN, # what to do where workers die
+    instead: Callable | None = None, # a call's arguments -> what stands for it where its worker dies twice
 ) -> Iterator:       # of results, as they are done
-    "Calls on the cores of this machine. Raises `PtaclError` where a worker dies."
+    """Calls on the cores of this machine.
+    Raises `PtaclError` where a worker dies and nothing is to stand for its call, or none lives at all."""
     calls = list(calls)
-    workers = min(joblib.effective_n_jobs(workers), len(calls))
-    if workers <= 1:
+    if workers == 1 or not calls:
         yield from (function(*arguments, **options) for function, arguments, options in calls)
         return
-    with _deaths_told(again), WorkerPool(workers, calls[0][0].__module__) as pool:
-        for done in as_completed([pool.submit(function, *arguments, **options)
-                                  for function, arguments, options in calls]):
-            yield done.result()
+    workers = min(joblib.effective_n_jobs(workers), len(calls))
+    module = calls[0][0].__module__
+    with (deaths_told(again), closing(RenewedPool(workers, module)) as pool,
+          closing(RenewedPool(1, module)) as alone):
+        for future, call in _flowing(calls, pool.submit, _ended, 2 * workers):
+            yield again_alone(alone, call, instead) if _has_died(future) else future.result()
 
 
 # %% ../../nbs/06_workers.ipynb #6d1e0008
@@ -173,8 +251,25 @@ def cluster_client(
         if own:
             client.close()
 
-def on_cluster(calls: Iterable, cluster, again: str = _AGAIN) -> Iterator:
-    "The same on a Dask cluster. Raises `PtaclError` where no scheduler answers, and where workers die."
-    with (cluster_client(cluster) as client, _deaths_told(again), client.as_current(),
-          joblib.parallel_config("dask", client=client)):
-        yield from joblib.Parallel(-1, return_as="generator_unordered")(calls)
+def _from_cluster(future, call: tuple, instead: Callable | None):
+    "What a call gave, or what stands for it where one worker after the other died of it."
+    from distributed import KilledWorker
+    try:
+        return future.result()
+    except KilledWorker:
+        if instead is None:
+            raise
+    _, arguments, options = call
+    return instead(*arguments, **options)
+
+def on_cluster(calls: Iterable, cluster, again: str = _AGAIN, instead: Callable | None = None) -> Iterator:
+    """The same on a Dask cluster, which gives a call whose worker died to others, and gives up after three.
+    Raises `PtaclError` where no scheduler answers, and where workers die and nothing stands for a call."""
+    with cluster_client(cluster) as client, deaths_told(again):
+        from distributed import wait as wait_for
+        def ended(waiting):
+            with client.as_current(): # it asks for no client
+                return wait_for(list(waiting), return_when=FIRST_COMPLETED).done
+        ahead = 2 * max(4, sum(client.nthreads().values()))
+        for future, call in _flowing(calls, partial(client.submit, pure=False), ended, ahead):
+            yield _from_cluster(future, call, instead)

@@ -108,6 +108,11 @@ def _film_of(row: int, file: Path, frames: int, size: int) -> tuple[int, np.ndar
     except PtaclError as e:
         return row, e
 
+def _stopped(row: int, *_) -> tuple[int, PtaclError]: # as `_film_of`
+    "Stands for a clip whose reader was stopped."
+    return row, PtaclError("its reader was stopped, perhaps for lack of memory",
+                           "Read it where there is more memory, or replace the file")
+
 @dataclass(repr=False)
 class Echoes:
     "One beat of the echo of those patients of a cohort who have one."
@@ -135,10 +140,10 @@ def read_films(
     size: int = ECHO_SIZE,     # pixels of a side
     workers: int = -1,         # processes; -1: one for each core
 ) -> Echoes:
-    "The films of these files, and who was refused. Raises `PtaclError` where a worker dies."
+    "The films of these files, and who was refused. Raises `PtaclError` where no worker lives."
     check_workers(workers)
     calls = [joblib.delayed(_film_of)(row, file, frames, size) for row, file in files.items()]
-    done = dict(tqdm(shared_out(calls, workers), "echoes", len(calls), delay=2, disable=None))
+    done = dict(tqdm(shared_out(calls, workers, instead=_stopped), "echoes", len(calls), delay=2, disable=None))
     films = {row: torch.from_numpy(done[row]) for row in files if not isinstance(done[row], PtaclError)}
     errors = {cohort.ids[row]: done[row] for row in files if row not in films}
     reasons = [(mask_ids(e.reason), mask_ids(e.remedy)) for e in errors.values()]

@@ -24,7 +24,7 @@ from ..core.files import KIT_VERSION, written_whole
 from ..core.privacy import given_path, is_virtual, mask_ids
 from ..core.workers import check_workers, on_cluster, one_thread, shared_out
 from .cohort import Cohort
-from .prepare import Visit, prepare, stamp
+from .prepare import Visit, prepare, reason_of, stamp
 from .pseudonyms import KEY, pseudonym, read_key, staging_of, visit_name, write_private
 from .sources import Source, find_patients, find_table, table_values
 from .splits import SHARES
@@ -37,6 +37,11 @@ def _part_name(visit: Visit) -> str:
     "File of a patient who is done, for the moment."
     return f"{visit.name}.{visit.stamp}.npz"
 
+def _write_part(file: Path, row: dict, recordings: dict) -> None:
+    "A row of the table with its recordings, or one of the quarantine."
+    with written_whole(file) as new, open(new, "wb") as f:
+        np.savez(f, row=np.array(json.dumps(row)), **recordings)
+
 def _work(
     visit: Visit,
     staging: Path,
@@ -45,9 +50,7 @@ def _work(
     "Prepare one patient and put the result into the staging folder."
     with one_thread():
         row, ecg, cine = prepare(visit, frames)
-    recordings = {} if ecg is None else {"ecg": ecg, "cine": cine}
-    with written_whole(staging/_part_name(visit)) as new, open(new, "wb") as f:
-        np.savez(f, row=np.array(json.dumps(row)), **recordings)
+    _write_part(staging/_part_name(visit), row, {} if ecg is None else {"ecg": ecg, "cine": cine})
     return "" if ecg is not None else row["what"]
 
 def _read_part(file: Path, arrays: bool = True) -> tuple | None: # row, ecg, cine
@@ -62,12 +65,24 @@ def _read_part(file: Path, arrays: bool = True) -> tuple | None: # row, ecg, cin
 # %% ../../nbs/43_ingest.ipynb #b777fab0
 _AGAIN = "Run ingest again, perhaps with fewer workers: what is done is kept"
 
+_STOPPED = "its reader was stopped, perhaps for lack of memory"
+_MORE_MEMORY = ("Run ingest again where there is more memory; where that changes nothing, "
+                "replace the files or leave the patient out")
+
+def _quarantine_stopped(visit: Visit, staging: Path, frames: int) -> str: # as `_work`
+    "Quarantine a patient whose reader was stopped."
+    row = reason_of(PtaclError(_STOPPED, _MORE_MEMORY), "files", visit)
+    row["kit"] = "" # no kit has come to an end with these files: the next run tries again
+    _write_part(staging/_part_name(visit), row, {})
+    return row["what"]
+
 def _prepare_visits(visits: list, staging: Path, frames: int, workers: int, cluster, bar: tqdm) -> None:
-    "Read the visits with a progress bar. Raises `PtaclError` when a worker dies."
+    "Read the visits with a progress bar. Raises `PtaclError` where there is no space, and where no worker lives."
     calls = [joblib.delayed(_work)(visit, staging, frames) for visit in visits]
+    share, over = (on_cluster, cluster) if cluster else (shared_out, workers)
     bad = 0
     try:
-        for what in on_cluster(calls, cluster, _AGAIN) if cluster else shared_out(calls, workers, _AGAIN):
+        for what in share(calls, over, _AGAIN, _quarantine_stopped):
             bad += bool(what)
             bar.set_postfix(quarantined=bad, refresh=False)
             bar.update()
@@ -382,7 +397,7 @@ def ingest(
     out,                 # the cohort; made, gone on with, or added to
     table=None,          # phenotype table; None: phenotypes.csv or .parquet in the folder
     frames: int = 50,    # of a cine
-    workers: int = -1,   # processes; -1: one for each core
+    workers: int = -1,   # processes; -1: one for each core; 1: this one, which a reader that crashes ends
     cluster=None,        # address of a Dask scheduler, or a distributed.Client, instead of processes
     key=None,            # file with the key of the pseudonyms; None: ~/.config/ptacl/pseudonyms.key
     shares: dict = SHARES, # of the splits

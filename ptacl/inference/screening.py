@@ -22,7 +22,7 @@ from ..core.privacy import is_virtual, mask_ids
 from ..data.ecg_arrays import ARRAY_SUFFIXES
 from ..data.ecg_external import OpenECG, places
 from ..data.ecg_files import ECG_SUFFIXES
-from ..core.workers import WorkerPool, cluster_client, one_thread
+from ..core.workers import RenewedPool, again_alone, cluster_client, deaths_told, one_thread
 from ..data.prepare import Visit, prepare_ecg, prepare_ecgs, reason_of
 from ..data.pseudonyms import KEY, pseudonym, read_key, visit_name
 from ..data.sources import BULK, Source
@@ -271,47 +271,18 @@ def read_some(visits: list[Visit], allow: Collection[str] = ()) -> list[tuple | 
     return [_verdict(visit, result, allow) for visit, result in zip(visits, prepared)]
 
 # %% ../../nbs/75_screening.ipynb #0afb397c
-def _reader_died() -> PtaclError:
+def _reader_died(_item=None) -> PtaclError:
     "Stands for an item whose worker process died."
     remedy = "Give it again alone, or repair the file"
     return PtaclError("its reader died, perhaps for lack of memory", remedy)
 
 
-class _Renewed:
-    "Workers that are replaced when one of them has died."
-    def __init__(self, workers: int):
-        self.workers = workers
-        self.pool = WorkerPool(workers, __name__)
-
-    def renew(self):
-        "Other workers in place of these."
-        self.close()
-        self.pool = WorkerPool(self.workers, __name__)
-
-    def submit(self, function: Callable, item) -> Future:
-        "Hand an item to a worker."
-        try:
-            return self.pool.submit(function, item)
-        except BrokenProcessPool:
-            self.renew()
-            return self.pool.submit(function, item)
-
-    def close(self):
-        "End the workers."
-        self.pool.shutdown(cancel_futures=True)
-
-
-# %% ../../nbs/75_screening.ipynb #b31de43d
-def _result(future: Future, function: Callable, item, alone: _Renewed):
+def _result(future: Future, function: Callable, item, alone: RenewedPool):
     "What an item gave; where a reader died, in a second attempt by a worker of its own."
     try:
         return future.result()
     except BrokenProcessPool:
-        pass
-    try:
-        return alone.submit(function, item).result()
-    except BrokenProcessPool:
-        return _reader_died()
+        return again_alone(alone, (function, (item,), {}), _reader_died)
 
 
 # %% ../../nbs/75_screening.ipynb #ab0a1c45
@@ -321,13 +292,15 @@ def in_order(
     workers: int = -1,  # -1: one for each core; 1: this process
     ahead: int = 128,   # items under way, at most
 ) -> Iterator:          # of results, one by one
-    "function(item) of each item by worker processes. A `PtaclError` stands for one whose worker died."
+    """function(item) of each item by worker processes. A `PtaclError` stands for one whose worker died.
+    Raises `PtaclError` where no worker lives at all."""
     workers = joblib.effective_n_jobs(workers)
     if workers == 1:
         yield from map(function, items)
         return
     waiting = deque()
-    with closing(_Renewed(workers)) as readers, closing(_Renewed(1)) as alone:
+    with (deaths_told(), closing(RenewedPool(workers, __name__)) as readers,
+          closing(RenewedPool(1, __name__)) as alone):
         for item in items:
             if len(waiting) >= ahead:
                 yield _result(*waiting.popleft(), alone)
