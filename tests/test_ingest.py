@@ -535,6 +535,25 @@ def test_withdrawn_by_list(raw, take, tmp_path):
     with pytest.raises(PtaclError, match="withdrawn participants cannot be read"): take(raw, withdrawn=tmp_path / "none.csv")
 
 
+@pytest.mark.parametrize("row", ["{}.0", "{},2024-05-01", "{};", '"{}"\t"a, b"', '"{}.0";x', " {} "])
+def test_a_list_of_withdrawn_participants_as_spreadsheets_save_it(raw, take, tmp_path, row):
+    head = re.sub(r"[^,;\t]+", "eid", row)
+    (tmp_path / "list").write_text("\n".join([head, *(row.format(i) for i in (IDS[1], IDS[2], "7654321")), ";;", ""]))
+    done = take(raw, withdrawn=tmp_path / "list")
+    assert (done.patients, len(done.quarantine), done.withdrawn) == (N - 2, 0, (2, 3))
+    assert "2 of 3 withdrawn participants are here" in repr(done) and not any(i in repr(done) for i in IDS)
+
+
+def test_withdrawn_participants_who_are_nobody_here(raw, take, tmp_path):
+    "A line that is no id is refused by its number; a list that names nobody is warned of."
+    (tmp_path / "list").write_text(f"eid\n{IDS[1]}\n{IDS[2]} {IDS[3]}\n\n-5\n")
+    with pytest.raises(PtaclError, match="no id in line 3, 5") as e: take(raw, withdrawn=tmp_path / "list")
+    assert not any(i in str(e.value) for i in IDS) and not (tmp_path / "cohort").exists()
+    with pytest.raises(PtaclError, match="no id in item 2"): take(raw, withdrawn=[IDS[1], float("nan")])
+    with pytest.warns(UserWarning, match="none of 2 withdrawn participants is here"): done = take(raw, withdrawn=["7654321", 7654322])
+    assert done.patients == N and "0 of 2 withdrawn" in repr(done)
+
+
 def test_all_withdraw_and_one_comes_back(raw, take):
     done = take(raw); done = take(raw, withdrawn=IDS); assert (done.patients, done.removed) == (0, N)
     with pytest.raises(PtaclError, match="without patients"): Cohort.open(done.path)

@@ -11,7 +11,9 @@ import json
 import numpy as np
 import os
 import pandas as pd
+import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,7 +31,7 @@ from .pseudonyms import KEY, pseudonym, read_key, staging_of, visit_name, write_
 from .sources import Source, find_patients, find_table, table_values
 from .splits import SHARES
 from .store import cohort_attributes, name_of, QUARANTINE, shard_parts
-from .tables import text_of
+from .tables import FLOAT_FORM, ID_FORM, text_of
 from .verdicts import doubtful_records
 
 # %% ../../nbs/43_ingest.ipynb #aa66fc54
@@ -77,7 +79,7 @@ def _quarantine_stopped(visit: Visit, staging: Path, frames: int) -> str: # as `
     return row["what"]
 
 def _prepare_visits(visits: list, staging: Path, frames: int, workers: int, cluster, bar: tqdm) -> None:
-    "Read the visits with a progress bar. Raises `PtaclError` where there is no space, and where no worker lives."
+    "Read the visits with a progress bar. Raises `PtaclError` where there is no space, or no worker lives."
     calls = [joblib.delayed(_work)(visit, staging, frames) for visit in visits]
     share, over = (on_cluster, cluster) if cluster else (shared_out, workers)
     bad = 0
@@ -138,6 +140,7 @@ class Ingested:
     key: str = ""            # name of the key file, where names were replaced
     unlisted: int = 0        # in the cohort, and no longer in the table
     doubtful: pd.DataFrame = field(default_factory=pd.DataFrame) # of the cohort: `doubtful_records`
+    withdrawn: tuple = (0, 0) # how many of the list have files, a row or a place here, of how many
 
     def listed(self) -> pd.DataFrame: # patient, what, reason, remedy
         "Those who could not be read, and behind them those who are kept with doubtful R-peaks or films."
@@ -160,24 +163,60 @@ class Ingested:
         if self.unlisted:
             lines.append(f"  {self.unlisted} of the cohort have no row in the table and stay as they were: "
                          "who withdrew belongs in the list of withdrawn participants")
+        here, many = self.withdrawn
+        if many:
+            lines.append(f"  {here} of {many} withdrawn participants are here: not in the cohort")
         if self.key:
             lines.append(f"  the key of the pseudonyms is {self.key}: "
                          "keep it safe, and apart from the cohort")
         return "\n".join(lines)
 
 # %% ../../nbs/43_ingest.ipynb #398ff57a
+_ID_NAMES = {"eid", "f.eid", "participant.eid", "id", "participant", "participant_id"}
+
+def _first_cell(line: str) -> str:
+    "Of a row of a table; all of a line that holds one thing alone."
+    quoted, plain = re.match(r'\s*(?:"([^"]*)"|([^,;\t|]*))', line).groups()
+    return (plain if quoted is None else quoted).strip()
+
+def _names_column(cell: str) -> bool: # the first one of a list
+    "Whether it is the name of a column, and no id."
+    return cell.lower() in _ID_NAMES or not (re.fullmatch(ID_FORM, cell) or re.search(r"\d", cell))
+
+def _cells_of(lines: list) -> dict: # of text -> {line number: cell}
+    "Where a list has its ids, without empty rows and what a spreadsheet writes above them."
+    rows = {k: line for k, line in enumerate(lines, 1) if line.strip(' \t,;|"')}
+    if rows and rows[min(rows)].startswith("sep="):
+        del rows[min(rows)]
+    cells = {k: _first_cell(line) for k, line in rows.items()}
+    if cells and _names_column(cells[min(cells)]):
+        del cells[min(cells)]
+    return cells
+
+def _checked_ids(cells: dict, kind: str) -> set: # {number: cell}, line or item
+    "Ids as the files and the table have them. Raises `PtaclError` on what is none, by its number alone."
+    ids = {k: re.sub(FLOAT_FORM, r"\1", cell.strip()) for k, cell in cells.items()}
+    bad = [str(k) for k, name in ids.items() if not re.fullmatch(ID_FORM, name)]
+    if bad:
+        raise PtaclError(f"the list of withdrawn participants has no id in {kind} {', '.join(bad[:5])}",
+                         "Give an id on each line, or a table with the ids in the first column")
+    return set(ids.values())
+
+
+# %% ../../nbs/43_ingest.ipynb #570a014a
 def _read_withdrawn(withdrawn) -> set: # of ids
-    """A list of ids, or a file with one on each line, as biobanks send them.
-    Raises `PtaclError` where it cannot be read."""
+    """A list of ids, or a file with one on each line or in its first column, as biobanks send them.
+    Raises `PtaclError` where it cannot be read, or holds what is no id."""
     if not isinstance(withdrawn, str | os.PathLike):
-        return {str(i).strip() for i in withdrawn or ()}
+        items = enumerate(() if withdrawn is None else withdrawn, 1)
+        return _checked_ids({k: "" if pd.isna(item) else str(item) for k, item in items}, "item")
     try:
         with text_of(Path(withdrawn), "strict") as text:
             lines = text.read().splitlines()
-    except (OSError, UnicodeDecodeError) as e:
+    except (OSError, EOFError, UnicodeDecodeError) as e:
         why = f"the list of withdrawn participants cannot be read ({type(e).__name__}): check the path"
         raise PtaclError(why) from None
-    return {line.strip().strip('"') for line in lines} - {""}
+    return _checked_ids(_cells_of(lines), "line")
 
 def _key_mark(secret: bytes) -> str:
     "By which a cohort knows its key again; empty without a key."
@@ -252,6 +291,15 @@ def _leaving(
     mixed = set(cohort.changing) - set(files)
     rows = zip(cohort.ids, cohort.table.participant)
     return {name for name, person in rows if name in mixed or person in plan.withdrawn}
+
+def _withdrawn_here(cohort: Cohort, plan: _Plan) -> tuple: # how many, of how many
+    "Who of the list of those who withdrew is known here. Warns where it is nobody: it may be another list."
+    known = plan.with_files | plan.listed | set(cohort.table.participant)
+    here, many = len(plan.withdrawn & known), len(plan.withdrawn)
+    if many and not here:
+        warnings.warn(f"none of {many} withdrawn participants is here: either they have left, "
+                      "or the list has the numbers of another application", stacklevel=3)
+    return here, many
 
 def _unlisted(cohort: Cohort, plan: _Plan) -> int:
     "How many patients of the cohort belong to this folder and have no row in its table."
@@ -402,7 +450,7 @@ def ingest(
     key=None,            # file with the key of the pseudonyms; None: ~/.config/ptacl/pseudonyms.key
     shares: dict = SHARES, # of the splits
     seed: int = 0,       # of the splits
-    withdrawn=(),        # whom to remove and not take again: a list of ids, or a file with one on each line
+    withdrawn=(),        # whom to remove and not take again: ids, or a file with them in its first column
 ) -> Ingested:
     """Raw files into a cohort. Can be killed and started again at any time.
     Raises `PtaclError` on what concerns more than one patient."""
@@ -413,12 +461,14 @@ def ingest(
     with _locked(staging):
         cohort = _open_or_create(out, staging, frames)
         _check_key(cohort, plan.key_mark)
+        withdrawn_here = _withdrawn_here(cohort, plan) # before they are removed
         visits = _to_be_read(cohort, plan.visits)
         left = _still_to_do(visits, staging)
         with tqdm(total=len(visits), initial=len(visits) - len(left), desc="ingest", unit="patient",
                   smoothing=0.05, mininterval=0.5) as bar:
             _prepare_visits(left, staging, frames, workers, cluster, bar)
         done = _finish(cohort, plan, visits, staging, (shares, seed))
+    done.withdrawn = withdrawn_here
     if plan.key_mark:
         done.key = mask_ids(name_of(key)) if key else KEY
     return done
