@@ -46,6 +46,7 @@ wrong("heart_rate", "is always 72", lambda r: 72)
 wrong("heart_rate", "one number was asked", lambda r: 60 / r[r.isfinite()].diff())
 wrong("heart_rate", "without brackets", lambda r: [60 / float(r[r.isfinite()].diff().mean())])
 wrong("heart_rate", "the padding is no R-peak", lambda r: 60 * len(r) / 10)
+wrong("heart_rate", "begin with r_peaks = r_peaks.numpy()", lambda r_peaks: 60 / np.diff(r_peaks[~np.isnan(r_peaks)]).mean())
 wrong("heart_rate", "NaN was replaced by 0", lambda r: 60 / np.diff(np.nan_to_num(r.numpy())).mean())
 
 
@@ -58,6 +59,7 @@ def fills_the_padding(r_peaks):
 
 wrong("ejection_fraction", "round() does not take tensors", lambda v: round(100 * (v.max() - v.min()) / v.max()))
 wrong("ejection_fraction", "rounded", lambda v: round(float(100 * (v.max() - v.min()) / v.max())))
+wrong("ejection_fraction", "begin with volumes = volumes.numpy()", lambda volumes: 100 * (np.max(volumes) - np.min(volumes)) / np.max(volumes))
 wrong("ejection_fraction", "brackets", lambda v: 100 * (v.max() - v.min() / v.max()))
 wrong("ejection_fraction", "counts positive", lambda v: 100 * (min(v) - max(v)) / max(v))
 wrong("ejection_fraction", "the middle of the beat", lambda v: 100 * (v.max() - v[len(v) // 2]) / v.max())
@@ -66,6 +68,8 @@ wrong("frame_at", "times frames − 1", lambda t, rr, frames: int((t / rr % 1) *
 wrong("frame_at", "counted from 1", lambda t, rr, frames: math.floor(t / rr % 1 * frames) + 1)
 wrong("frame_at", "rounded up", lambda t, rr, frames: math.ceil(t / rr % 1 * frames))
 wrong("frame_at", "rounded to the nearest", lambda t, rr, frames: int(t / rr % 1 * frames + 0.5))
+wrong("frame_at", "cuts towards 0, so before the R-peak", lambda t, rr, frames: int(t / rr * frames) % frames)
+wrong("frame_at", "cuts towards 0, so before the R-peak", lambda t, rr, frames: math.trunc(frames * t / rr) % frames)
 wrong("frame_at", "decimal point", lambda t, rr, frames: np.floor(t / rr % 1 * frames))
 wrong("frame_at", "t < 0", lambda t, rr, frames: int(math.fmod(t, rr) / rr * frames))
 wrong("frame_at", "written into the function", lambda t, rr, frames: int((t % rr) / rr * 50))
@@ -268,6 +272,7 @@ wrong("patchify", "25 samples are written", lambda ecg, p: ecg.reshape(len(ecg),
 wrong("patchify", "not the number of patches", lambda ecg, p: ecg.reshape(len(ecg), 12 * p, -1))
 wrong("masked_mse", "no gradient flows", lambda guess, target, hidden: (guess.detach() - target)[hidden].pow(2).mean())
 wrong("masked_mse", "no gradient flows", lambda guess, target, hidden: float((guess - target)[hidden].pow(2).mean()))
+wrong("masked_mse", "write it with torch", lambda guess, target, hidden: np.mean((guess - target)[hidden] ** 2))
 wrong("masked_mse", "square root", lambda guess, target, hidden: (guess - target)[hidden].pow(2).mean() ** 0.5)
 wrong("masked_mse", "the patients' means", lambda guess, target, hidden: sum(F.mse_loss(g[h], t[h])
       for g, t, h in zip(guess, target, hidden)) / len(guess))
@@ -413,6 +418,11 @@ wrong("precision_at_k", "divide by k", lambda q, c, y, k: shares(q, c, y, k).sum
 wrong("precision_at_k", "set to 0", lambda q, c, y, k: shares(q, c, y, k, mark=0).mean())
 
 
+def test_one_wrong_number_is_told_without_a_place():
+    "Where nothing is known of it: a number alone has no place."
+    assert said("frame_at", lambda t, rr, n: 33 if t == 0.61 else int(t / rr % 1 * n)) == "not yet: the answer is 33, expected 14"
+
+
 @pytest.mark.parametrize("exercise, answer, words", WRONG, ids=[f"{e}-{w[:28]}" for e, _, w in WRONG])
 def test_a_wrong_answer_gets_its_own_hint(exercise, answer, words):
     assert words in (said(exercise, answer) or "it passes")
@@ -451,6 +461,8 @@ def test_refusals_say_more_than_where_the_numbers_differ():
 # --- right answers that look unusual ----------------------------------------------------------------------------------------
 
 RIGHT = [
+    ("heart_rate", lambda r: 60 / np.nanmean(np.diff(r))), ("heart_rate", lambda r: 60 / np.diff(np.asarray(r)[~np.isnan(np.asarray(r))]).mean()),
+    ("ejection_fraction", lambda v: 100 * np.ptp(v.numpy()) / np.max(v.numpy())),
     ("r_peaks", lambda signal, fs: [i / fs for i in tops(signal, fs)]),
     ("r_peaks", lambda signal, fs: peaks(signal, 0.7 * signal.max(), int(0.25 * fs)) / fs),
     ("delay", lambda maps: torch.tensor([folded(maps, lambda m: np.nanmean(m, 0))])),

@@ -196,6 +196,6 @@ def check_masked_mse(answer):  # guess (B, N, p), target, hidden (B, N) -> scala
         return (guess - target)[hidden].pow(2).mean()
 
     cases = _masked_cases()
-    judge(answer, right, cases, _MASKED_MISTAKES)
+    judge(answer, right, cases, _MASKED_MISTAKES, loss=True)
     judge_gradient(answer, right, cases[0], learn=1)
     passed(answer)

@@ -199,8 +199,10 @@ def _describe(pairs: list) -> str:  # (what came, what was expected) of every ca
     if hint:
         return hint
     got, right = pairs[0]
+    if right.ndim == 0:
+        return f"not yet: the answer is {got:.4g}, expected {right:.4g}"
     at = np.unravel_index(np.nan_to_num(np.abs(got - right)).argmax(), got.shape)
-    place = tuple(map(int, at)) or "the end"
+    place = tuple(map(int, at))
     return f"not yet: at {place} the answer is {got[at]:.4g}, expected {right[at]:.4g}"
 
 # %% ../../nbs/93_judging.ipynb #03a5993d
@@ -246,20 +248,55 @@ def _expect_no_constant(seen: list):
             f"the answer is always {answers[0].item():.4g}: it must depend on what the function is given",
         )
 
+# %% ../../nbs/93_judging.ipynb #5e0c7a31
+def _as_numpy(x):
+    "A tensor as an array; anything else as it is."
+    return x.numpy() if isinstance(x, torch.Tensor) else x
+
+
+def _is_numpy(answer: Callable, right: Callable, cases: list) -> bool:
+    "Is a function right of numpy arrays in the place of tensors?"
+    try:
+        answers = [ask(answer, *map(_as_numpy, case)) for case in cases]
+        return all(same(got, right(*case)) for got, case in zip(answers, cases))
+    except Hint:
+        return False
+
+
+def _expect_no_numpy(answer: Callable, right: Callable, cases: list, loss: bool):
+    "Raises `Hint` where a wrong answer would be right of numpy arrays, and was given torch tensors."
+    given = [i for i, x in enumerate(cases[0]) if isinstance(x, torch.Tensor)]
+    if not given or not _is_numpy(answer, right, cases):
+        return
+    name = list(inspect.signature(answer).parameters)[given[0]]
+    cure = f"begin with {name} = {name}.numpy()"
+    if loss:
+        cure = "write it with torch, since through numpy no gradient flows"
+    raise Hint(
+        f"right for numpy arrays, but {name} is a torch tensor, which numpy does not always take, or takes "
+        f"another way: {cure}"
+    )
+
 # %% ../../nbs/93_judging.ipynb #b446f4e2
 def judge(
     answer: Callable,  # the learner's function
     right: Callable,  # one that is right
     cases: list[tuple],  # arguments for every call
     mistakes: dict[str, Callable],  # hint -> a function that makes this mistake
+    loss: bool = False,  # is it one, through which a gradient is to flow?
 ):
     """Raises `Hint` where the answer is wrong anywhere: with the hint of the mistake that explains all
     of it or, failing that, most of it; else with what the numbers have in common."""
-    seen = _ask_all(answer, right, cases)
+    try:
+        seen = _ask_all(answer, right, cases)
+    except Hint:
+        _expect_no_numpy(answer, right, cases, loss)
+        raise
     _expect_no_list(seen)
     wrong = [one for one in seen if not same(one[1], one[2])]
     if not wrong:
         return
+    _expect_no_numpy(answer, right, cases, loss)
     fits = {
         hint: (_fits(function, wrong), _fits(function, seen)) for hint, function in mistakes.items()
     }

@@ -250,7 +250,7 @@ _LOCAL_MISTAKES |= {
 # %% ../../nbs/93_session_6_moments.ipynb #93859f11
 def check_local_loss(answer):  # (B, T, D), (B, T, D), sigma, tau -> scalar
     "The local contrastive loss, hard, soft and narrow, and its gradient."
-    judge(answer, local_contrastive_loss, _LOCAL_CASES, _LOCAL_MISTAKES)
+    judge(answer, local_contrastive_loss, _LOCAL_CASES, _LOCAL_MISTAKES, loss=True)
     for case in _LOCAL_CASES[:2]:
         judge_gradient(answer, local_contrastive_loss, case, learn=2)
     passed(answer)

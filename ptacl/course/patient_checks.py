@@ -143,7 +143,7 @@ def check_info_nce(answer):  # (B, D), (B, D), tau -> scalar
     def right(a, b, tau):
         return _info(cosine(a, b) / tau)
 
-    judge(answer, right, _PAIR_CASES, _INFO_MISTAKES)
+    judge(answer, right, _PAIR_CASES, _INFO_MISTAKES, loss=True)
     judge_gradient(answer, right, _PAIR_CASES[0], learn=2)
     passed(answer)
 
@@ -188,7 +188,7 @@ _SYMMETRIC_MISTAKES: dict[str, Callable] = {
 
 def check_symmetric(answer):  # (B, D), (B, D), tau -> scalar
     "InfoNCE in both directions, and its gradient."
-    judge(answer, global_contrastive_loss, _PAIR_CASES, _SYMMETRIC_MISTAKES)
+    judge(answer, global_contrastive_loss, _PAIR_CASES, _SYMMETRIC_MISTAKES, loss=True)
     judge_gradient(answer, global_contrastive_loss, _PAIR_CASES[0], learn=2)
     passed(answer)
 

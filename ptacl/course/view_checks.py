@@ -129,6 +129,7 @@ _FRAME_CASES = [
     (2.31, 0.5, 25),
     (0.375, 0.75, 24),
     (-0.2, 0.75, 50),
+    (-0.5, 0.8, 30),
     (0.055, 1.0, 50),
     (0.985, 1.0, 50),
 ]
@@ -175,6 +176,9 @@ _FRAME_MISTAKES |= {
     "a moment before the R-peak (t < 0) lies at the end of the cycle: Python's % does that, fmod and int() "
     "do not":
         lambda t, rr, n: int(np.fmod(t / rr, 1) * n),
+    "int() cuts towards 0, so before the R-peak (t < 0) it is one frame late: take the remainder first, "
+    "t / rr % 1, or math.floor":
+        lambda t, rr, n: int(t / rr * n) % n,
     "a negative frame: where t < 0, the moment lies at the end of the cycle before":
         lambda t, rr, n: int(np.floor(np.fmod(t / rr, 1) * n)),
     "before the R-peak (t < 0) the cycle runs, too: do not stay in frame 0":
