@@ -233,6 +233,23 @@ def test_the_teacher_gets_everything_with_nbgrader_metadata(course):
         assert "minutes:**" in json.dumps(nb) and any(c.get("outputs") for c in nb.cells)
 
 
+class Pictures(HTMLParser):
+    "What a page says of each of its pictures to those who cannot see it; None where it says nothing."
+    def __init__(self): super().__init__(); self.found = []
+    def handle_starttag(self, tag, attributes):
+        if tag == "img": self.found.append(dict(attributes).get("alt"))
+
+
+def test_every_picture_of_the_slides_is_described(course):
+    "By the text below it: a caption, and not a heading or a word for any picture."
+    for file in SESSIONS:
+        parser = Pictures(); parser.feed((course / "slides" / f"{file.stem}.html").read_text(encoding="utf-8"))
+        texts = "\n".join(re.sub(r"[*`$]", "", c.source) for c in read(file).cells if c.cell_type == "markdown")
+        assert len(parser.found) >= 1
+        for said in parser.found:
+            assert said and len(said) > 20 and said in texts, (file.stem, said)
+
+
 class Loads(HTMLParser):
     "Everything that a page would fetch."
     def __init__(self): super().__init__(); self.found = []

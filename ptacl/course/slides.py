@@ -13,6 +13,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 from nbconvert import SlidesExporter
 from nbformat import NotebookNode
+from ..core.pages import described
 from .sessions import tagged
 
 # %% ../../nbs/92_slides.ipynb #d6755fab
@@ -29,15 +30,6 @@ def copy_assets(folder: Path):
             if match:
                 (folder / match[1]).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file.locate(), folder / match[1])
-
-
-def _describe_pictures(nb: NotebookNode):
-    "Give every picture the text below it as its description, for those who cannot see it."
-    for cell, below in zip(nb.cells, nb.cells[1:]):
-        text = re.sub(r"[*`$]", "", below.source) if below.cell_type == "markdown" else "figure"
-        for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
-                output.metadata["image/png"] = {"alt": text.strip()}
 
 # %% ../../nbs/92_slides.ipynb #2aee00ad
 _OFFLINE = r"""{% extends 'reveal/index.html.j2' %}
@@ -66,8 +58,7 @@ _SLIDE_KINDS = {"slide": "slide", "also": "-", "guide": "notes"} # tag -> slide 
 
 def slides(nb: NotebookNode, title: str) -> str: # HTML
     "A session as slides: cells tagged slide or also, without code; what the guide says as speaker notes."
-    nb = deepcopy(nb)
-    _describe_pictures(nb)
+    nb = described(deepcopy(nb))
     for cell in nb.cells:
         kind = next((kind for tag, kind in _SLIDE_KINDS.items() if tagged(cell, tag)), "skip")
         cell.metadata["slideshow"] = {"slide_type": kind}
