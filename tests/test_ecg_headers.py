@@ -1,4 +1,5 @@
 """WFDB headers and XML files as they occur: read, or refused with the field, line or lead that is wrong."""
+import re
 import shutil
 
 import numpy as np
@@ -120,6 +121,8 @@ def test_what_is_wrong_is_named(tmp_path, x, line, why):
 
 def test_first_lines_that_are_wrong(tmp_path, x):
     for first, why in (("rec 11 500 6000", "12 lines of signals, and its first line says 11"), ("rec twelve 500 6000", "number of signals"),
+                       ("rec ² 500 6000", "number of signals"), (f"rec {'9' * 5000} 500 6000", "number of signals"),
+                       ("rec 12 500 ²", "the length in"), (f"rec 12 500 {'6' * 5000}", "the length in"),
                        ("rec 12 fast 6000", "sampling rate"), ("rec 12 500 9000", "promises 9000 samples .* room for 6000: it is cut short")):
         with pytest.raises(PtaclError, match=why): read_ecg(edited(record(tmp_path, LEADS, x), first))
 
@@ -192,6 +195,17 @@ def test_the_mark_of_utf_8_goes_before_what_is_declared(tmp_path, x, encoding, m
 def test_an_encoding_that_nobody_knows_is_named(tmp_path, x, encoding):
     (tmp_path / "x.xml").write_bytes(muse(x).replace(b"ISO-8859-1", encoding.encode()))
     with pytest.raises(PtaclError, match=f"names an encoding that nobody knows, {encoding}. Export"): read_ecg(tmp_path / "x.xml")
+
+
+@pytest.mark.parametrize("maker, tag", [(strip, "ChannelSampleCountTotal"), (muse, "LeadSampleCountTotal"), (muse, "SampleExponent"),
+                                        (muse, "LeadSampleSize"), (muse, "LeadTimeOffset")])
+@pytest.mark.parametrize("value", ["²", "5" * 5000, "x"])
+def test_a_whole_number_that_is_none(tmp_path, x, maker, tag, value):
+    text = maker(x[:, :600]).decode("latin-1")
+    assert tag in text
+    text = re.sub(f"<{tag}>[^<]*<", f"<{tag}>{value}<", text)
+    (tmp_path / "x.xml").write_text(text, encoding="latin-1")
+    with pytest.raises(PtaclError, match=f"no whole number in its {tag}"): read_ecg(tmp_path / "x.xml")
 
 
 def test_where_an_xml_is_wrong(tmp_path, x):

@@ -143,6 +143,23 @@ def test_one_broken_file_never_stops_the_others(raw, take):
     assert "1  ECG: the file is empty" in repr(done)
 
 
+def test_odd_headers_and_faults_in_the_plan_stop_nobody(raw, take, monkeypatch, tmp_path):
+    monkeypatch.setenv("PTACL_LOG", str(tmp_path / "ptacl.log"))
+    (raw / "ecg").mkdir(exist_ok=True)
+    for k, first in enumerate(("x ² 500 5000", f"x {'9' * 5000} 500 5000", "x 12 500 ²", f"x/{'9' * 5000} 12 500 5000")):
+        source(raw, k).ecg[0].unlink()
+        (raw / "ecg" / f"{IDS[k]}.hea").write_text(f"{first}\na 5000\n")
+    real = prepare._parts_of
+    def parts_of(path):
+        if IDS[4] in path.name: raise RuntimeError("odd")
+        return real(path)
+    monkeypatch.setattr(prepare, "_parts_of", parts_of)
+    done = take(raw)
+    assert done.patients == N - 5 and sorted(done.quarantine.reason) == [
+        "its header has 1 lines of signals, and its first line says 12", "the length in the header's first line is no number of samples",
+        *["the number of signals in the header's first line is no number"] * 2, "unexpected RuntimeError"]
+
+
 def test_all_broken(raw, take):
     for s in find_patients(raw): s.ecg[0].write_bytes(b"")
     done = take(raw)

@@ -511,7 +511,7 @@ def test_mixed_series_is_split_by_position(tmp_path):
         assert read.meta["slice_positions_mm"] == pytest.approx(np.arange(11) * 10)
 
 
-@pytest.mark.parametrize("older, newer", [("1.2.3.1", "1.2.3.2"), ("1.2.3.9", "1.2.3.10")])
+@pytest.mark.parametrize("older, newer", [("1.2.3.1", "1.2.3.2"), ("1.2.3.9", "1.2.3.10"), ("1.2.3", f"1.2.{'9' * 5000}")])
 @pytest.mark.parametrize("names", [SAX, "CINE_segmented_SAX", "cine sa"])
 def test_slice_taken_again(tmp_path, older, newer, names):
     cine = moving()

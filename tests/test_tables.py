@@ -144,6 +144,12 @@ def test_column_styles(field, instance, array):
                                     f" participant.p{field}_i{instance}_a{array} ")} == {(field, instance, array)}
 
 
+def test_a_column_with_a_number_of_thousands_of_digits_is_none_of_ours(virtual, tmp_path):
+    table = phenotype_table(virtual.phenotypes, virtual.covariates, "platform")
+    table.assign(**{f"p{'9' * 5000}_i2": 1.0}).to_csv(tmp_path / "t.csv")
+    assert_same(read_table(tmp_path / "t.csv"), virtual)
+
+
 @given(st.text(max_size=20))
 def test_any_other_name_is_no_column(name):
     key = _ukb_column(name)

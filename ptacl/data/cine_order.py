@@ -164,7 +164,7 @@ def _last_series(table: pd.DataFrame) -> pd.DataFrame: # with columns slice and 
         return table
     frames = table.groupby(["slice", "uid"]).size()
     whole = frames[frames >= frames.groupby("slice").transform("max") / 2].reset_index()
-    whole["order"] = whole["uid"].map(lambda uid: tuple(int(x) for x in re.findall(r"[0-9]+", uid)))
+    whole["order"] = whole["uid"].map(lambda uid: tuple(int(x) for x in re.findall("[0-9]{1,64}", uid)))
     last = whole.sort_values("order").groupby("slice")["uid"].last()
     return table[table["uid"] == table["slice"].map(last)]
 

@@ -169,10 +169,10 @@ def _size_and_time(file: Path) -> tuple: # name, bytes, ns
 
 def _facts_of(path: Path) -> list: # of tuples
     """What the stamp knows of a recording.
-    Nothing of one that cannot be reached, which `prepare` will find, too."""
+    Nothing of one that cannot be reached, or whose files cannot be told: `prepare` will find that, too."""
     try:
         return [_size_and_time(file) for file in _parts_of(path)]
-    except OSError as e:
+    except Exception as e: # whatever it is: one odd file must not keep everybody else out
         return [(path.name, type(e).__name__)]
 
 # %% ../../nbs/42_prepare.ipynb #0d155cc0

@@ -24,9 +24,9 @@ from ..core.privacy import mask_ids
 
 # %% ../../nbs/33_tables.ipynb #090d72e9
 _COLUMN = re.compile(
-    r"(\d+)-(\d+)\.(\d+)"                                      # 24100-2.0
-    r"|f\.(\d+)\.(\d+)\.(\d+)"                                 # f.24100.2.0
-    r"|(?:participant\.)?p(\d+)(?:_i(\d+))?(?:_a(\d+))?",      # p24100_i2
+    r"(\d{1,9})-(\d{1,9})\.(\d{1,9})"                                 # 24100-2.0
+    r"|f\.(\d{1,9})\.(\d{1,9})\.(\d{1,9})"                            # f.24100.2.0
+    r"|(?:participant\.)?p(\d{1,9})(?:_i(\d{1,9}))?(?:_a(\d{1,9}))?", # p24100_i2
     re.ASCII)
 
 def _ukb_column(name: str) -> tuple | None: # field, instance, array index

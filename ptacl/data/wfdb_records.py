@@ -27,7 +27,7 @@ _SAMPLE_BYTES = {"8": 1, "16": 2, "24": 3, "32": 4, "61": 2, "80": 1, "160": 2, 
                  "310": 4 / 3, "311": 4 / 3} # by format
 _FORMATS = {*_SAMPLE_BYTES, "508", "516", "524"} # and those that are compressed
 # format, samples in a frame, skew, bytes before the first sample
-_FORMAT = re.compile(r"(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?")
+_FORMAT = re.compile(r"([0-9]+)(?:x([0-9]{1,9}))?(?::([0-9]{1,9}))?(?:\+([0-9]{1,9}))?")
 
 def _header_lines(path: Path) -> list: # of lists of words
     "The lines of a .hea file, without comments. Raises `PtaclError` where there is no header."
@@ -41,7 +41,13 @@ def _header_lines(path: Path) -> list: # of lists of words
         raise PtaclError("its header is empty, or has no number of signals in its first line")
     return lines
 
-_RATE = re.compile(r"\d*\.?\d+(?:e[-+]?\d+)?", re.IGNORECASE)
+_WHOLE = re.compile("[0-9]{1,9}") # `str.isdigit` takes ² for a number, and `int` refuses one of 5000 digits
+_RATE = re.compile(r"[0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?", re.IGNORECASE)
+_GAIN = re.compile(f"[-+]?{_RATE.pattern}", re.IGNORECASE)
+
+def _whole(text: str) -> int | None:
+    "A whole number of a header; None where it is none, or longer than any of an ECG."
+    return int(text) if _WHOLE.fullmatch(text) else None
 
 def _rate_of(text: str) -> float: # Hz
     "The sampling rate in a header, without what may stand behind it."
@@ -49,19 +55,23 @@ def _rate_of(text: str) -> float: # Hz
 
 def _record_line(words: list) -> tuple: # segments (0: one that is not split), signals, words behind
     "The first line of a header. Raises `PtaclError` on what is no number there."
-    segments = re.fullmatch(r".*?(?:/(\d+))?", words[0])[1]
+    segments = re.fullmatch(".*?(?:/([0-9]{1,9}))?", words[0])[1]
     rate = _RATE.match(words[2]) if len(words) > 2 else None
-    if not words[1].isdigit():
+    count = _whole(words[1])
+    if count is None:
         raise PtaclError("the number of signals in the header's first line is no number")
     if len(words) > 2 and not rate:
         raise PtaclError("the sampling rate in the header's first line is no number")
-    length = int(words[3]) if len(words) > 3 and words[3].isdigit() else 0
-    return int(segments or 0), int(words[1]), words[2] if rate else "250", length
+    counted = len(words) > 3 and words[3].isdigit() # else a time may stand there
+    length = _whole(words[3]) if counted else 0
+    if length is None:
+        raise PtaclError("the length in the header's first line is no number of samples")
+    return int(segments or 0), count, words[2] if rate else "250", length
 
 def _uncalibrated(signals: list) -> list: # lines of signals, in words -> of their numbers, from 1
     "Which signals have no gain of their own in the header."
-    gains = [re.match(r"[-+.\deE]+", words[2]) if len(words) > 2 else None for words in signals]
-    return [k for k, gain in enumerate(gains, 1) if gain is None or float(gain[0]) == 0]
+    gains = [_GAIN.match(words[2]) if len(words) > 2 else None for words in signals]
+    return [k for k, gain in enumerate(gains, 1) if not gain or not 0 < abs(float(gain[0])) < np.inf]
 
 # %% ../../nbs/30_wfdb_records.ipynb #5b4595f7
 def _in_any_case(path: Path) -> Path:
@@ -215,13 +225,14 @@ def _channels_of(
 def _segments_of(lines: list, header: Path) -> list: # of (header of a segment, samples)
     "The segments of a record. Raises `PtaclError` where their channels vary, and where there is a gap."
     alone = "Give the segment that is meant."
-    if any(len(words) < 2 or not words[1].isdigit() for words in lines):
+    lengths = [_whole(words[1]) if len(words) > 1 else None for words in lines]
+    if None in lengths:
         raise PtaclError("a line of its header that should name a segment and its length does not")
-    if int(lines[0][1]) == 0:
+    if lengths[0] == 0:
         raise PtaclError("is a record of several segments whose channels vary", alone)
     if any(words[0] == "~" for words in lines):
         raise PtaclError("is a record of several segments with a gap between them", alone)
-    return [(_beside(header.parent, f"{words[0]}.hea"), int(words[1])) for words in lines]
+    return [(_beside(header.parent, f"{words[0]}.hea"), length) for words, length in zip(lines, lengths)]
 
 def _joined(lines: list, header: Path) -> tuple: # as `_channels_of`
     "The segments of a record one after the other. Raises `PtaclError` where they do not fit together."

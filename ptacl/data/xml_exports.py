@@ -149,6 +149,15 @@ def _number_in(element, tag: str) -> float:
     except (TypeError, ValueError):
         raise PtaclError(f"no number in its {tag}") from None
 
+_WHOLE = re.compile("[-+]?[0-9]{1,9}") # `int` refuses a number of 5000 digits
+
+def _whole_in(element, tag: str, default: int = 0) -> int: # default: where there is no child, or nothing in it
+    "The whole number in a child of an XML element. Raises `PtaclError` where something else stands there."
+    text = (element.findtext(tag) or "").strip()
+    if text and not _WHOLE.fullmatch(text):
+        raise PtaclError(f"no whole number in its {tag}")
+    return int(text or default)
+
 # %% ../../nbs/30_xml_exports.ipynb #75eb6136
 def _strip_resolution(strip) -> float: # StripData -> µV
     "What one count is worth. Raises `PtaclError` where the file does not say."
@@ -169,7 +178,7 @@ def _read_cardiology_xml(root) -> ECG: # root element
     strip = strips[0]
     fs = _number_in(strip, "SampleRate")
     step = _strip_resolution(strip)
-    count = int(strip.findtext("ChannelSampleCountTotal") or 0)
+    count = _whole_in(strip, "ChannelSampleCountTotal")
     waves = strip.findall("WaveformData")
     pairs = [(w.get("lead"), _parse_samples(w.text, count) * step / 1000) for w in waves]
     return make_ecg(pairs, fs, format="CardiologyXML", resolution_uv=step)
@@ -179,14 +188,14 @@ _MUSE_UNITS = {"MICROVOLTS": 1e-3, "MILLIVOLTS": 1.0} # LeadAmplitudeUnits -> mV
 
 def _muse_samples(data) -> np.ndarray: # a LeadData element -> (N,) int16
     "The counts of one lead. Raises `PtaclError` on another number of them than promised."
-    size = int(data.findtext("LeadSampleSize") or 2)
+    size = _whole_in(data, "LeadSampleSize", 2)
     if size != 2:
         raise PtaclError(f"samples of {size} bytes, expected 2")
     text = "".join((data.findtext("WaveFormData") or "").split())
     counts = np.frombuffer(base64.b64decode(text, validate=True), "<i2")
-    promised = data.findtext("LeadSampleCountTotal")
-    if promised and int(promised) != len(counts):
-        raise PtaclError(f"{len(counts)} samples in a lead, expected {int(promised)}")
+    promised = _whole_in(data, "LeadSampleCountTotal", len(counts))
+    if promised != len(counts):
+        raise PtaclError(f"{len(counts)} samples in a lead, expected {promised}")
     return counts
 
 def _muse_lead(data) -> tuple: # a LeadData element -> lead as the file calls it, (N,) mV
@@ -221,10 +230,11 @@ def _read_muse_xml(root) -> ECG: # root element
     strip = _rhythm_waveform(root)
     leads = strip.findall("LeadData")
     offsets = ("LeadTimeOffset", "LeadOffsetFirstSample")
-    if len({tuple(int(lead.findtext(tag) or 0) for tag in offsets) for lead in leads}) > 1:
+    if len({tuple(_whole_in(lead, tag) for tag in offsets) for lead in leads}) > 1:
         raise PtaclError("its leads begin at different times: not one 12-lead recording")
     step = max((_number_in(lead, "LeadAmplitudeUnitsPerBit") for lead in leads), default=0)
-    fs = _number_in(strip, "SampleBase") * 10.0 ** int(strip.findtext("SampleExponent") or 0)
+    tens = float(f"1e{_whole_in(strip, 'SampleExponent')}") # infinite rather than an error
+    fs = _number_in(strip, "SampleBase") * tens
     marks = _muse_marks(root)
     return make_ecg(map(_muse_lead, leads), fs, marks, format="MUSE XML", resolution_uv=step,
                     r_peaks_from=None if marks is None else "QRSTimesTypes")
