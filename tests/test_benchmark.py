@@ -113,7 +113,8 @@ def test_kinds_of_targets():
 
 
 @pytest.mark.parametrize("text, words", [("a,b\n1,2\n", "no column file"), ("file,x\n", "no rows"), ("file\na.hea\n", "nothing to tell"),
-    ("file,x\n/etc/a.hea,1\n", "outside"), ("file,x\n..\\a.hea,1\n", "outside"), ("file,split,x\na,maybe,1\n", "expected train"),
+    ("file,x\n/etc/a.hea,1\n", "outside"), ("file,x\n..\\a.hea,1\n", "outside"),
+    ("file,split,x\na,smith,1\n", "another word in row 2: expected train"),
     ("file,sex,x\na,F,1\nb,2,1\n", "neither F nor M .*in row 3"), ("file,age,x\na,old,1\n", "age holds no number in row 2"),
     ("file,x\na,1\na,0\n", "names a recording twice"), ("file,lvef\na,55,2\nb,61,5\n", "row 2 has 3 cells, and the first 2"),
     ("file,lvef\na,55\n\nb,61,5\n", "row 4 has 3 cells"), ("file,x,y\na,1,2\nb,1\n", "row 3 has 2 cells, and the first 3"), ("", "is empty"),

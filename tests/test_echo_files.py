@@ -242,6 +242,7 @@ DAMAGE = [
     (change(BitsAllocated=16, BitsStored=16, HighBit=15), "another depth than 8 bits"),
     (change(PhotometricInterpretation="PALETTE COLOR"), "pixels of the kind PALETTE COLOR"),
     (change(PhotometricInterpretation="MONOCHROME1"), "pixels of the kind MONOCHROME1"),
+    (change(PhotometricInterpretation="SMITH JOHN"), "pixels of no kind that is known with 1 samples"),
     (change(PixelData=None), "has no pixels"),
     (lambda ds: change(PixelData=ds.PixelData[:2000])(ds), "cannot be read|cannot be unpacked"),
     (lambda ds: change(PixelData=bytes(len(ds.PixelData)))(ds), "dark throughout"),

@@ -100,7 +100,7 @@ def test_the_order_of_mimic_is_found(tmp_path, x):
 @pytest.mark.parametrize("array, facts, why", [
     (lambda x: x, {"unit": "mV"}, "does not say its sampling rate. Say it in a file"),
     (lambda x: x, {"fs": 500}, "does not say its unit of voltage"),
-    (lambda x: x, {"fs": 500, "unit": "furlong"}, "unknown unit of voltage 'furlong'"),
+    (lambda x: x, {"fs": 500, "unit": "furlong"}, "unknown unit of voltage: expected mV"),
     (lambda x: x[::-1], FACTS, "not in the usual order"),
     (lambda x: x[[1, 0, *range(2, 12)]], FACTS, "not in the usual order"),
     (lambda x: x[[0, 1, 2, 4, 3, 5, *range(6, 12)]], FACTS, "not in the usual order"),
@@ -108,6 +108,7 @@ def test_the_order_of_mimic_is_found(tmp_path, x):
     (lambda x: x[:, :12], FACTS, "which axis holds the 12 leads"),
     (lambda x: x[0], FACTS, r"an array of 1000 float64, expected numbers of \(12, N\)"),
     (lambda x: x.astype(str), FACTS, "expected numbers"),
+    (lambda x: np.zeros((12, 1000), [("SMITH^JOHN", "<f4")]), FACTS, "an array of 12×1000 void32, expected numbers"),
     (lambda x: 5000 * x, FACTS, "unit or gain"),
     (lambda x: np.full_like(x, np.nan), FACTS | {"leads": LEADS}, "samples are missing"),
 ])

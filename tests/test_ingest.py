@@ -20,6 +20,7 @@ import pytest
 import torch
 import zarr
 from distributed import Client, KilledWorker, LocalCluster
+from makers import acdc, eli, record, voltages
 from tqdm import tqdm
 
 from ptacl import __version__
@@ -36,7 +37,7 @@ from ptacl.data.pseudonyms import pseudonym, read_key
 from ptacl.data.sources import find_patients, table_values
 from ptacl.inference.screening import find_recordings
 from ptacl.simulate.cohorts import write_virtual
-from ptacl.core.presets import PHENOTYPES
+from ptacl.core.presets import LEADS, PHENOTYPES
 from ptacl.data.recordings import ECG
 from ptacl.simulate.patients import simulate
 from ptacl.simulate.writers import write_patients
@@ -119,6 +120,32 @@ def test_ids_of_another_form_are_hidden_too(raw, take):
     table = (raw / "phenotypes.csv").read_text().replace(IDS[0], "smith-john"); (raw / "phenotypes.csv").write_text(table)
     done = take(raw)
     assert done.quarantine["what"].tolist() == ["ECG"] and "smith" not in repr(done) + done.quarantine.to_csv() + str(files(done.path))
+
+
+def test_names_inside_files_go_into_no_message(raw, take):
+    name = "DOE_JOHN"
+    def instead(k, text=None, suffix=".hea"):
+        source(raw, k).ecg[0].unlink()
+        file = raw / "ecg" / f"{IDS[k]}{suffix}"
+        if text: file.write_text(text)
+        return file
+    (raw / "ecg").mkdir(exist_ok=True)
+    lines = [f"{name}.dat 16 1000/mV 16 0 0 0 0 {lead}" for lead in LEADS]
+    instead(0, "\n".join(["x 12 500 5000", *lines]))                                               # a signal file that is missing,
+    (raw / "ecg" / f"{name}_1.dat").write_bytes(bytes(100))
+    instead(1, "\n".join(["x 12 500 5000", *(line.replace(name, f"{name}_1") for line in lines)]))  # and one that is cut short
+    instead(2, f"x/1 12 500 5000\n{name}_2 5000\n")
+    instead(3); record(raw / "ecg", [f"{name}{k}" for k in range(12)], voltages(5000), name=IDS[3])
+    instead(4); record(raw / "ecg", LEADS, voltages(5000), name, name=IDS[4])
+    instead(5); (raw / "ecg" / f"{IDS[5]}.xml").write_bytes(eli(voltages(5000)).replace(b'FREQ="500"', b'FREQ="DOE_JOHN"'))
+    (raw / "cmr" / IDS[6] / "sa.nii.gz").unlink()
+    acdc(raw / "cmr" / IDS[6], np.random.default_rng(0).normal(size=(6, 3, 88, 88)), np.full((6, 3, 88, 88), 9, np.uint8), name=name)
+    done = take(raw)
+    said = repr(done) + done.quarantine.to_csv()
+    assert (done.patients, len(done.quarantine)) == (1, 7) and "DOE" not in said and "DOE" not in str(files(done.path))
+    for why in ("signal file 1 of its header is missing", "its first signal file has room for 4", "segment 1 of its header is missing",
+                "by the names of all 12", "unknown unit of voltage: expected", "Mortara ELI XML", "segmentation of frame 1: labels other"):
+        assert why in said
 
 
 def test_the_order_of_the_store_says_nothing_of_the_ids(raw, take, tmp_path):

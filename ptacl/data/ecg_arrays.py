@@ -63,7 +63,8 @@ def _one_record(array, leads: list | None, record: int | None) -> np.ndarray: # 
     shape = array.shape
     size = "×".join(map(str, shape))
     if array.dtype.kind not in "iuf" or len(shape) not in (2, 3):
-        raise PtaclError(f"an array of {size} {array.dtype}, expected numbers of (12, N) or (n, 12, N)")
+        kind = array.dtype.name # without the names of fields, which may be anybody's
+        raise PtaclError(f"an array of {size} {kind}, expected numbers of (12, N) or (n, 12, N)")
     if len(shape) == 3:
         if record is None and shape[0] != 1:
             remedy = f"Say which one is meant: record=0 to {shape[0] - 1}."

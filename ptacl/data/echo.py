@@ -45,6 +45,9 @@ PlanarConfiguration Rows Columns BitsAllocated BitsStored HighBit PixelRepresent
 _CLIPS = "1.2.840.10008.5.1.4.1.1.3.1", "1.2.840.10008.5.1.4.1.1.3"    # multi-frame, and its retired name
 _STILLS = "1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.4.1.1.6"
 _GREY, _COLOURS = "MONOCHROME2", ("RGB", "YBR_FULL", "YBR_FULL_422")
+_OTHER_PIXELS = ( # as DICOM calls them; any other word of a file goes into no message
+    "MONOCHROME1", "PALETTE COLOR", "YBR_PARTIAL_420", "YBR_PARTIAL_422", "YBR_ICT", "YBR_RCT", "HSV", "ARGB",
+    "CMYK")
 
 def _check_kind(ds):
     "Raises `PtaclError` on what is no clip of ultrasound."
@@ -65,7 +68,9 @@ def _check_pixels(ds):
     photometric = str(ds.get("PhotometricInterpretation"))
     samples = int(ds.get("SamplesPerPixel") or 1)
     if photometric not in (_GREY, *_COLOURS) or samples != (1 if photometric == _GREY else 3):
-        raise PtaclError(f"pixels of the kind {photometric[:16]} with {samples} samples",
+        known = photometric in (_GREY, *_COLOURS, *_OTHER_PIXELS)
+        kind = f"the kind {photometric}" if known else "no kind that is known"
+        raise PtaclError(f"pixels of {kind} with {samples} samples",
                          "Grey (MONOCHROME2), RGB and YBR_FULL are read.")
     if ds.get("BitsAllocated") != 8 or ds.get("PixelRepresentation", 0) != 0:
         raise PtaclError("pixels of another depth than 8 bits without a sign")

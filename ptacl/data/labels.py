@@ -160,9 +160,10 @@ def _splits_of(table: pd.DataFrame) -> np.ndarray:
     if "split" not in table:
         return np.array([""] * len(table))
     words = _known(table["split"]).str.lower()
-    odd = sorted(set(words) - set(_SPLITS))
-    if odd:
-        raise PtaclError(f"the column split holds {mask_ids(odd[0])[:20]!r}: expected train, val or test")
+    odd = ~words.isin(_SPLITS)
+    if odd.any():
+        rows = rows_of(odd.to_numpy())
+        raise PtaclError(f"the column split holds another word in row {rows}: expected train, val or test")
     return words.map(_SPLITS).to_numpy(str)
 
 def _target_names(table: pd.DataFrame, wanted: Iterable[str], reserved: set) -> list[str]:

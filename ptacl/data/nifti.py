@@ -245,6 +245,18 @@ def _turn(x: np.ndarray, k: int) -> None: # (F, …)
         flat[:, i:i + 2**16] = np.roll(flat[:, i:i + 2**16], -k, axis=0)
 
 # %% ../../nbs/32_nifti.ipynb #fae5d52c
+def _acdc_label_map(
+    file: Path,
+    f: int,         # frame, from 0
+    shape: tuple,   # (1, Z, H, W)
+    against: tuple, # see `read_label_map`
+) -> np.ndarray:    # (Z, H, W) uint8
+    "The segmentation of frame f. Raises `PtaclError` by its number: the file's own name may be a person's."
+    try:
+        return _ACDC_LABELS[read_label_map(file, shape, against)[0]]
+    except PtaclError as e:
+        raise PtaclError(e.reason, e.remedy, f"segmentation of frame {f + 1}") from None
+
 def _acdc_labels(
     folder: Path,
     stem: str,      # what the files' names begin with
@@ -258,7 +270,7 @@ def _acdc_labels(
     for f in sorted(set(moments)):
         found = sorted(folder.glob(f"{glob.escape(stem)}_frame{f + 1:02d}_gt.nii*"))
         if found:
-            labels[f] = _ACDC_LABELS[read_label_map(found[0], (1, *shape[1:]), against)[0]]
+            labels[f] = _acdc_label_map(found[0], f, (1, *shape[1:]), against)
             labelled.append(f)
     return labels, labelled
 

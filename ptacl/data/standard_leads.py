@@ -65,12 +65,16 @@ _MILLIVOLT |= {f"{name}{s}": _MILLIVOLT[short] for s in ("", "s") for name, shor
     ("millivolt", "mv"), ("microvolt", "uv"), ("nanovolt", "nv"), ("volt", "v"),
     ("mvolt", "mv"), ("uvolt", "uv"), ("µvolt", "uv"), ("nvolt", "nv"))}
 
+# those that are found in its place; any other word may be somebody's name, and goes into no message
+_NO_VOLTAGE = {name.lower(): f" '{name}'" for name in (
+    "mmHg", "cmH2O", "kPa", "bpm", "1/min", "degC", "°C", "%", "l/s", "l/min", "Ohm", "kOhm", "NU", "count",
+    "counts", "adu", "LSB", "digit", "A/D", "pm", "mV/s", "uV/s", "kV", "pV", "s", "ms", "Hz")}
+
 def to_millivolt(unit) -> float: # unit: as the file names it
-    "What one of that unit is in mV. Raises `PtaclError` on an unknown one, and says what was found."
+    "What one of that unit is in mV. Raises `PtaclError` on another one, which it names where it is a unit."
     key = str(unit).strip().lower()
     if key not in _MILLIVOLT:
-        found = re.sub(r"[^\w%/µμ° .-]", "", str(unit))[:20]
-        raise PtaclError(f"unknown unit of voltage {found!r}: expected mV, uV, nV or V")
+        raise PtaclError(f"unknown unit of voltage{_NO_VOLTAGE.get(key, '')}: expected mV, uV, nV or V")
     return _MILLIVOLT[key]
 
 def _bridge_gaps(x: np.ndarray) -> np.ndarray: # (N,) mV, NaN where there is no sample

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/30_vendor_files.ipynb #8a69f120
+import re
 import struct
 import warnings
 from pathlib import Path
@@ -21,6 +22,14 @@ _PARSERS = { # format -> module and class of ecgdatakit
 }
 _INSTEAD = "Export it again, or as HL7 aECG, DICOM, CSV or WFDB."
 _LONGEST_REASON = 120 # characters of what the library says
+_CALLED = re.compile("(Lead|CHANNEL) (?:.+(?= in the file)|.+(?=: ))") # and the name of a channel
+_QUOTED = re.compile(r"""'[^']*'|"[^"]*\"""")                           # a value
+
+def _own_words(said: str, path: Path) -> str:
+    "What the library says of a file, without what it quotes of it: that may be somebody's name."
+    said = said.replace(str(path), "the file").replace(path.name, "the file")
+    said = _QUOTED.sub("…", _CALLED.sub(r"\1 …", said))
+    return said[:_LONGEST_REASON]
 
 def _parsed(path: Path, form: str): # -> ecgdatakit's record
     "A file as the library has it, samples in counts. Raises `PtaclError` with what the library says."
@@ -32,8 +41,7 @@ def _parsed(path: Path, form: str): # -> ecgdatakit's record
             warnings.simplefilter("ignore")
             return getattr(parsers, parser)().parse(path)
     except errors.ECGDataKitError as e:
-        said = str(e).replace(str(path), "the file").replace(path.name, "the file")
-        reason = f"cannot be read as {form}: {said[:_LONGEST_REASON]}"
+        reason = f"cannot be read as {form}: {_own_words(str(e), path)}"
         raise PtaclError(reason, _INSTEAD) from None
 
 # %% ../../nbs/30_vendor_files.ipynb #82652f26

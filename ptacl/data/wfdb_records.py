@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 from wfdb.io import _header as wfdb_headers
 from ..core.errors import PtaclError
+from ..core.presets import LEADS
 from .recordings import ECG, MAX_ECG_BYTES, check_duration, read_bytes
 from .standard_leads import lead_name, make_ecg, to_millivolt
 
@@ -81,21 +82,26 @@ def _in_any_case(path: Path) -> Path:
     spelled = (path.with_name(stem + suffix) for stem, suffix in product(stems, suffixes))
     return next((file for file in spelled if file.is_file()), path)  # a large folder is not listed
 
-def _beside(folder: Path, name: str) -> Path:
+def _beside(
+    folder: Path,
+    name: str, # as in the header
+    what: str, # in words: a name inside a file may be somebody's, and goes into no message
+) -> Path:
     "A file that a header names. Raises `PtaclError` where it is missing, or outside the header's folder."
     inside = PurePosixPath(name)
     if inside.is_absolute() or ".." in inside.parts or "\\" in name or ":" in name:
-        raise PtaclError("its header names a signal file outside its own folder",
+        raise PtaclError(f"{what} of its header lies outside its own folder",
                          "Put it beside the header, and name it without a folder.")
     near = [path for path in map(_in_any_case, (folder/inside, folder/inside.name)) if path.is_file()]
     if not near:
-        raise PtaclError(f"the signal file {inside.name} that its header names is missing", "Fetch it, too.")
+        raise PtaclError(f"{what} of its header is missing", "Fetch it, too.")
     return near[0]
 
 def _signal_files(signals: list, folder: Path) -> dict: # lines of signals -> name in the header -> path
     """The signal files of a record.
     Raises `PtaclError` where they are too large, and where one is missing."""
-    files = {words[0]: _beside(folder, words[0]) for words in signals}
+    names = dict.fromkeys(words[0] for words in signals)
+    files = {name: _beside(folder, name, f"signal file {k}") for k, name in enumerate(names, 1)}
     if sum(file.stat().st_size for file in files.values()) > MAX_ECG_BYTES:
         reason = f"its signals are larger than {MAX_ECG_BYTES >> 20} MB: not one recording"
         raise PtaclError(reason, "Give that alone.")
@@ -115,8 +121,7 @@ def _check_size(signals: list, files: dict, length: int) -> None:
     "Raises `PtaclError` where the first signal file is shorter than its header promises."
     room = _length_by_size(signals, files)
     if 0 < room < length:
-        name = files[signals[0][0]].name
-        raise PtaclError(f"its header promises {length} samples of each signal, and {name} "
+        raise PtaclError(f"its header promises {length} samples of each signal, and its first signal file "
                          f"has room for {room}: it is cut short", "Fetch it again.")
 
 def _check_signals(signals: list, count: int) -> None: # lines of signals, in words
@@ -209,8 +214,9 @@ def _channels_of(
     Raises `PtaclError` where none of its signals is a lead."""
     chosen = [k for k, name in enumerate(record.sig_name) if lead_name(name)]
     if not chosen:
-        names = ", ".join(re.sub(r"[^\w .+-]", "", str(name))[:12] for name in record.sig_name[:15])
-        raise PtaclError(f"none of its signals is a lead of a 12-lead ECG: they are called {names}")
+        count = len(record.sig_name)
+        raise PtaclError(f"none of its signals is a lead of a 12-lead ECG, by the names of all {count}",
+                         f"Call them {', '.join(LEADS)} in the header.")
     samples = {record.samps_per_frame[k] for k in chosen}
     common = samples.pop() if len(samples) == 1 else 1
     channels = []
@@ -232,7 +238,8 @@ def _segments_of(lines: list, header: Path) -> list: # of (header of a segment, 
         raise PtaclError("is a record of several segments whose channels vary", alone)
     if any(words[0] == "~" for words in lines):
         raise PtaclError("is a record of several segments with a gap between them", alone)
-    return [(_beside(header.parent, f"{words[0]}.hea"), length) for words, length in zip(lines, lengths)]
+    headers = [_beside(header.parent, f"{words[0]}.hea", f"segment {k}") for k, words in enumerate(lines, 1)]
+    return list(zip(headers, lengths))
 
 def _joined(lines: list, header: Path) -> tuple: # as `_channels_of`
     "The segments of a record one after the other. Raises `PtaclError` where they do not fit together."
@@ -338,7 +345,7 @@ def _named_by(header: Path) -> list: # of paths
     found = []
     for words in lines:
         with suppress(PtaclError):
-            found.append(_beside(header.parent, words[0] + ending))
+            found.append(_beside(header.parent, words[0] + ending, "a file"))
     return found
 
 def record_files(header: Path) -> list: # of paths

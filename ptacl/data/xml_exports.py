@@ -151,7 +151,7 @@ def _number_in(element, tag: str) -> float:
 
 _WHOLE = re.compile("[-+]?[0-9]{1,9}") # `int` refuses a number of 5000 digits
 
-def _whole_in(element, tag: str, default: int = 0) -> int: # default: where there is no child, or nothing in it
+def _whole_in(element, tag: str, default: int = 0) -> int: # default: where no child is, or nothing in it
     "The whole number in a child of an XML element. Raises `PtaclError` where something else stands there."
     text = (element.findtext(tag) or "").strip()
     if text and not _WHOLE.fullmatch(text):
