@@ -127,6 +127,47 @@ def test_first_lines_that_are_wrong(tmp_path, x):
         with pytest.raises(PtaclError, match=why): read_ecg(edited(record(tmp_path, LEADS, x), first))
 
 
+# checksums
+
+WRONG = "12 of 12 signals do not have the checksum that the header gives: they are damaged, or of another record"
+
+
+def test_signals_of_another_record_are_refused(tmp_path, x):
+    header = record(tmp_path, LEADS, x, name="a")
+    other = record(tmp_path, LEADS, voltages(6000, 1), name="b").with_suffix(".dat")
+    header.with_suffix(".dat").write_bytes(other.read_bytes())
+    for first in (None, "a 12 500", "odd.name 12 500 6000"):  # as the library takes it, and written anew
+        with pytest.raises(PtaclError, match=WRONG): read_ecg(edited(header, first))
+    (tmp_path / "m.hea").write_text("m/1 12 500 6000\na 6000\n")
+    with pytest.raises(PtaclError, match=WRONG): read_ecg(tmp_path / "m.hea")
+    read_ecg(edited(header, line=lambda text: " ".join([*text.split()[:6], "0", *text.split()[7:]])))  # nobody has counted
+    read_ecg(edited(header, line=lambda text: " ".join(text.split()[:5] + [text.split()[8]])))
+
+
+def test_one_wrong_byte_is_seen(tmp_path, x):
+    header = record(tmp_path, LEADS, x)
+    data = bytearray(header.with_suffix(".dat").read_bytes())
+    data[2 * 12 * 3000 + 2] ^= 16  # of lead II
+    header.with_suffix(".dat").write_bytes(data)
+    with pytest.raises(PtaclError, match="1 of 12 signals do not have the checksum"): read_ecg(header)
+
+
+@pytest.mark.parametrize("form", ["16", "24", "32", "80", "212", "508", "516", "524"])
+def test_right_checksums_in_every_format(tmp_path, x, form):
+    gain = 20. if form in ("80", "508") else 200.
+    counts = np.rint(gain * x).astype(int).T
+    wfdb.wrsamp("rec", 500, ["mV"] * 12, list(LEADS), d_signal=counts, fmt=[form] * 12, adc_gain=[gain] * 12, baseline=[0] * 12,
+                write_dir=str(tmp_path))
+    header = tmp_path / "rec.hea"
+    assert any(line.split()[6] != "0" for line in header.read_text().splitlines()[1:])
+    np.testing.assert_allclose(read_ecg(header).signal, counts.T / gain, atol=1e-5)
+
+
+def test_a_signal_with_a_delay_is_not_counted(tmp_path, x):
+    header = record(tmp_path, LEADS, x)
+    read_ecg(edited(header, line=lambda text: text.replace(" 16 ", " 16:3 ", 1)))
+
+
 # segments and frames
 
 def test_segments_in_a_row(tmp_path, x):

@@ -175,10 +175,25 @@ class _Looked:
 
 _LOOKED = {name: _Looked(getattr(wfdb_headers, name)) for name in ("RECORD_SPECS", "SIGNAL_SPECS")}
 
+_NO_SUM = ("Fetch header and signals again. If they do belong together, write 0 for the checksums: "
+           "the seventh word in the line of each signal.")
+
+def _check_sums(record) -> None: # wfdb.Record with stored numbers
+    """Raises `PtaclError` where samples add up to another checksum than the header's.
+    A 0 there stands for none, and a signal with a delay is not here as it is stored."""
+    told = zip(record.e_d_signal, record.checksum, record.skew)
+    wrong = [bool((int(x.sum()) - checksum) % 2**16) for x, checksum, skew in told if checksum and not skew]
+    if any(wrong):
+        raise PtaclError(f"{sum(wrong)} of {len(wrong)} signals do not have the checksum that the header gives: "
+                         "they are damaged, or of another record", _NO_SUM)
+
 def _rdrecord(header: Path): # -> wfdb.Record
-    "The signals of a record. Raises what wfdb raises."
+    "The signals of a record. Raises what wfdb raises, and `PtaclError` where they are not the header's."
     with patch.multiple(wfdb_headers, **_LOOKED):
-        return wfdb.rdrecord(str(header.with_suffix("")), smooth_frames=False)
+        record = wfdb.rdrecord(str(header.with_suffix("")), physical=False, smooth_frames=False)
+    _check_sums(record)
+    record.dac(expanded=True, inplace=True)
+    return record
 
 
 # %% ../../nbs/30_wfdb_records.ipynb #a6047e3b
