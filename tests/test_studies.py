@@ -35,7 +35,6 @@ from ptacl.studies.learning import Watch
 from ptacl.core.presets import PHENOTYPES, workshop
 from ptacl.studies.report import _read_runs, _report_page, _result_rows, write_report
 from ptacl.studies.sweeps import _sweep_grid
-from ptacl.data.cohort import Cohort
 from ptacl.data.pairs import Pairs
 from ptacl.simulate.patients import simulate
 from ptacl.train.checkpoint import read_state
