@@ -19,10 +19,12 @@ from ptacl.nets.views import View
 from ptacl.nets.losses import alignment_matrix
 from ptacl.nets.mae import MAE
 from ptacl.nets.trimodal import start_modalities
-from ptacl.nets.weights import from_pretrained
+from ptacl.nets.weights import from_pretrained, save_weights
 from ptacl.signal.segments import segment_beats
+from ptacl.studies import unpaired
 from ptacl.studies.experiments import run_experiment
 from ptacl.studies.unpaired import WAYS, _Rounds, groups_of, _pairs_needed, _pseudo_pair_step, _transport
+from ptacl.train.checkpoint import save_state
 from ptacl.train.loop import fit
 from ptacl.train.steps import joint_step, mae_cmr_step
 
@@ -181,6 +183,32 @@ def test_who_is_paired_stays_paired_and_nobody_gains_a_recording():
     for (pairs, ecgs, films), (more, fewer_ecgs, fewer_films) in zip(drawn.values(), list(drawn.values())[1:]):
         assert pairs < more and fewer_ecgs < ecgs and fewer_films < films
         assert len(pairs | ecgs | films) == 200 and abs(len(ecgs) - len(films)) <= 1
+
+
+def test_the_weights_that_are_kept_and_their_epoch_stay_together(tmp_path, monkeypatch):
+    "Killed after the watch has kept an epoch's weights and before its state is there: they say themselves whose they are."
+    model = seeded(lambda: JointModel(CONV, ("ecg", "cmr")))
+    said = iter([0.4, 0.2,   0.45, 0.3, 0.1])
+    monkeypatch.setattr(unpaired, "infer", lambda *_: (None, None))
+    monkeypatch.setattr(unpaired, "contrast", lambda *_: {"rank_share": next(said)})
+    def epoch(watch, number):
+        model.proj_ecg[0].weight.data.fill_(number)
+        return {"held_out": watch(model)}
+    watch = unpaired.BestEpoch(None, tmp_path)
+    history = [epoch(watch, 1)]
+    save_state(tmp_path, history=history)
+    epoch(watch, 2)                                                                 # and here it was killed
+    for restored in (2, 2, 2, 4):
+        watch = unpaired.BestEpoch(None, tmp_path)
+        assert watch.restore(model).epoch == restored and (model.proj_ecg[0].weight == restored).all()
+        if len(history) == 4: break
+        history.append(epoch(watch, len(history) + 1))                              # the second one again, and on
+        save_state(tmp_path, history=history)
+    save_weights(model, tmp_path / "best")                                          # by an earlier version, without a note
+    assert unpaired.BestEpoch(None, tmp_path).restore(model).epoch == 4
+    fresh = unpaired.BestEpoch(None, tmp_path / "new")
+    said = iter([0.5]); epoch(fresh, 7)
+    assert fresh.restore(model).epoch == 1 and (model.proj_ecg[0].weight == 7).all()
 
 
 def test_transport_spreads_equal_masses():

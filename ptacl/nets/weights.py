@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_model
 from torch import nn
 from ..core.devices import check_device
@@ -52,13 +52,14 @@ def save_weights(
     model: nn.Module,    # with a `config`
     folder: str | Path,  # a new one, or that of a model
     card: str = "",      # text that goes beside them
+    notes: dict[str, str] | None = None,  # that stay with the weights, in the same file
 ) -> Path:
     """Write weights and config into `folder`, replacing a model that is there.
     Raises `PtaclError` where there is something else."""
     folder = Path(folder)
     try:
         with model_folder(folder) as new:
-            save_model(model, str(new / "model.safetensors"))
+            save_model(model, str(new / "model.safetensors"), notes)
             (new / "config.json").write_text(json.dumps(model.config, indent=1), encoding="utf-8")
             if card:
                 (new / "README.md").write_text(card, encoding="utf-8")
@@ -68,6 +69,17 @@ def save_weights(
             f"cannot write the model to {given_path(folder)} ({why}): "
             "make room on the disk; what was there is intact") from e
     return folder
+
+# %% ../../nbs/53_weights.ipynb #4c1d7a90
+def notes_of(folder: str | Path) -> dict[str, str]:
+    """What `save_weights` noted with the weights there; empty where it noted nothing.
+    Raises `PtaclError` where there are none that can be read."""
+    try:
+        with safe_open(str(Path(folder) / "model.safetensors"), "pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as e:
+        raise PtaclError(f"{given_path(folder)} holds no weights that can be read ({type(e).__name__})",
+                         "Remove it, or use another folder") from e
 
 # %% ../../nbs/53_weights.ipynb #0d13b1c1
 def _why_no_model(folder: Path, error: Exception) -> str:  # what to do, as the end of a message

@@ -6,6 +6,7 @@
 __all__ = ['WAYS', 'groups_of', 'set_aside', 'smp', 'trained_way', 'pairs_saved', 'saving_sentences']
 
 # %% ../../nbs/90_unpaired.ipynb #a0f76a8e
+import math
 import numpy as np
 import pandas as pd
 import torch
@@ -27,7 +28,7 @@ from ..nets.joint import JointModel, begun_from, encoded, loss_of_pairs
 from ..nets.views import Batch
 from ..nets.losses import cosine
 from ..nets.mae import MAE
-from ..nets.weights import save_weights
+from ..nets.weights import notes_of, save_weights
 from ..rivals.methods import run_phase
 from ..rivals.simclr import InModal, nt_xent
 from .modalities import autoencoder
@@ -135,21 +136,34 @@ class BestEpoch:
         if earlier and not (self.folder / "best" / "model.safetensors").exists():
             raise PtaclError(f"{given_path(self.folder)} has lost the weights of its best epoch",
                              "Remove it, or use another folder.")
-        self.ranks = [row["held_out"]["rank_share"] for row in earlier]
+        self.epochs = len(earlier)
+        self.rank, self.best = self._kept([row["held_out"]["rank_share"] for row in earlier])
+
+    def _kept(self, ranks: list[float]) -> tuple[float, int]:  # of earlier epochs
+        """The rank of the weights that were kept, and their epoch: as these say themselves, who may be of
+        an epoch after which the training was killed before it could note it."""
+        if not ranks:
+            return math.inf, 0
+        notes = notes_of(self.folder / "best")
+        if "rank_share" not in notes:  # kept by an earlier version
+            return min(ranks), 1 + int(np.argmin(ranks))
+        return float(notes["rank_share"]), int(notes["epoch"])
 
     def __call__(self, model: JointModel) -> dict[str, float]:
         "loss, chance and rank_share of the validation patients, as `fit` notes them."
         z = infer(model.embeddings, model, self.asked)
         held_out = contrast(*z, model.preset.tau_global, model.preset.batch_size)
-        if not self.ranks or held_out["rank_share"] < min(self.ranks):
-            save_weights(model, self.folder / "best")
-        self.ranks.append(held_out["rank_share"])
+        self.epochs += 1
+        if self.best == 0 or held_out["rank_share"] < self.rank:
+            self.rank, self.best = held_out["rank_share"], self.epochs
+            notes = {"rank_share": repr(self.rank), "epoch": str(self.best)}
+            save_weights(model, self.folder / "best", notes=notes)
         return held_out
 
     def restore(self, model: JointModel) -> JointModel:
         "The model with the weights that were kept; its attribute `epoch` says of which epoch."
         load_model(model, self.folder / "best" / "model.safetensors")
-        model.epoch = 1 + int(np.argmin(self.ranks))
+        model.epoch = self.best
         return model.eval()
 
 # %% ../../nbs/90_unpaired.ipynb #645b7464
