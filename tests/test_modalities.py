@@ -23,7 +23,7 @@ from ptacl.nets.weights import from_pretrained, save_weights
 from ptacl.signal.segments import segment_beats
 from ptacl.studies import unpaired
 from ptacl.studies.experiments import run_experiment
-from ptacl.studies.unpaired import WAYS, _Rounds, groups_of, _pairs_needed, _pseudo_pair_step, _transport
+from ptacl.studies.unpaired import WAYS, _Draws, _Rounds, groups_of, _pairs_needed, _pseudo_pair_step, _transport
 from ptacl.train.checkpoint import save_state
 from ptacl.train.loop import fit
 from ptacl.train.steps import joint_step, mae_cmr_step
@@ -176,6 +176,29 @@ def test_an_epoch_is_so_many_steps_whoever_there_is():
         seen = torch.cat([b[:3] for b in batches])
         assert seen.bincount(minlength=3).tolist() == [7, 7, 7]                      # each as often as the others
         assert all(set(b[3:].tolist()) <= set(range(5, 20)) for b in batches)
+
+
+@pytest.mark.parametrize("n, size", [(205, 64), (205, 200), (7, 7), (40, 64), (256, 64)])
+def test_nobody_is_twice_in_a_batch(n, size):
+    "A patient twice in a batch would be told from themselves; in the long run each is seen about as often."
+    rows = torch.arange(100, 100 + n)
+    data = Pairs(torch.randn(400, 12, 10), torch.zeros(400, 3), torch.zeros(400, 2, 4, 4, dtype=torch.uint8))
+    loader = _Rounds(data, [rows, torch.arange(50)], [size, 32], steps=32).batches(0, train=True)
+    seen = torch.zeros(400)
+    for _ in range(20):                                                             # epochs
+        for batch in loader:
+            assert len(batch["index"]) == min(n, size) + 32 == len(set(batch["index"].tolist()))
+            seen[batch["index"]] += 1
+    assert seen[rows].min() > 0.8 * seen[rows].mean() and set(seen.nonzero().flatten().tolist()) == {*range(50), *rows.tolist()}
+
+
+def test_draws_that_end_with_a_batch_are_what_they_were():
+    "Two orders of 64, whole: to the last patient those of the generator."
+    draws = _Draws([torch.arange(200, 264), torch.arange(3)], [32, 3], 4, torch.Generator().manual_seed(5))
+    g = torch.Generator().manual_seed(5)
+    first = torch.cat([200 + torch.randperm(64, generator=g) for _ in range(2)]).view(4, 32)
+    second = torch.stack([torch.randperm(3, generator=g) for _ in range(4)])
+    assert list(draws) == torch.cat([first, second], 1).tolist()
 
 
 def test_who_is_paired_stays_paired_and_nobody_gains_a_recording():

@@ -54,7 +54,9 @@ def groups_of(
 
 # %% ../../nbs/90_unpaired.ipynb #a9754fb6
 class _Draws:
-    "Batches of so many from every group, each group in random order over and over."
+    """Batches of so many from every group, at most all of it, each group in random order over and over.
+    Whoever is left over at the end of an order waits for the next one: a batch across two orders could
+    hold a patient twice, who would be told from themselves."""
     def __init__(
         self, groups: Sequence[Tensor], sizes: Sequence[int], steps: int, generator: torch.Generator
     ):
@@ -68,9 +70,10 @@ class _Draws:
 
     def _orders(self) -> Iterator[Tensor]:
         for group, size in zip(self.groups, self.sizes):
-            rounds = -(-self.steps * size // len(group))
-            order = [group[torch.randperm(len(group), generator=self.generator)] for _ in range(rounds)]
-            yield torch.cat(order)[:self.steps * size].view(self.steps, size)
+            whole = len(group) // size * size  # in batches
+            rounds = -(-self.steps * size // whole)
+            draws = [torch.randperm(len(group), generator=self.generator)[:whole] for _ in range(rounds)]
+            yield group[torch.cat(draws)[:self.steps * size]].view(self.steps, size)
 
     def __iter__(self) -> Iterator[list]:
         return iter(torch.cat(list(self._orders()), 1).tolist())
