@@ -134,7 +134,7 @@ _FRAME_CASES = [
     (0.985, 1.0, 50),
 ]
 
-
+# %% ../../nbs/93_session_1_views.ipynb #2f9b61e4
 def _turn(t: float, rr: float) -> float:
     "Phase, 0 to 1."
     return t / rr % 1
