@@ -113,6 +113,22 @@ def test_what_stuck_says_passes_the_check(file):
         assert _hint_of(namespace, ways[exercise.name], exercise.check) == "", exercise.name
 
 
+@pytest.mark.parametrize("file", SESSIONS, ids=lambda f: f.stem)
+def test_the_comment_of_an_exercise_says_which_kind_of_array_comes(file):
+    nb = read(file)
+    namespace = prepared(nb)
+    for exercise in exercises(nb):
+        asked = []
+        def note(*args, asked=asked):
+            asked.append({type(x) for x in args})
+            raise NotImplementedError
+        namespace[exercise.name] = note
+        _hint_of(namespace, "", exercise.check)
+        given = exercise.solution.splitlines()[0].partition("#")[2].partition("->")[0]
+        assert ("torch tensor" in given) == (torch.Tensor in asked[0]), given
+        assert ("numpy array" in given) == (np.ndarray in asked[0]), given
+
+
 def test_what_a_text_names_can_be_imported():
     "Every name of the kit in the texts of all sessions."
     texts = [c.source for f in SESSIONS for c in read(f).cells if c.cell_type == "markdown"]
@@ -308,6 +324,15 @@ def test_session_7_uses_the_explorer(course):
     assert shown == [{"image/png", "text/plain"}]                                          # without a kernel a picture, no dead widget
 
 
+def test_session_7_keeps_its_surprise(course):
+    "Up to the film that stands still nothing that learners have in hand says which model is which, or what is to be found out."
+    cells = read(course / "student" / SESSIONS[6].name).cells
+    end = next(i for i, c in enumerate(cells) if c.source.startswith("## The surprise"))
+    handout = (course / "handout.html").read_text(encoding="utf-8")
+    for text in (*(c.source for c in cells[:end]), handout):
+        assert not re.search(r"looked at the heart|the paper.s|\bours?\b|CMREncoder|turned_view|told below", text), text
+
+
 def test_session_7_shows_which_model_has_looked_at_the_heart():
     "As stored: a still film brings ours down to chance, and not the one that counts frames, whose map is the better one."
     nb = read(SESSIONS[6])
@@ -322,7 +347,8 @@ def test_session_7_shows_which_model_has_looked_at_the_heart():
 def test_guide_tells_times_mistakes_and_cures(course):
     text = (course / "guide.html").read_text(encoding="utf-8")
     assert "3:00" in text and "<em>break</em>" in text
-    for words in ("NotImplementedError", "When time runs short", 'pip wheel -c constraints.txt -w wheels ".[app,course]"', "--no-index",
+    for words in ("NotImplementedError", "Installation belongs before the day", "When time runs short", "exercise 3 of session 1",
+                  'pip wheel -c constraints.txt -w wheels ".[app,course]"', "--no-index",
                   "nbgrader==0.9.6", "submitted/NAME/01_two_views/01_two_views.ipynb", "nbgrader autograde"):
         assert words in html.unescape(text), words
     for file in SESSIONS: assert mistakes(read(file)).count("\n") >= 7
@@ -348,7 +374,8 @@ def test_the_handout_is_one_page(course, chromium, tmp_path, size):
     assert len(columns) == 2 and max(columns.values()) - min(columns.values()) < 1
     text = (course / "handout.html").read_text(encoding="utf-8")
     for file in SESSIONS: assert read(file).cells[0].source.splitlines()[0].removeprefix("# ") in text
-    assert "activate" in text.split("ptacl workshop start")[0]
+    assert "where <code>.venv</code> lies" in text and "activate" in text.split("ptacl workshop start")[0]
+    assert "folder of the kit" not in text                                                   # a laptop without internet has none
 
 
 # --- who has passed what -------------------------------------------------------------------------------------------------

@@ -41,8 +41,12 @@ def mistakes(nb: NotebookNode) -> str: # Markdown
 _OPENING = """# The teacher's guide
 
 Eight sessions and a break, three hours, a laptop each. Learners need Python, the kit and
-`ptacl workshop start`; no GPU, no internet, no data. Let everyone run the first code cell of session 1
-before you speak: it loads all libraries, and shows who has no working installation.
+`ptacl workshop start`; no GPU, no internet, no data.
+
+**Installation belongs before the day:** the table below has no minutes for it. Where it cannot be done
+before, it takes the first five minutes of session 1, whose exercise 3 is then left out. In any case let
+everyone run the first code cell of session 1 before you speak: it loads all libraries, and shows who has
+no working installation.
 
 Every session has the same shape: goals and a picture (your slides), exercises with checks, and five
 minutes of *what would break this in a hospital*, which are best spoken, not read. The minutes below are
@@ -55,7 +59,8 @@ place and pass the check: a call of the kit where it has such a function, else t
 them gets the tick, too.
 
 **When time runs short,** leave out in this order: exercises that a session's notes leave to the quick;
-half of the points of each *hospital*; session 2, which no other session builds on; session 4, likewise.
+exercise 3 of session 1; half of the points of each *hospital*; session 2, which no other session builds
+on; session 4, likewise.
 Keep sessions 5 and 6 whole, and the surprises of 7 and 8. Each session runs without those before it."""
 
 # %% ../../nbs/92_workshop.ipynb #2bb09e4b
@@ -90,7 +95,7 @@ their folders, `NAME/03_beats.ipynb`, or files with their names in front, `NAME-
 
 **Marks.** Beside this page is the folder `nbgrader`, made for [nbgrader](https://nbgrader.readthedocs.io):
 its settings, and each session as the source of an assignment, in which each check is worth a point.
-nbgrader is no part of the kit. Install it in the folder of the kit, then go to that folder:
+nbgrader is no part of the kit. Install it in the folder of the kit, then go to the folder `nbgrader`:
 
 ```
 pip install -c constraints.txt nbgrader==0.9.6
@@ -153,13 +158,13 @@ ul {{margin: 0; padding-left: 1.2em}} .sessions {{columns: 2; column-gap: 8mm; m
 section {{break-inside: avoid; padding-bottom: .6em}} .tick {{list-style: "☐ "}} code {{white-space: nowrap}}
 </style><h1>An ECG, a cine, and one heart</h1>
 <p>Eight sessions and a break, {total} minutes. No GPU, no internet, no data of patients.</p>
-<p><b>Start:</b> in the folder of the kit, <code>. .venv/bin/activate</code> (on Windows
-<code>.venv\\Scripts\\activate</code>), then <code>ptacl workshop start</code>, which opens the first
-session in your browser. Write where it says <code># YOUR CODE HERE</code>; Shift+Enter runs a cell. The
-check below says ✓, or what is wrong and why. <b>Stuck?</b> Ask your neighbour, then us. To go on without
-an answer of your own, unfold <i>Stuck?</i> under the exercise and type what it says: cells further down
-need the function. <b>Hand in:</b> save, and copy your folder, under your name or any other, to where the
-teacher says.</p>
+<p><b>Start:</b> in the folder where <code>.venv</code> lies (your teacher says which),
+<code>. .venv/bin/activate</code> (on Windows <code>.venv\\Scripts\\activate</code>), then
+<code>ptacl workshop start</code>, which opens the first session in your browser. Write where it says
+<code># YOUR CODE HERE</code>; Shift+Enter runs a cell. The check below says ✓, or what is wrong and why.
+<b>Stuck?</b> Ask your neighbour, then us. To go on without an answer of your own, unfold <i>Stuck?</i>
+under the exercise and type what it says: cells further down need the function. <b>Hand in:</b> save, and
+copy your folder, under your name or any other, to where the teacher says.</p>
 <div class="sessions">{sessions}</div></html>"""
 
 
