@@ -1,4 +1,5 @@
 """Ingest: killed at any moment, on a cluster, with broken files, and without any id in what comes out."""
+import errno
 import json
 import multiprocessing
 import os
@@ -741,6 +742,58 @@ def test_refusals(raw, take, tmp_path):
     with pytest.raises(PtaclError, match="no phenotypes.csv"): take(raw, "new")
     assert not list(tmp_path.glob("*.ingest")) and not (tmp_path / "new").exists()
     assert Cohort.open(tmp_path / "cohort").attributes["patients"] == N
+
+
+
+@pytest.fixture
+def mounted(tmp_path, monkeypatch):
+    "An empty folder that behaves as a disk of its own: nothing is renamed into it or out of it, and it cannot be removed."
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    def between(real):
+        def rename(source, target, **more):
+            if disk in map(Path, (source, target)): raise OSError(errno.EBUSY, "Device or resource busy")
+            if len({disk in Path(p).parents for p in (source, target)}) == 2: raise OSError(errno.EXDEV, "Invalid cross-device link")
+            return real(source, target, **more)
+        return rename
+    def rmdir(path, **more):
+        if not isinstance(path, int) and Path(path) == disk: raise OSError(errno.EBUSY, "Device or resource busy")
+        return removed(path, **more)
+    removed = os.rmdir
+    for name in ("rename", "replace"): monkeypatch.setattr(os, name, between(getattr(os, name)))
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    return disk
+
+
+def test_a_disk_of_its_own_takes_a_cohort(raw, take, tmp_path, mounted, virtual, monkeypatch):
+    def begin_to_copy(new, out, **more):
+        shutil.copy(new / "zarr.json.partial", out)
+        raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(shutil, "copytree", begin_to_copy)
+        with pytest.raises(KeyboardInterrupt): take(raw, mounted)
+    done = take(raw, mounted)
+    assert (done.patients, len(Cohort.open(mounted).verify())) == (N, 0)
+    assert sorted(f.name for f in mounted.iterdir()) == ["cine", "ecg", "table", "zarr.json"] and not list(tmp_path.glob("*.ingest"))
+
+
+@pytest.mark.parametrize("write", [lambda virtual, path, **more: write_virtual(virtual, path, workers=1, **more), write_patients])
+def test_a_disk_of_its_own_takes_virtual_patients(mounted, virtual, tmp_path, write):
+    write(virtual, tmp_path / "beside"); write(virtual, mounted)
+    def names(path): return sorted(str(f.relative_to(path)) for f in path.rglob("*"))
+    assert names(mounted) == names(tmp_path / "beside")
+    write(virtual, mounted, overwrite=True)
+    assert names(mounted) == names(tmp_path / "beside") and sorted(f.name for f in tmp_path.iterdir()) == ["beside", "disk"]
+
+
+def test_a_link_takes_a_cohort_to_where_it_leads(raw, take, tmp_path):
+    (tmp_path / "far" / "empty").mkdir(parents=True)
+    for link, to in (("link", "empty"), ("loose", "nothing")):
+        (tmp_path / link).symlink_to(tmp_path / "far" / to)
+        assert take(raw, link).patients == N and take(raw, link).new == 0
+        assert (tmp_path / link).is_symlink() and len(Cohort.open(tmp_path / "far" / to)) == N
+    assert not list(tmp_path.rglob("*.ingest"))
+    with pytest.raises(PtaclError, match="inside a cohort"): take(raw, "link/more")
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620])

@@ -88,7 +88,8 @@ def written_whole(path) -> Iterator[Path]:
 # %% ../../nbs/03_files.ipynb #3805aca7
 def move_together(source: Path, target: Path, names: Iterable[str] | None = None) -> None: # None: all
     "What there is of these names into another folder; none of it where that does not end well."
-    there = [name for name in names or sorted(os.listdir(source)) if (source / name).exists()]
+    wanted = sorted(os.listdir(source)) if names is None else names
+    there = [name for name in wanted if (source / name).exists()]
     try:
         for name in there:
             (source / name).rename(target / name)
@@ -98,11 +99,23 @@ def move_together(source: Path, target: Path, names: Iterable[str] | None = None
                 (target / name).rename(source / name)
         raise
 
+def _exchange_content(new: Path, folder: Path, old: Path, names: list) -> None: # that are in the folder
+    "What is in `new` into a folder that stays; what was there goes to `old`, or comes back."
+    old.mkdir()
+    move_together(folder, old, names)
+    try:
+        move_together(new, folder) # by name: zarr.json, which makes a folder a store, comes last
+    except BaseException:
+        move_together(old, folder)
+        raise
+
 def exchange(new: Path, folder: Path, old: Path) -> None:
     """Put the folder `new` in the place of `folder`, which goes to `old`, and comes back where that
-    does not end well. An empty folder stays, and takes what is in `new`."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        move_together(new, folder)
+    does not end well. An empty folder, and one that `new` lies in, stays and takes what is in `new`."""
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    others = [name for name in names if folder / name not in new.parents]
+    if folder.is_dir() and (folder in new.parents or not others):
+        _exchange_content(new, folder, old, others)
         return
     try:
         if folder.exists():
@@ -113,18 +126,38 @@ def exchange(new: Path, folder: Path, old: Path) -> None:
             old.rename(folder)
         raise
 
+
+# %% ../../nbs/03_files.ipynb #5cc7d663
+def _is_reached(folder: Path) -> bool:
+    "Whether what lies beside a folder can be renamed into it: nothing can across disks."
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as tmp:
+            probe = Path(tmp) / Path(tmp).name
+            probe.mkdir()
+            probe.rename(folder / probe.name).rmdir()
+    except OSError:
+        return False
+    return True
+
+@contextmanager
+def hidden_folder(folder: Path) -> Iterator[Path]: # absolute
+    "A hidden folder whose files can be renamed into `folder`: beside it, or else within. Gone in the end."
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    place = folder if folder.is_dir() and not _is_reached(folder) else folder.parent
+    hidden = f".{folder.name}."
+    with tempfile.TemporaryDirectory(prefix=hidden, dir=place, ignore_cleanup_errors=True) as tmp:
+        yield Path(tmp)
+
 @contextmanager
 def filled_whole(folder) -> Iterator[Path]:
     """An empty folder to fill, which takes the place of `folder` when the block ends well,
     and is gone when it does not."""
-    folder = Path(folder).absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    hidden = f".{folder.name}."
-    with tempfile.TemporaryDirectory(prefix=hidden, dir=folder.parent, ignore_cleanup_errors=True) as tmp:
-        new = Path(tmp) / "new"
+    folder = Path(folder).resolve()
+    with hidden_folder(folder) as hidden:
+        new = hidden / "new"
         new.mkdir()
         yield new
-        exchange(new, folder, Path(tmp) / "old")
+        exchange(new, folder, hidden / "old")
 
 # %% ../../nbs/03_files.ipynb #348e6e16
 def _as_json(x):

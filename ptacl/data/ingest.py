@@ -314,11 +314,19 @@ def _locked_by(lock: Path) -> tuple: # process, host
     words = lock.read_text().split() # as filelock writes it: process, host, when it began
     return tuple([*words, "?", "?"][:2])
 
+def _make(staging: Path) -> None:
+    "The staging folder, where there is none. Raises `PtaclError` where nothing can be written there."
+    try:
+        staging.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise PtaclError(f"{mask_ids(staging.name)} cannot be made beside the cohort ({e.strerror})",
+                         "Give a cohort in a folder that you may write to") from None
+
 def _lock(staging: Path) -> SoftFileLock:
     "The lock of a staging folder, acquired. Raises `PtaclError` where somebody else has it."
     lock = SoftFileLock(staging/_LOCK, timeout=0)
     for _ in range(9): # there is a moment in which another one gives it back
-        staging.mkdir(parents=True, exist_ok=True)
+        _make(staging)
         try:
             lock.acquire()
             return lock
@@ -346,17 +354,33 @@ def _locked(staging: Path) -> Iterator[None]:
             staging.rmdir()
 
 # %% ../../nbs/43_ingest.ipynb #27deb670
+_NEW = "new" # store that is being made, in the staging folder
+
+def _put_in_place(new: Path, out: Path) -> None:
+    "An empty store to where it belongs. A folder that is there stays: a mounted disk cannot be replaced."
+    if not out.exists():
+        new.replace(out)
+        return
+    about, later = "zarr.json", "zarr.json.partial"
+    (new/about).rename(new/later)
+    shutil.copytree(new, out, dirs_exist_ok=True)
+    (out/later).rename(out/about) # which makes it a cohort
+    shutil.rmtree(new)
+
+def _is_free(out: Path) -> bool: # a folder
+    "Whether nothing is there but what a run that was interrupted has begun to put in place."
+    new = staging_of(out)/_NEW
+    return all((new/file.relative_to(out)).exists() for file in out.rglob("*"))
+
 def _open_or_create(out: Path, staging: Path, frames: int) -> Cohort:
     """The store of this or of an earlier run.
     Raises `PtaclError` where its cines have another number of frames."""
     staging.mkdir(parents=True, exist_ok=True)
-    new = staging/"new"
+    new = staging/_NEW
     shutil.rmtree(new, ignore_errors=True)
     if not (out / "zarr.json").exists():
         Cohort.create(new, frames)
-        if out.exists():
-            out.rmdir() # it is empty
-        new.replace(out)
+        _put_in_place(new, out)
     cohort = Cohort.open(out, write=True)
     if cohort.frames != frames:
         raise PtaclError(f"{given_path(out)} has cines of {cohort.frames} frames, not {frames}: "
@@ -432,11 +456,12 @@ def _checked_target(out) -> Path:
     "Where the cohort goes. Raises `PtaclError` on a URL, and on a folder that holds something else."
     if "://" in str(out):
         raise PtaclError("ingest writes to a folder; copy the cohort from there", where=name_of(out))
-    out = Path(out).absolute()
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "zarr.json").exists()):
-        raise PtaclError("exists, and is no cohort", "Give a new folder for it", given_path(out))
+    given = given_path(Path(out).absolute())
+    out = Path(out).resolve()
+    if out.is_file() or (out.is_dir() and not (out / "zarr.json").exists() and not _is_free(out)):
+        raise PtaclError("exists, and is no cohort", "Give a new folder for it", given)
     if any((folder / "zarr.json").exists() for folder in out.parents):
-        raise PtaclError("lies inside a cohort", "Give a folder beside it", given_path(out))
+        raise PtaclError("lies inside a cohort", "Give a folder beside it", given)
     return out
 
 

@@ -53,7 +53,8 @@ KEY = "~/.config/ptacl/pseudonyms.key" # where the key of the pseudonyms usually
 
 def staging_of(out) -> Path: # where prepared patients wait
     "A folder beside the store."
-    return Path(out).absolute().with_name(Path(out).name + ".ingest")
+    out = Path(out).resolve() # of a link, the folder that it leads to
+    return out.with_name(out.name + ".ingest")
 
 def _check_place(path: Path, out) -> None:
     "Raises `PtaclError` where a key would lie in the store, or in the staging folder beside it."

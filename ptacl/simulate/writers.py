@@ -8,13 +8,12 @@ __all__ = ['write_patients']
 # %% ../../nbs/37_writers.ipynb #95f12f71
 import numpy as np
 import pandas as pd
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tqdm import tqdm
 from ..core.errors import PtaclError
-from ..core.files import move_together
+from ..core.files import hidden_folder, move_together
 from ..core.privacy import given_path
 from ..data.tables import phenotype_table, save_table
 from .cine_writers import nifti_bytes, ukb_zip, with_slices
@@ -197,22 +196,20 @@ def write_patients(
     instance: int = 2,         # of the visit
 ) -> Path:
     "Virtual patients as the files of a biobank. Raises `PtaclError` rather than overwrite anything unasked."
-    path = Path(path).absolute()
+    path = Path(path).resolve()
     formats = _COHORT_FORMATS | _WITH_ECHO
     if format not in formats:
         raise PtaclError(f"no format {format!r}: choose one of {', '.join(formats)}")
     refuse_target(path, overwrite)
     if isinstance(patients, VirtualPatients):
         patients, total = [patients], len(patients)
-    hidden = f".writing-{path.name}-"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=hidden, dir=path.parent, ignore_cleanup_errors=True) as tmp:
-            cohort = Path(tmp)/"cohort"
+        with hidden_folder(path) as hidden:
+            cohort = hidden/"cohort"
             for part in _PARTS[:2]:
                 (cohort/part).mkdir(parents=True)
             _write_batches(patients, cohort, formats[format], spacing, total, instance)
-            _put_in_place(cohort, path, Path(tmp)/"old")
+            _put_in_place(cohort, path, hidden/"old")
     except OSError as e:
         raise PtaclError(f"{given_path(path)} cannot be written: {e.strerror or type(e).__name__}") from None
     return path
