@@ -731,6 +731,9 @@ def test_refusals(raw, take, tmp_path):
     with pytest.raises(PtaclError, match="writes to a folder"): ingest(raw, "s3://bucket/x")
     (tmp_path / "taken").mkdir(); (tmp_path / "taken" / "a").write_text("a")
     with pytest.raises(PtaclError, match="taken"): take(raw, "taken")
+    for frames in (0, 1, -3, 2.5):
+        with pytest.raises(PtaclError, match="no phase"): take(tmp_path / "none", frames=frames)  # before anything is read
+        with pytest.raises(PtaclError, match="no phase"): Cohort.create(tmp_path / "new", frames)
     take(raw)
     with pytest.raises(PtaclError, match="cines of 6 frames, not 50"): take(raw, frames=50)
     with pytest.raises(PtaclError, match="there is no key"): take(raw, key=tmp_path / "other.key")

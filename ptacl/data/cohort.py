@@ -44,7 +44,8 @@ class Cohort(Store):
         overwrite: bool = False, # replace a cohort that is there
         **attributes,        # more to say about it, as JSON
     ) -> "Cohort":
-        "An empty cohort. Raises `PtaclError` rather than overwrite anything but a cohort, and that unasked."
+        """An empty cohort. Raises `PtaclError` on fewer than two frames,
+        and rather than overwrite anything but a cohort, and that unasked."""
         covariates = covariates or {name: COVARIATES[name] for name in NUMERIC}
         create_store(path, frames, covariates, overwrite, attributes)
         return cls(path, write=True)

@@ -30,7 +30,7 @@ from .prepare import Visit, prepare, reason_of, stamp
 from .pseudonyms import KEY, pseudonym, read_key, staging_of, visit_name, write_private
 from .sources import Source, find_patients, find_table, table_values
 from .splits import SHARES
-from .store import cohort_attributes, name_of, QUARANTINE, shard_parts
+from .store import check_frames, cohort_attributes, name_of, QUARANTINE, shard_parts
 from .tables import FLOAT_FORM, ID_FORM, text_of
 from .verdicts import doubtful_records
 
@@ -480,6 +480,7 @@ def ingest(
     """Raw files into a cohort. Can be killed and started again at any time.
     Raises `PtaclError` on what concerns more than one patient."""
     check_workers(workers)
+    check_frames(frames)
     out = _checked_target(out)
     staging = staging_of(out)
     plan = _plan(folder, table, key, out, withdrawn)

@@ -16,6 +16,7 @@ import zarr
 from collections.abc import Iterable
 from fastcore.basics import patch
 from hashlib import blake2b
+from numbers import Integral
 from pathlib import Path
 from zarr.codecs import Crc32cCodec
 from zarr.storage import FsspecStore, LocalStore
@@ -238,6 +239,12 @@ def _make_room(path, overwrite: bool) -> None:
     cohort_attributes(path)
     shutil.rmtree(path)
 
+def check_frames(frames: int):
+    "Raises `PtaclError` where a cine of so many frames would have no phase."
+    if not isinstance(frames, Integral) or frames < 2:
+        raise PtaclError(f"a cine of {frames} frames has no phase: give a whole number, 2 or more "
+                         "(frames=, --frames)")
+
 def create_store(
     path,               # folder or URL that does not exist yet
     frames: int,        # of a cine
@@ -245,7 +252,9 @@ def create_store(
     overwrite: bool,    # replace a cohort that is there
     more: dict,         # attributes
 ) -> None:
-    "An empty store. Raises `PtaclError` rather than overwrite anything but a cohort, and that unasked."
+    """An empty store. Raises `PtaclError` rather than overwrite anything but a cohort, and that unasked,
+    and where its cines would have no phase."""
+    check_frames(frames)
     _make_room(path, overwrite)
     group = zarr.open_group(_open_store(path, True), mode="w")
     _create_records(group, "ecg", (12, SAMPLES), "int16", units="mV", scale=MV, fs=FS, leads=LEADS,
