@@ -42,6 +42,7 @@ def _header_lines(path: Path) -> list: # of lists of words
         raise PtaclError("its header is empty, or has no number of signals in its first line")
     return lines
 
+# %% ../../nbs/30_wfdb_records.ipynb #30c0ffe2
 _WHOLE = re.compile("[0-9]{1,9}") # `str.isdigit` takes ² for a number, and `int` refuses one of 5000 digits
 _RATE = re.compile(r"[0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?", re.IGNORECASE)
 _GAIN = re.compile(f"[-+]?{_RATE.pattern}", re.IGNORECASE)
