@@ -23,8 +23,10 @@ import zarr
 from distributed import Client, KilledWorker, LocalCluster
 from makers import acdc, eli, record, voltages
 from tqdm import tqdm
+from typer.testing import CliRunner
 
 from ptacl import __version__
+from ptacl.app.cli import app
 from ptacl.data import ingest as ingest_module, prepare, pseudonyms, sources
 from ptacl.signal.beats import detect_r_peaks
 from ptacl.signal.cmr import preprocess as preprocess_cine
@@ -193,6 +195,20 @@ def test_all_broken(raw, take):
     done = take(raw)
     assert done.patients == 0 and f"{N}  ECG: the file is empty" in repr(done)
     with pytest.raises(PtaclError, match="without patients"): Cohort.open(done.path)
+
+
+def test_all_broken_are_listed_with_their_names(raw, tmp_path, monkeypatch):
+    "The command writes why, and who: with nobody in the cohort these are all there is."
+    monkeypatch.setenv("PTACL_LOG", str(tmp_path / "log"))
+    for s in find_patients(raw): s.ecg[0].write_bytes(b"")
+    paths = [str(tmp_path / name) for name in ("q.csv", "n.csv", "k.key")]
+    command = ["ingest", raw, tmp_path / "cohort", "--frames", 6, "--workers", 1, "--quarantine", paths[0], "--names", paths[1], "--key", paths[2]]
+    done = CliRunner().invoke(app, [*map(str, command)])
+    assert done.exit_code == 0 and "0 patients" in done.output, done.output
+    bad, names = pd.read_csv(paths[0], dtype=str), pd.read_csv(paths[1], dtype=str)
+    assert set(bad.reason) == {"the file is empty"} and set(bad.patient) == set(names.patient) and set(names.id) == set(IDS)
+    again = CliRunner().invoke(app, [*map(str, command), "--force", "--names", str(tmp_path / "cohort" / "n.csv")])
+    assert again.exit_code == 1 and "inside the store" in again.output and "0 patients" in again.output
 
 
 def test_only_the_repaired_are_read_again(raw, take, monkeypatch):

@@ -174,12 +174,12 @@ def _ingest_command(
         keep_unless(force, quarantine, names)
         ingested = ingest(
             folder, out, table, frames, workers, cluster, key, seed=seed, withdrawn=withdrawn or ())
-        if names:
-            write_names(folder, names, out, key)
+        typer.echo(ingested) # whatever becomes of the files
         if quarantine:
             with output_file(quarantine) as new:
                 ingested.listed().to_csv(new, index=False)
-    typer.echo(ingested)
+        if names:
+            write_names(folder, names, out, key)
 
 # %% ../../nbs/99_cli.ipynb #d9f318d7
 @app.command("audit")

@@ -222,10 +222,10 @@ def _key_mark(secret: bytes) -> str:
     "By which a cohort knows its key again; empty without a key."
     return blake2b(b"ptacl cohort", key=secret, digest_size=8).hexdigest() if secret else ""
 
-def _check_key(cohort: Cohort, mark: str) -> None:
+def _check_key(attributes: dict, mark: str, path) -> None: # of a cohort
     "Raises `PtaclError` where a cohort was made with another key."
-    if mark and cohort.attributes.get("key", mark) != mark:
-        raise PtaclError(f"{name_of(cohort.path)} was made with another key: give that (key=, --key)")
+    if mark and attributes.get("key", mark) != mark:
+        raise PtaclError(f"{name_of(path)} was made with another key: give that (key=, --key)")
 
 def _has_key(out) -> bool: # a folder
     "Whether a cohort is there that was made with a key."
@@ -486,7 +486,7 @@ def ingest(
     plan = _plan(folder, table, key, out, withdrawn)
     with _locked(staging):
         cohort = _open_or_create(out, staging, frames)
-        _check_key(cohort, plan.key_mark)
+        _check_key(cohort.attributes, plan.key_mark, out)
         withdrawn_here = _withdrawn_here(cohort, plan) # before they are removed
         visits = _to_be_read(cohort, plan.visits)
         left = _still_to_do(visits, staging)
@@ -509,12 +509,12 @@ def write_names(
     """Which id has which pseudonym. No key is made for it.
     Raises `PtaclError` inside the cohort, where there is none, and where the key is another."""
     file = Path(file).absolute()
-    cohort = Cohort.open(out)
+    attributes = cohort_attributes(out) # also of a cohort in which nobody is, as nobody could be read
     sources = find_patients(folder)
     secret = b"" if all(is_virtual(s.id) for s in sources) else read_key(key, out, make=False, known=True)
     if Path(out).resolve() in file.resolve().parents:
         raise PtaclError(f"{given_path(file)} would lie inside the store: keep it with the key")
-    _check_key(cohort, _key_mark(secret))
+    _check_key(attributes, _key_mark(secret), out)
     rows = []
     for s in sources:
         inside = "; ".join(str(path.relative_to(folder)) for path in s.files)
