@@ -105,6 +105,17 @@ def _batch_size(model: nn.Module) -> int:
     preset = model.preset if hasattr(model, "preset") else model.encoder.preset
     return preset.batch_size
 
+def _targets_of(
+    model: Tuned,
+    y: pd.DataFrame,      # held-out patients' phenotypes
+    known: pd.DataFrame,  # those of the training
+) -> torch.Tensor:        # (n, targets of the network), NaN where nothing was measured
+    "What a network is asked that learns phenotypes: standardised, or in their own units."
+    if (model.sd == 1).all():  # it was taught standardised ones
+        y = (y - known.mean()) / known.std(ddof=0)
+    y = y.reindex(columns=model.names)  # it has outputs of phenotypes that nobody has, too
+    return torch.tensor(y.to_numpy(float), dtype=torch.float32)
+
 # %% ../../nbs/88_learning.ipynb #91670442
 @dataclass(frozen=True)
 class Watch:
@@ -127,14 +138,10 @@ class Watch:
         return held_out | self._probe(model.eval(), test)
 
     def _with_targets(self, model: nn.Module, test: Pairs) -> Pairs:
-        "Held-out patients with their phenotypes, where those teach: standardised, or in their own units."
+        "Held-out patients with their phenotypes, where those teach."
         if not isinstance(model, Tuned):
             return test
-        y, known = self.test_y[:self.m], self.train_y
-        if (model.sd == 1).all():  # this network was taught standardised ones
-            y = (y - known.mean()) / known.std(ddof=0)
-        y = y.reindex(columns=model.names)  # the network has outputs of phenotypes that nobody has, too
-        return test.with_extra(targets=torch.tensor(y.to_numpy(float), dtype=torch.float32))
+        return test.with_extra(targets=_targets_of(model, self.test_y[:self.m], self.train_y))
 
     def _joint(self, model: nn.Module, test: Pairs) -> dict[str, float]:
         "Contrast of a joint model, and PTACL's local loss."

@@ -122,6 +122,20 @@ def set_aside(
     known = task.train.of(slice(0, left))
     return replace(task, train=known, about=about, **teach), task.train.of(slice(left, None))
 
+# %% ../../nbs/90_unpaired.ipynb #4b0e11c2
+def _kept(
+    folder: Path,        # of the weights
+    ranks: list[float],  # of earlier epochs
+) -> tuple[float, int]:
+    """The rank of the weights that were kept, and their epoch; 0 where there was none.
+    They say so themselves: they may be of an epoch after which a training was killed before it noted it."""
+    if not ranks:
+        return math.inf, 0
+    notes = notes_of(folder)
+    if "rank_share" not in notes:  # kept by an earlier version
+        return min(ranks), 1 + int(np.argmin(ranks))
+    return float(notes["rank_share"]), int(notes["epoch"])
+
 # %% ../../nbs/90_unpaired.ipynb #4ce62ae1
 class BestEpoch:
     "Asks validation patients after every epoch, and keeps the weights by which their own films rank highest."
@@ -140,17 +154,8 @@ class BestEpoch:
             raise PtaclError(f"{given_path(self.folder)} has lost the weights of its best epoch",
                              "Remove it, or use another folder.")
         self.epochs = len(earlier)
-        self.rank, self.best = self._kept([row["held_out"]["rank_share"] for row in earlier])
-
-    def _kept(self, ranks: list[float]) -> tuple[float, int]:  # of earlier epochs
-        """The rank of the weights that were kept, and their epoch: as these say themselves, who may be of
-        an epoch after which the training was killed before it could note it."""
-        if not ranks:
-            return math.inf, 0
-        notes = notes_of(self.folder / "best")
-        if "rank_share" not in notes:  # kept by an earlier version
-            return min(ranks), 1 + int(np.argmin(ranks))
-        return float(notes["rank_share"]), int(notes["epoch"])
+        ranks = [row["held_out"]["rank_share"] for row in earlier]
+        self.rank, self.best = _kept(self.folder / "best", ranks)
 
     def __call__(self, model: JointModel) -> dict[str, float]:
         "loss, chance and rank_share of the validation patients, as `fit` notes them."
