@@ -37,7 +37,7 @@ from ptacl.data.pairs import Pairs
 from ptacl.data.pseudonyms import pseudonym
 from ptacl.data.store import to_counts
 from ptacl.core.errors import PtaclError
-from ptacl.app.comparison import Compared, echoes_to_look_at, open_models
+from ptacl.app.comparison import Compared, echoes_to_look_at, open_models, pairs_of, training_words
 from ptacl.app.asked import Asked
 from ptacl.app.explorer import AlignmentExplorer
 from ptacl.app.plane import found_sentence
@@ -92,6 +92,9 @@ def test_shipped_models_show_what_they_are_for(both):
     assert list(both.models) == ["global", "σ = 0", "from R-peak"]
     assert scores["global", "within_one"].mean() < 0.5 < 0.85 < scores["σ = 0", "within_one"].mean()
     assert scores["from R-peak", "within_one"].mean() > 0.85
+    told = [training_words(model) for model in both.models.values()]
+    assert told == ["patients only, no local loss", "with the local loss, films begun anywhere",
+                    "with the local loss, films that begin at the R-peak: may count frames"]
     folders = next(iter(shipped_models().values())).parent.iterdir()
     assert sum(f.stat().st_size for folder in folders for f in folder.iterdir()) < 6e6
 
@@ -157,6 +160,20 @@ def test_compared_models_share_one_scale(both):
     ([PTACL(tiny), PTACL(replace(tiny, cmr_patch=(2, 8, 8)))], "cmr_patch is "), (["nowhere"], "holds no model")])
 def test_models_that_cannot_be_compared_are_refused(models, why):
     with pytest.raises(PtaclError, match=why): open_models(models)
+
+
+def test_controls_and_page_say_what_they_mean(cohort):
+    e = AlignmentExplorer(cohort, [PTACL(tiny), PTACL(replace(tiny, beta=0.))])
+    assert [e.shown[name].tooltip for name in ("σ = 0", "global")] == ["with the local loss, films begun anywhere", "patients only, no local loss"]
+    told = e.page.view["scores"]
+    assert "one beside it (chance 0.22)" in told and "in beats (chance 0.25)" in told and "the films of all 6 patients here" in told
+    e.circular.value = True
+    assert "one beside it (chance 0.23)" in e.page.view["scores"]                       # the last frame is a neighbour of the first
+
+
+def test_a_pair_that_no_model_knows_says_what_to_give(both):
+    with pytest.raises(PtaclError, match="no pair 'ecg-echo' in .* None of these models knows echoes: give one with --model"):
+        pairs_of(both.models, "ecg-echo")
 
 
 def test_nothing_is_served_that_cannot_be_opened(cohort):
@@ -593,11 +610,15 @@ def test_explorer_in_voila(chromium, cohort, tmp_path, data_samples):
         check_plane(page)
         check_names(page)
         check_sizes(page)
+        assert "Gallery: the films of all" in page.inner_text(".px-help")
         check_axe(page)
         only_here(hosts)
         assert len(kernels()) == 1                                              # and a closed tab ends it
         page.close()
         wait_until(lambda: not kernels(), 60)
+
+
+def listens_at(process): return [c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
 
 
 def test_the_first_kernel_begins_beside_voila_and_ends_with_it(cohort, tmp_path):
@@ -609,9 +630,12 @@ def test_the_first_kernel_begins_beside_voila_and_ends_with_it(cohort, tmp_path)
         kernel, = kernels()
         if os.name == "posix": assert "told" in " ".join(command_of(kernel))   # the one that was there already
         voila, = [p for p in descendants(process.pid) if "run_page" in " ".join(command_of(p))]
+        wait_until(lambda: listens_at(kernel), 120)
+        assert {ip for p in (kernel, voila) for ip in listens_at(p)} <= {"127.0.0.1"}   # nothing leaves the computer, and so
         voila.kill()
         assert process.wait(60)
         wait_until(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE, 60)
+        assert "without encryption" not in log.read_text()                     # this warning would frighten for nothing
         assert "NOTE:" not in log.read_text()                                  # a kernel that knows its parent has no advice on Ctrl-C
     finally:
         process.kill()

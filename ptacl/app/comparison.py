@@ -77,6 +77,18 @@ def open_models(
     _check_alike(opened)
     return opened
 
+# %% ../../nbs/70_comparison.ipynb #7c2a40d1
+def training_words(model: JointModel) -> str:
+    "What a model was trained for."
+    p = model.preset
+    if p.beta == 0:
+        return "patients only, no local loss"
+    if p.any_start:
+        return "with the local loss, films begun anywhere"
+    numbered = not all(model.encoder(name).convolves for name in model.names if name != "ecg")
+    may_count = ": may count frames" if numbered else ""
+    return f"with the local loss, films that begin at the R-peak{may_count}"
+
 # %% ../../nbs/70_comparison.ipynb #b542989d
 def pairs_of(
     models: dict[str, JointModel],
@@ -91,7 +103,10 @@ def pairs_of(
     wanted = [pair for pair in pairs if first and set(pair) == set(first.split("-"))]
     if first and not wanted:
         known = ", ".join("-".join(pair) for pair in pairs)
-        raise PtaclError(f"no pair {first!r} in {', '.join(models)}: choose from {known}")
+        knows_echoes = any("echo" in model.names for model in models.values())
+        lacking = "echo" in first.split("-") and not knows_echoes
+        remedy = "None of these models knows echoes: give one with --model" if lacking else ""
+        raise PtaclError(f"no pair {first!r} in {', '.join(models)}: choose from {known}", remedy)
     return wanted + [pair for pair in pairs if pair not in wanted]
 
 def rows_to_look_at(cohort: Cohort, rows=None) -> np.ndarray: # row numbers

@@ -18,7 +18,7 @@ from IPython.display import display
 from fastcore.basics import patch
 from html import escape
 from .asked import Asked, GROUPS, OTHER_RHYTHMS, from_query, pair_title, to_query
-from .comparison import Compared
+from .comparison import Compared, training_words
 from .shipped import shipped_cohort, shipped_models
 from .controls import button, choice, flow, toggle
 from .doubts import model_doubts
@@ -97,7 +97,8 @@ def _compare_tab(self: AlignmentExplorer) -> W.Box:
     self.pair.disabled = len(pairs) < 2
     options = [(label, kind) for kind, label in GROUPS.items()]
     self.group = choice("show", "whose maps", options, 190)
-    self.shown = {name: toggle(name, f"show {name}", value=True, layout=wide) for name in names}
+    told = {name: training_words(model) for name, model in self.both.models.items()}
+    self.shown = {name: toggle(name, told[name], value=True, layout=wide) for name in names}
     self.difference = toggle(f"difference to {names[0]}", "of the other models", disabled=len(names) < 2)
     self.softmax = toggle("softmax of rows", "cosines, or what the local loss compares")
     self.temperature = W.FloatLogSlider(

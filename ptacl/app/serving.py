@@ -368,12 +368,18 @@ def _environment(given: Path, templates: str, token: str) -> dict:
                          "PTACL_TOKEN": token, "JUPYTER_PATH": os.pathsep.join(paths)}
 
 
+# kernels warn of it; theirs goes over 127.0.0.1 alone
+_UNSAID = "Kernel is running over TCP without encryption"
+
+
 def _pass_on(said: int, page: _WaitingPage): # end of a pipe
-    "What voila says, but for the line with which it takes over."
+    "What voila says, but for the line with which it takes over, and a warning that is not for this computer."
     with open(said, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if line.strip() == _READY:
                 page.close()
+                continue
+            if _UNSAID in line:
                 continue
             with suppress(OSError, ValueError): # nobody reads it any more
                 print(line, end="", file=sys.stderr, flush=True)

@@ -15,12 +15,12 @@ import torch
 import traitlets
 from plotly.offline import get_plotlyjs
 from typing import TYPE_CHECKING
-from .asked import Asked, OTHER_RHYTHMS, state_line, state_words
+from .asked import Asked, OTHER_RHYTHMS, TITLES, state_line, state_words
 from .comparison import Compared
 from .doubts import STRANGERS, record_doubts
 from .records import Record, mean_beat, record_of
 from ..core.presets import FS, Preset
-from ..evaluate.alignment import colour_scale, map_numbers, patient_scores
+from ..evaluate.alignment import chance_scores, colour_scale, map_numbers, patient_scores
 from ..evaluate.figures import LEAD_SPACING, asset, best_frames, cycle_figure, ecg_figure, for_page
 from ..evaluate.figures import lead_of_mean_beat, map_figure, outline, plotly_colours, whole_beats
 from ..evaluate.whatif import as_batch, begins_at, film, model_end_systole, occlusion, other_film
@@ -144,6 +144,19 @@ def _map_title(
     score = patient_scores(m[None], circular).within_one[0]
     return f"<b>{name}</b>: {score:.2f} within one" + (", mean map" if of_mean else "")
 
+# %% ../../nbs/71_views.ipynb #6b0e51aa
+_SCORES = (
+    "Within one: share of segments whose most similar frame is the right one or one beside it "
+    "(chance {within_one:.2f}). Phase error: how far off that frame is on average, in beats "
+    "(chance {phase_error:.2f}). "
+    "Gallery: the films of all {n} patients here, sorted by likeness to one {of}.")
+
+
+def _scores_told(both: Compared, circular: bool) -> str:
+    "What the numbers beside the maps count."
+    chance = chance_scores(both.columns, circular)
+    return _SCORES.format(**chance, n=len(both.rows), of=TITLES[both.pair[0]])
+
 # %% ../../nbs/71_views.ipynb #f8a1f91a
 def _as_lists(m: torch.Tensor) -> list[list]: # (T, T)
     "Numbers as JSON knows them: NaN as None."
@@ -171,7 +184,7 @@ def _map_part(both: Compared, maps: dict, asked: Asked, of_mean: bool) -> dict: 
         figures.append(map_figure(m, scale, title, target, axis_words(both.pair)).to_dict())
     colours = [colour for _, colour in plotly_colours(scale["cmap"])]
     return {"maps": figures, "names": list(values), "values": [_as_lists(m) for m in values.values()],
-            "scale": scale | {"colours": colours}}
+            "scale": scale | {"colours": colours}, "scores": _scores_told(both, asked.circular)}
 
 # %% ../../nbs/71_views.ipynb #12932f95
 def _describe_patient(both: Compared, i: int) -> str:

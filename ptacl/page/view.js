@@ -15,7 +15,7 @@ const HTML = `<div data-lm-suppress-shortcuts="true"><div class="px-head"><h1 cl
   <div class="px-left"><div class="px-carried" hidden><span class="px-why"></span> <span class="px-cscale"><span class="px-least"></span><i></i><span class="px-most"></span> cosine</span> <span class="px-first"></span></div>
    <div class="px-ecg"></div></div>
   <div class="px-right"><div class="px-cycle"></div><div class="px-systole"></div><div class="px-told" aria-live="polite"></div></div></section></div>
-<div class="px-help">A dot marks <span class="px-dot"></span>; every second segment of a beat is shaded. Orange is the chosen segment, red the chosen frame. Point at a cell, click to keep it. Keys: arrows, space to play, N and P for the next and the previous patient, Home for the first moment.</div></div>`;
+<div class="px-help">A dot marks <span class="px-dot"></span>; every second segment of a beat is shaded. Orange is the chosen segment, red the chosen frame. Point at a cell, click to keep it. Keys: arrows, space to play, N and P for the next and the previous patient, Home for the first moment. <span class="px-scores"></span></div></div>`;
 const bytes = x => typeof x === "string" ? Uint8Array.from(atob(x), c => c.charCodeAt(0)) : new Uint8Array(x.buffer, x.byteOffset, x.byteLength);
 const whole = words => words.replaceAll(" ", "\u00a0"); // on one line
 const floats = x => new Float32Array(bytes(x).slice().buffer);
@@ -203,7 +203,7 @@ function linkedView(root, Plotly, on) {
     $(".px-systole").replaceChildren(v.systole.length ? "R-peak to end-systole: " : NO_SYSTOLE, ...v.systole.flatMap((s, i) => [Object.assign(document.createElement("i"), { textContent: "┆◆■●"[i], className: "px-m" + i }), whole(s) + " "]));
     cell = [Math.min(cell[0], v.T - 1), Math.min(cell[1], v.columns - 1)]; kept = [Math.min(kept[0], v.T - 1), Math.min(kept[1], v.columns - 1)];
     $(".px-title").textContent = v.title; $(".px-alert").textContent = v.alert || ""; root.dataset.patient = v.patient; root.drawn = $(".px-panels").clientWidth;
-    list(".px-doubts", v.doubts); list(".px-notes", v.notes);
+    list(".px-doubts", v.doubts); list(".px-notes", v.notes); $(".px-scores").textContent = v.scores || "";
     $(".px-set").hidden = !v.state; $(".px-state").textContent = v.state || ""; $(".px-reset").hidden = !on.reset;
     await layout();
   } };
