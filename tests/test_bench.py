@@ -1,5 +1,6 @@
 """The bench: what it counts, that its ways agree, what it says when it cannot; and the quick ways that it led to, against the plain ones."""
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -179,7 +180,13 @@ def test_a_section_through_the_shell(root, tmp_path):
 def test_it_says_what_it_cannot_measure(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(PtaclError, match="sees no GPU"): bench.bench(device="cuda")
-    with pytest.raises(PtaclError, match="choose from steps"): bench.bench(True, "cpu", "speed")
+    with pytest.raises(PtaclError, match="choose from steps, workshop; against plain, mae_ecg; "): bench.bench(True, "cpu", "speed")
+
+
+def test_the_help_names_all_sections(root):
+    told = " ".join(shell(root, "-m", "ptacl.app.cli", "bench", "--help").stdout.split())
+    begins = re.search(r"begins like this, of: ([\w; ]+?) --out", told)[1].split("; ")
+    assert {next(b for b in begins if name.startswith(b)) for name in bench._bench_sections(bench._FULL, "cpu")} == set(begins)
 
 
 def test_a_result_that_could_not_be_written_is_not_measured(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 "What people do by hand: Ctrl-C, a mistyped name, a file that is there already."
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -68,3 +69,48 @@ def test_a_file_is_not_replaced_unasked(command, tmp_path):
     assert answer.exit_code == 1 and f"{out}: exists already" in answer.stderr and "--force" in answer.stderr
     asked = CliRunner().invoke(app, [*command, "--out", str(out), "--force"])
     assert "exists already" not in asked.stderr and out.read_text() == "mine"       # refused for the model that is not there
+
+
+def helped(*words):
+    "What `ptacl … --help` says, on lines as wide as a terminal's."
+    answer = CliRunner().invoke(app, [*words, "--help"], terminal_width=80)
+    assert answer.exit_code == 0
+    return answer.output
+
+
+@pytest.mark.parametrize("group", [[], ["workshop"]])
+def test_the_help_has_a_whole_sentence_for_each_command(group):
+    commands = [line.split(maxsplit=1) for line in helped(*group).partition("Commands:\n")[2].splitlines()]
+    assert len(commands) > 3
+    assert [told for _, told in commands if not told.endswith(".") or told.endswith("..") or len(told) > 60] == []
+
+
+def test_the_help_of_run_names_all_experiments(root):
+    told = " ".join(helped("run").split())
+    names = re.search(r"Experiments: ([\w, ]+)\.", told)[1].split(", ")
+    assert names == sorted(f.stem for f in (root / "nbs" / "experiments").glob("*.ipynb")) and "--parameters" in told
+
+
+def test_an_experiment_says_its_parameters_and_does_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = CliRunner().invoke(app, ["run", "table2", "--parameters"])
+    assert answer.exit_code == 0 and not list(tmp_path.iterdir())
+    assert re.search(r"^-p n_seeds +trainings of the methods in .* \(default: 3\)$", answer.output, re.MULTILINE)
+
+
+def test_the_help_of_simulate_names_every_parameter():
+    told = helped("simulate")
+    refused = CliRunner().invoke(app, ["simulate", "3", "out", "-p", "no_such", "1"]).stderr
+    names = re.search(r"choose from (.+)$", refused.strip())[1].split(", ")
+    assert len(names) > 10
+    assert [name for name in names if name != "echo" and not re.search(rf"^  -p {name} \S+ +\S", told, re.MULTILINE)] == []
+
+
+def test_the_help_of_report_names_its_files():
+    told = " ".join(helped("report").split())
+    assert all(name in told for name in ("FOLDER/report.html", "report.csv", "report.tex", "Status 1"))
+
+
+def test_a_model_that_is_nowhere_is_said_to_be(tmp_path):
+    answer = CliRunner().invoke(app, ["embed", str(tmp_path), "--model", str(tmp_path / "none"), "--out", str(tmp_path / "e.csv")])
+    assert answer.exit_code == 1 and "there is no such folder. `ptacl run joint` leaves a model in" in answer.stderr

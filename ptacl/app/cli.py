@@ -11,6 +11,7 @@ import typer
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
+from typer.core import TyperCommand
 from typing import Annotated, Literal
 from .endings import begin, end_by_hand, need, one_sentence
 from .model_commands import keep_unless, model_commands
@@ -83,6 +84,12 @@ def _read_value(text: str, kind: type):
     return text.lower() == "true"
 
 
+def _defaults_of(function, also: tuple = ()) -> dict: # name -> default; also: as in `_options_of`
+    "The keyword-only options of a function."
+    parameters = inspect.signature(function).parameters.items()
+    return {name: p.default for name, p in parameters if p.kind == p.KEYWORD_ONLY or name in also}
+
+
 def _options_of(
     function,
     given: dict[str, str], # name -> text
@@ -90,8 +97,7 @@ def _options_of(
 ) -> dict:                 # name -> value
     """Keyword-only options of a function, with the types of their defaults.
     Raises `PtaclError` on names and values it does not take."""
-    parameters = inspect.signature(function).parameters.items()
-    known = {name: p.default for name, p in parameters if p.kind == p.KEYWORD_ONLY or name in also}
+    known = _defaults_of(function, also)
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise PtaclError(f"no parameter {', '.join(unknown)}: choose from {', '.join(known)}",
@@ -105,8 +111,23 @@ def _options_of(
             raise PtaclError(f"{name} = {text} is no {KINDS.get(kind.__name__, kind.__name__)}") from None
     return values
 
+# %% ../../nbs/99_cli.ipynb #2f90c1e4
+class _SimulateCommand(TyperCommand):
+    "Its help ends with the parameters of the simulator, as these are told beside its signature."
+    def format_epilog(self, context, formatter):
+        "A line for each parameter; seconds, as the simulator is loaded for it."
+        from fastcore.docments import docments
+        from ptacl.simulate.patients import simulate
+        told, rows = docments(simulate), []
+        for name, default in _defaults_of(simulate, ("frames",)).items():
+            if name != "echo":  # which --format says
+                shown = default if default != "" else '""'
+                rows.append((f"-p {name} {shown}", told[name]))
+        with formatter.section("Parameters of the simulator, with their defaults"):
+            formatter.write_dl(rows)
+
 # %% ../../nbs/99_cli.ipynb #2ebed35c
-@app.command("simulate", **_PARAMETERS)
+@app.command("simulate", cls=_SimulateCommand, **_PARAMETERS)
 def _simulate_command(
     context: typer.Context,
     n: Annotated[int, typer.Argument(help="number of virtual patients")],
@@ -116,7 +137,7 @@ def _simulate_command(
     seed: Annotated[int, typer.Option(help="patient i of a seed is always the same")] = 0,
     size: Annotated[int, typer.Option(help="pixels of an image side; 0: 84 in a cohort, else 128")] = 0,
 ):
-    "Write virtual patients. Further parameters of the simulator: -p rhythm af, -p hum 50, -p stack true …"
+    "Write virtual patients. -p NAME VALUE sets a parameter of the simulator: -p rhythm af, -p hum 50."
     from ptacl.inference.outputs import output_file
     from ptacl.simulate.calibration import ceilings
     from ptacl.simulate.cohorts import write_virtual
@@ -213,6 +234,16 @@ def _result_lines(result: dict) -> list[str]:
     return lines
 
 
+def _parameters_text(experiment: str) -> str:
+    "A line for each parameter of an experiment. Raises `PtaclError` on an unknown one."
+    from ptacl.studies.experiments import find_experiment, parameters_of
+    lines = []
+    for name, known in parameters_of(find_experiment(experiment)).items():
+        told = f"{known['help']} (default: {known['default']})".strip()
+        lines.append(f"-p {name:14s}{told}")
+    return "\n".join(lines)
+
+
 def _show_report(report: dict): # of `ptacl.studies.report.write_report`
     "Say where a report lies; status 1 where a run failed."
     by_hand = f", {report['stopped']} stopped by hand" if report.get("stopped") else ""
@@ -221,38 +252,46 @@ def _show_report(report: dict): # of `ptacl.studies.report.write_report`
     raise typer.Exit(int(report["failed"] > 0))
 
 # %% ../../nbs/99_cli.ipynb #e23554c6
-@app.command("run", **_PARAMETERS)
+@app.command("run", short_help="Run an experiment and leave its report.", **_PARAMETERS)
 def _run_command(
-    experiment: Annotated[str, typer.Argument(help="name in nbs/experiments, or path of a notebook")],
+    experiment: Annotated[str, typer.Argument(help="name, as above, or path of a notebook")],
     context: typer.Context,
+    parameters: Annotated[bool, typer.Option(
+        "--parameters", help="say which parameters the experiment has, and run nothing")] = False,
     sweep: Annotated[list[str] | None, typer.Option(
         metavar="NAME=v1,v2,…", help="one run for each value; several: each combination")] = None,
     processes: Annotated[int, typer.Option(
         help="that train together on each batch; with GPUs at most one for each")] = 1,
 ):
     """Run an experiment notebook; its report goes to reports/EXPERIMENT, or to the parameter output_dir.
-    -p NAME VALUE sets a parameter."""
+    -p NAME VALUE sets a parameter, --parameters lists them.
+
+    Experiments: arrhythmia, data_size, film_start, joint, misalignment, phases, pretrain, quickstart, shift,
+    sigma_sweep, table1, table2, trimodal, unpaired, volume."""
     with one_sentence(
         "the notebook as far as it came is running.ipynb in the report's folder, with the models "
         "trained so far; the same command runs it again"):
         from ptacl.studies.experiments import run_experiment
         from ptacl.studies.sweeps import sweep as run_sweep
-        parameters = _parameters_of(context)
+        if parameters:
+            return typer.echo(_parameters_text(experiment))
+        given = _parameters_of(context)
         if processes != 1:
-            parameters["processes"] = str(processes)
+            given["processes"] = str(processes)
         if sweep:
-            return _show_report(run_sweep(experiment, sweep, parameters))
-        folder, result = run_experiment(experiment, parameters)
+            return _show_report(run_sweep(experiment, sweep, given))
+        folder, result = run_experiment(experiment, given)
     stem = folder / Path(experiment).stem
     typer.echo("\n".join(["", *_result_lines(result)]))
     typer.echo(f"report:   {stem}.html\nnotebook: {stem}.ipynb\nnumbers:  {folder}/result.json")
 
 # %% ../../nbs/99_cli.ipynb #568152f1
-@app.command("report")
+@app.command("report", short_help="Gather all runs into one page and its tables.")
 def _report_command(
     folder: Annotated[Path, typer.Argument(help="folder of runs, at any depth")] = Path("reports"),
 ):
-    "Gather finished and failed runs into one page, one CSV file and LaTeX tables."
+    """Gather finished and failed runs into one page, FOLDER/report.html, with all numbers in report.csv and
+    LaTeX tables in report.tex beside it. Status 1 where a run failed."""
     with one_sentence("the runs are as they were; the same command gathers them anew"):
         from ptacl.studies.report import write_report
         gathered = write_report(folder)
@@ -295,15 +334,19 @@ app.registered_commands += model_commands.registered_commands
 app.add_typer(workshop_commands, name="workshop")
 
 # %% ../../nbs/99_cli.ipynb #b46d98dc
-@app.command("bench")
+@app.command("bench", short_help="Measure how fast every part runs on this machine.")
 def _bench_command(
     quick: Annotated[bool, typer.Option(help="small sizes, about a minute")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one")] = None,
-    only: Annotated[str | None, typer.Option(help="sections whose name begins like this")] = None,
+    only: Annotated[str | None, typer.Option(
+        help="sections whose name begins like this, of: steps; against plain; InfoNCE; segmentation; "
+             "preparation; scaling; streaming; gallery; whole way")] = None,
     out: Annotated[Path, typer.Option(help="JSON file for all numbers")] = Path("bench.json"),
-    patients: Annotated[int | None, typer.Option(help="how many go the whole way at most")] = None,
+    patients: Annotated[int | None, typer.Option(
+        help="how many go the whole way at most: simulate, store, stream, one epoch")] = None,
 ):
-    "Measure speed and memory of every part, against what this machine could do and against other ways."
+    """Measure speed and memory of every part, against what this machine could do and against other ways.
+    All of it takes about twenty minutes on two cores, --quick about a minute."""
     from ptacl.bench.bench import bench, result_text
     with one_sentence("no numbers were written; --only NAME, with a name above, measures one section"):
         typer.echo(result_text(bench(quick, device, only, out, patients)))

@@ -63,7 +63,7 @@ def _expect_readers(files: list[Path], workers: int, cluster: str | None) -> Non
 
 
 # %% ../../nbs/98_model_commands.ipynb #e3b8d1f6
-@model_commands.command("embed")
+@model_commands.command("embed", short_help="Write the features of ECG files, a row for each.")
 def _embed_command(
     files: _Files, model: _Model, out: _Out,
     projected: Annotated[bool, typer.Option(help="the embedding that is compared with cines")] = False,
@@ -82,7 +82,7 @@ def _embed_command(
     _show_written(written)
 
 
-@model_commands.command("predict")
+@model_commands.command("predict", short_help="Predict phenotypes of ECG files, each with its interval.")
 def _predict_command(
     files: _Files, model: _Model, probe: Annotated[Path, typer.Option(help="of ptacl probe")], out: _Out,
     level: Annotated[float, typer.Option(help="share of patients whose truth lies in the interval")] = 0.9,
@@ -143,7 +143,7 @@ def _labelled(recordings: Path | None, labels: Path | None, targets: str, task: 
         "nothing to probe: give --cohort, or --labels with a table, or PTB-XL's folder")
 
 
-@model_commands.command("probe")
+@model_commands.command("probe", short_help="Fit linear probes of phenotypes, or of labels of any kind.")
 def _probe_command(
     model: _Model, out: Annotated[Path, typer.Option(
         help="file to write: .safetensors of a cohort, .csv with the scores of labels")],
@@ -173,7 +173,7 @@ def _probe_command(
     typer.echo(said)
 
 # %% ../../nbs/98_model_commands.ipynb #cb510f08
-@model_commands.command("export")
+@model_commands.command("export", short_help="Write the ECG encoder for other software.")
 def _export_command(
     model: _Model,
     out: Annotated[Path, typer.Option(help="file to write: .onnx or .pt2")],
@@ -188,7 +188,7 @@ def _export_command(
     typer.echo(f"{out.name}: differs from the model by {worst:.1e} at most")
 
 
-@model_commands.command("share")
+@model_commands.command("share", short_help="Write a model with its card, to hand it on.")
 def _share_command(
     model: _Model,
     out: Annotated[Path, typer.Option(help="folder for model, card, ONNX and loader")],

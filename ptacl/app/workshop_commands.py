@@ -15,7 +15,7 @@ from .endings import end_by_hand, need, one_sentence
 workshop_commands = typer.Typer(no_args_is_help=True, help="The course: build it, check it, start it.")
 
 
-@workshop_commands.command("build")
+@workshop_commands.command("build", short_help="Write versions for students and teacher, slides, a guide.")
 def _workshop_build_command(
     out: Annotated[Path, typer.Argument(help="folder for it; must not exist, or be empty")],
 ):
@@ -28,7 +28,7 @@ def _workshop_build_command(
     typer.echo(f"{made} in {out}")
 
 
-@workshop_commands.command("check")
+@workshop_commands.command("check", short_help="Run all sessions, and try the typical wrong answers.")
 def _workshop_check_command(
     session: Annotated[list[str] | None, typer.Argument(help="numbers of sessions; none: all")] = None,
     run: Annotated[bool, typer.Option(help="run the whole notebooks, too; takes minutes")] = True,
@@ -43,7 +43,9 @@ def _workshop_check_command(
     raise typer.Exit(int(bool(problems)))
 
 # %% ../../nbs/98_workshop_commands.ipynb #c7d1e5a2
-@workshop_commands.command("start", context_settings={"ignore_unknown_options": True}, options_metavar="")
+@workshop_commands.command(
+    "start", short_help="Open JupyterLab on a fresh copy of the student version.",
+    context_settings={"ignore_unknown_options": True}, options_metavar="")
 def _workshop_start_command(
     arguments: Annotated[list[str] | None, typer.Argument(
         metavar="[FOLDER] [OPTIONS OF JUPYTERLAB]",
@@ -62,7 +64,7 @@ def _workshop_start_command(
     raise typer.Exit(status)
 
 
-@workshop_commands.command("progress")
+@workshop_commands.command("progress", short_help="Say who has passed what; nothing is run.")
 def _workshop_progress_command(
     folder: Annotated[Path, typer.Argument(help="the learners' folders, or files with their names in front")],
     out: Annotated[Path | None, typer.Option(help="also as a page: progress.html")] = None,

@@ -80,7 +80,8 @@ def _steps_of(name: str, size: _Size, device: str) -> list[dict]: # name: of a p
     kinds = ("joint",) if name == "paper_retrieval" else tuple(STEPS)  # pre-training knows neither σ nor τ
     compiling = size.compiling and name == size.presets[0] and can_compile(device)
     preset = PRESETS[name]
-    return time_steps(preset, _batch_of(preset, size, device), size.repeats, device, size.square, kinds, compiling)
+    batch = _batch_of(preset, size, device)
+    return time_steps(preset, batch, size.repeats, device, size.square, kinds, compiling)
 
 # %% ../../nbs/98_bench.ipynb #88ecda22
 def _for_peers(preset: Preset) -> Preset:
@@ -175,7 +176,7 @@ def bench(
     sections = _bench_sections(size, device)
     wanted = {name: f for name, f in sections.items() if name.startswith(only or "")}
     if not wanted:
-        raise PtaclError(f"no section {only!r}: choose from {', '.join(sections)}")
+        raise PtaclError(f"no section {only!r}: choose from {'; '.join(sections)}")
     if out is not None:
         _check_out(Path(out))
     torch.manual_seed(0)

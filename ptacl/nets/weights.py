@@ -85,6 +85,8 @@ def notes_of(folder: str | Path) -> dict[str, str]:
 def _why_no_model(folder: Path, error: Exception) -> str:  # what to do, as the end of a message
     "What is wrong with a folder that gives no model."
     config, weights = folder / "config.json", folder / "model.safetensors"
+    if not folder.exists():
+        return "there is no such folder. `ptacl run joint` leaves a model in reports/joint/runs/ptacl/model"
     if (folder / "model" / "config.json").is_file():
         return f"it is the folder of a run. Give {given_path(folder)}/model"
     if not config.is_file() or not weights.is_file():
