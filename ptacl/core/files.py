@@ -182,8 +182,8 @@ def write_result(folder, result: dict, name: str = "result.json") -> Path:
     return file
 
 # %% ../../nbs/03_files.ipynb #b11882a7
-def walk(folder, onerror: Callable | None = None) -> Iterator: # of (folder, folders, files), as `os.walk` gives them
-    "What lies at any depth, also behind links to folders that lie elsewhere."
+def walk(folder, onerror: Callable | None = None) -> Iterator: # of (folder, folders, files)
+    "As `os.walk`: what lies at any depth, also behind links to folders that lie elsewhere."
     top = Path(folder).resolve()
     above = set(top.parents)
     known = {top}

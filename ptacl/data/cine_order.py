@@ -100,7 +100,8 @@ _NO_BEAT = ("by {} its frames span {:.2g} s, which no heartbeat lasts: the unit 
             "or they come from several beats")
 _BY_NUMBER = ("its headers tell no time of the frames: they are in the order of {}, "
               "which need not be that of time")
-_OTHER_COUNT = "every slice has {} evenly spaced frames, and its headers count {}: those that are there are taken"
+_OTHER_COUNT = ("every slice has {} evenly spaced frames, and its headers count {}: "
+                "those that are there are taken")
 _MADE_LATER = ("ContentTime alone tells the order of its frames, and they were made {:.2g} s apart: "
                "if each comes from a heartbeat of its own (perfusion), this is no film of one beat")
 

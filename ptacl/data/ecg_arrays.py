@@ -231,7 +231,7 @@ def _text_table(path: Path) -> tuple: # names or None, (rows, columns) of text
     names = [cell.strip(' "') for cell in rows.pop(0)] if named else None
     long = next((k for k, row in enumerate(rows, 1 + named) if max(map(len, row)) > _LONGEST_NUMBER), None)
     if long: # an array of text gives each cell the room of the longest
-        raise PtaclError(f"line {long} has a cell of more than {_LONGEST_NUMBER} characters, and a number has fewer")
+        raise PtaclError(f"line {long} has a cell of more than {_LONGEST_NUMBER} characters: that is no number")
     cells = np.char.strip(np.array(rows, dtype=str).reshape(len(rows), -1), ' "\t')
     return names, cells if separator == "," else np.char.replace(cells, ",", ".")
 

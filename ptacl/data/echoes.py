@@ -143,7 +143,8 @@ def read_films(
     "The films of these files, and who was refused. Raises `PtaclError` where no worker lives."
     check_workers(workers)
     calls = [joblib.delayed(_film_of)(row, file, frames, size) for row, file in files.items()]
-    done = dict(tqdm(shared_out(calls, workers, instead=_stopped), "echoes", len(calls), delay=2, disable=None))
+    read = shared_out(calls, workers, instead=_stopped)
+    done = dict(tqdm(read, "echoes", len(calls), delay=2, disable=None))
     films = {row: torch.from_numpy(done[row]) for row in files if not isinstance(done[row], PtaclError)}
     errors = {cohort.ids[row]: done[row] for row in files if row not in films}
     reasons = [(mask_ids(e.reason), mask_ids(e.remedy)) for e in errors.values()]

@@ -41,7 +41,8 @@ def _read_runs(folder) -> tuple[list, list]:  # finished and failed runs
     "All runs below a folder, in the order of their names. Raises `PtaclError` where there are none."
     top = Path(folder)
     last = {}  # of each folder: an older verdict stays where a run is begun again and dies
-    for file in sorted([*top.rglob("result.json"), *top.rglob("failed.json")], key=lambda file: file.stat().st_mtime):
+    files = [*top.rglob("result.json"), *top.rglob("failed.json")]
+    for file in sorted(files, key=lambda file: file.stat().st_mtime):
         last[file.parent] = file
     if not last:
         raise PtaclError(
