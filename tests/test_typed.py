@@ -20,6 +20,7 @@ NOT_RUN = {
     "make demo": "five minutes; tests/test_quickstart.py runs its notebook",
     "make lab": "a server until somebody ends it, in an environment that is installed first",
     "py -3.11": "Windows, and installs from the network", r".venv\Scripts": "Windows, and installs from the network",
+    "ptacl explore": "a server until somebody ends it; tests/test_explorer.py opens it",
     "ptacl workshop start": "a server until somebody ends it; tests/test_workshop.py starts it",
     ".venv/bin/nbdev_export": "writes into the checkout; tests/test_project.py exports into a copy",
     ".venv/bin/nbdev_clean": "writes into the checkout; tests/test_project.py cleans a copy",
@@ -33,6 +34,8 @@ SHORTER = [
     ("ptacl run joint  ", "ptacl run joint -p n_train 48 -p n_test 20 -p epochs 1 -p n_boot 20 "),
     ("joint -p cohort cohort -p preset paper_retrieval", "joint -p cohort cohort -p preset workshop -p epochs 1 -p n_boot 20"),
     ("-p preset paper_regression", "-p preset workshop " + SMALL), ("-p preset paper_retrieval  ", "-p preset workshop " + SMALL),
+    ("simulate 20 raw_echo", "simulate 3 raw_echo"),
+    ('"[0]" -p shares "[0.0]"', '"[0]" -p shares "[0.0]" -p n_train 32 -p n_test 24 -p epochs 1 -p n_boot 20'),
     ("seed=0,1,2,3", "seed=0,1"), ("-p n_seeds 4", "-p n_seeds 2"),
     ("ptacl workshop check", "ptacl workshop check 1 --no-run"), ("progress DIR", "progress course/student"),
 ]
