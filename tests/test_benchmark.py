@@ -359,3 +359,13 @@ def test_share_in_the_shell(saved, tmp_path, root):
     done = shell.invoke(app, ["share", "--model", str(saved), "--out", str(tmp_path / "s"), "--result", str(result), "--licence", "apache-2.0"])
     assert done.exit_code == 0, done.output
     assert "linear probe of LVEDV" in (tmp_path / "s" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text, why", [(None, "typo.json: the result cannot be read"), ("{", "typo.json: the result is no JSON"),
+    (b"\xff", "is no JSON"), ("[1]", "no result of a run"), ('{"cohort": 3, "regression": {"PTACL": 3}}', "no result of a run"),
+    ('{"alignment": {"ptacl": 3}}', "no result of a run")])
+def test_share_of_a_result_that_is_none(saved, tmp_path, text, why):
+    result = tmp_path / "typo.json"
+    if text is not None: result.write_bytes(text if isinstance(text, bytes) else text.encode())
+    done = shell.invoke(app, ["share", "--model", str(saved), "--out", str(tmp_path / "s"), "--result", str(result)])
+    assert done.exit_code == 1 and why in done.output and "a fault of the kit" not in done.output and not (tmp_path / "s").exists()

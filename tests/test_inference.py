@@ -602,6 +602,34 @@ def test_cohorts_that_give_no_probe(saved, cohort, tmp_path):
     assert fitted.exit_code == 0 and load_probe(tmp_path / "p.safetensors").names == ["LVEF"]
 
 
+@pytest.mark.parametrize("asked, options, names", [
+    (["--cohort", "c"], ["--labels", "none.csv", "--targets", "foo", "--task", "all", "--seed", "0", "--workers", "1", "--allow", "flat"], 6),
+    (["--labels", "l.csv"], ["--phenotypes", "LVM", "--task", "all"], 2), (["ptbxl"], ["--phenotypes", "LVM", "--targets", "foo"], 2)])
+def test_options_that_a_probe_does_not_look_at_are_refused(asked, options, names, tmp_path):
+    pairs = list(zip(options[::2], options[1::2]))
+    assert len(pairs) == names
+    for pair in pairs:
+        out = shell.invoke(app, ["probe", *asked, *pair, "--model", "m", "--out", str(tmp_path / "p.csv")])
+        assert out.exit_code == 1 and f"{pair[0]} has no meaning beside {asked[0] if asked[0] != 'ptbxl' else 'PTB-XL'}" in out.output
+    folder = shell.invoke(app, ["probe", "ecgs", "--cohort", "c", "--model", "m", "--out", "p.safetensors"])
+    assert folder.exit_code == 1 and "a folder of recordings has no meaning beside --cohort" in folder.output
+
+
+@pytest.mark.parametrize("command", [["embed", "x.xml", "--model", "m", "--out", "x.csv"], ["ingest", "raw", "out"],
+                                     ["predict", "x.xml", "--model", "m", "--probe", "p", "--out", "x.csv"]])
+def test_workers_of_a_cluster_are_its_own(command):
+    out = shell.invoke(app, [*command, "--cluster", "tcp://127.0.0.1:1", "--workers", "2"])
+    assert out.exit_code == 1 and "--workers has no meaning beside --cluster" in out.output
+
+
+def test_urls_reach_a_probe_and_ingest_whole(saved, cohort, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = shell.invoke(app, ["probe", "--model", str(saved), "--cohort", "memory://none/here", "--out", "p.safetensors"])
+    assert out.exit_code == 1 and "memory://none/here" in out.output
+    into = shell.invoke(app, ["ingest", str(tmp_path), "s3://bucket/cohort"])
+    assert into.exit_code == 1 and "ingest writes to a folder" in into.output and not list(tmp_path.iterdir())
+
+
 def test_the_shell_from_end_to_end(saved, cohort, files, tmp_path):
     p, out = str(tmp_path / "p.safetensors"), str(tmp_path / "pred.csv")
     with warnings.catch_warnings():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typer.core import TyperCommand
 from typing import Annotated, Literal
 from .endings import begin, end_by_hand, need, one_sentence
-from .model_commands import keep_unless, model_commands
+from .model_commands import keep_unless, model_commands, refuse_beside
 from .workshop_commands import workshop_commands
 from ..core.errors import KINDS, PtaclError, did_you_mean
 from ..core.workers import expect_workers
@@ -166,8 +166,9 @@ def _simulate_command(
 # %% ../../nbs/99_cli.ipynb #2d8dcdc0
 @app.command("ingest")
 def _ingest_command(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="raw files, with phenotypes.csv or phenotypes.parquet")],
-    out: Annotated[Path, typer.Argument(help="the cohort; made, gone on with, or added to")],
+    out: Annotated[str, typer.Argument(help="the cohort; made, gone on with, or added to")], # URLs stay whole
     table: Annotated[Path | None, typer.Option(help="phenotype table, where it lies elsewhere")] = None,
     key: Annotated[Path | None, typer.Option(
         help="file with the key of the pseudonyms; keep it secret and outside the cohort")] = None,
@@ -190,6 +191,8 @@ def _ingest_command(
     from ptacl.data.ingest import ingest, write_names
     from ptacl.inference.outputs import check_output, output_file
     with one_sentence("patients stored so far are kept; the same command goes on with the rest"):
+        if cluster:
+            refuse_beside(context, "--cluster", ["workers"])
         for file in filter(None, (quarantine, names)):
             check_output(file)
         keep_unless(force, quarantine, names)

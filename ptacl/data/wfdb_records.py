@@ -185,9 +185,8 @@ def _check_sums(record) -> None: # wfdb.Record with stored numbers
     told = zip(record.e_d_signal, record.checksum, record.skew)
     wrong = [bool((int(x.sum()) - checksum) % 2**16) for x, checksum, skew in told if checksum and not skew]
     if any(wrong):
-        raise PtaclError(f"{sum(wrong)} of {len(wrong)} signals do not have the checksum "
-                         "that the header gives: "
-                         "they are damaged, or of another record", _NO_SUM)
+        found = f"{sum(wrong)} of {len(wrong)} signals do not have the checksum that the header gives"
+        raise PtaclError(f"{found}: they are damaged, or of another record", _NO_SUM)
 
 def _rdrecord(header: Path): # -> wfdb.Record
     "The signals of a record. Raises what wfdb raises, and `PtaclError` where they are not the header's."
