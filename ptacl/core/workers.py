@@ -251,6 +251,7 @@ def cluster_client(
         if own:
             client.close()
 
+# %% ../../nbs/06_workers.ipynb #1a7386b9
 def _from_cluster(future, call: tuple, instead: Callable | None):
     "What a call gave, or what stands for it where one worker after the other died of it."
     from distributed import KilledWorker

@@ -201,6 +201,7 @@ def _frames_expected(table: pd.DataFrame) -> int:
         raise PtaclError(reason, "Fetch it again.")
     return F
 
+# %% ../../nbs/33_cine_order.ipynb #8b9e4d3e
 def _even_frames(table: pd.DataFrame) -> int | None: # with columns slice and time
     "How many frames each of several slices has, where all have as many and no step is skipped."
     steps = [np.diff(np.sort(rows["time"])) for _, rows in table.groupby("slice")]

@@ -208,6 +208,7 @@ def _time_rate(times: np.ndarray, unit: str | None) -> float: # Hz
     whole = round(rates[0])
     return float(whole) if abs(rates[0] / whole - 1) < 1e-4 else float(rates[0])
 
+# %% ../../nbs/31_ecg_arrays.ipynb #a2a5c8f5
 _LONGEST_NUMBER = 40 # characters
 
 def _text_table(path: Path) -> tuple: # names or None, (rows, columns) of text
@@ -231,7 +232,7 @@ def _text_table(path: Path) -> tuple: # names or None, (rows, columns) of text
     names = [cell.strip(' "') for cell in rows.pop(0)] if named else None
     long = next((k for k, row in enumerate(rows, 1 + named) if max(map(len, row)) > _LONGEST_NUMBER), None)
     if long: # an array of text gives each cell the room of the longest
-        raise PtaclError(f"line {long} has a cell of more than {_LONGEST_NUMBER} characters: that is no number")
+        raise PtaclError(f"line {long} has a cell of more than {_LONGEST_NUMBER} characters: no number")
     cells = np.char.strip(np.array(rows, dtype=str).reshape(len(rows), -1), ' "\t')
     return names, cells if separator == "," else np.char.replace(cells, ",", ".")
 

@@ -314,6 +314,7 @@ def _locked_by(lock: Path) -> tuple: # process, host
     words = lock.read_text().split() # as filelock writes it: process, host, when it began
     return tuple([*words, "?", "?"][:2])
 
+# %% ../../nbs/43_ingest.ipynb #0608da30
 def _make(staging: Path) -> None:
     "The staging folder, where there is none. Raises `PtaclError` where nothing can be written there."
     try:
@@ -388,6 +389,7 @@ def _open_or_create(out: Path, staging: Path, frames: int) -> Cohort:
     cohort.tidy()
     return cohort
 
+# %% ../../nbs/43_ingest.ipynb #00675b78
 def _staged(staging: Path) -> list: # of paths
     "What lies in the staging folder besides the lock."
     return [file for file in staging.iterdir() if file.name != _LOCK]
@@ -464,7 +466,7 @@ def _checked_target(out) -> Path:
         raise PtaclError("lies inside a cohort", "Give a folder beside it", given)
     return out
 
-
+# %% ../../nbs/43_ingest.ipynb #17e68d2d
 def ingest(
     folder,              # of raw files, see `find_patients`
     out,                 # the cohort; made, gone on with, or added to

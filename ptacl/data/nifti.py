@@ -274,6 +274,7 @@ def _acdc_labels(
             labelled.append(f)
     return labels, labelled
 
+# %% ../../nbs/32_nifti.ipynb #af71452c
 def read_acdc(folder: Path) -> Cine:
     """A patient's folder of ACDC, turned so that end-diastole is frame 0.
     Raises `PtaclError` where it has no film, or several, or what is no film."""

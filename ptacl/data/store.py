@@ -245,6 +245,7 @@ def check_frames(frames: int):
         raise PtaclError(f"a cine of {frames} frames has no phase: give a whole number, 2 or more "
                          "(frames=, --frames)")
 
+# %% ../../nbs/38_store.ipynb #d0d964aa
 def create_store(
     path,               # folder or URL that does not exist yet
     frames: int,        # of a cine

@@ -154,6 +154,7 @@ def _people_of(cohort: Cohort, split: str) -> np.ndarray: # row numbers
                       "as nobody counts twice", stacklevel=3)
     return people
 
+# %% ../../nbs/87_tasks.ipynb #ec660e91
 def _cohort_task(
     path,                        # of a cohort
     n_train: int | None = None,  # take the first ones; None: all of the split
