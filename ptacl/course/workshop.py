@@ -82,11 +82,8 @@ pip install --no-index --find-links wheels "ptacl[app,course]"
 ```
 
 (`pip download` would fetch what the kit needs, and not the kit itself.) On Linux pip's torch carries CUDA,
-several GB; where there is no GPU, say first, as the README does:
-
-```
-export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-```
+several GB; where there is no GPU, say first `export PIP_EXTRA_INDEX_URL=ADDRESS`, with the address of
+PyTorch's CPU wheels that pytorch.org gives under *Get started* (pip, CPU).
 
 **Try it.** Run `ptacl workshop check` on the slowest laptop. It runs every session with its solutions,
 tries every mistake below, and says what took how long."""
