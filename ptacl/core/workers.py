@@ -71,10 +71,10 @@ def _end_with_parent() -> None:
 
 def _begin_worker() -> None:
     "What a worker does first: it hears Ctrl-C, ends without a word, and uses one core."
-    import torch
-    gc.freeze() # what was there stays out of collections, which would write into all of it
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN: # as of a command behind nohup
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    import torch # seconds, in which Ctrl-C may come, where it is not there yet
+    gc.freeze() # what was there stays out of collections, which would write into all of it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
 
