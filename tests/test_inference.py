@@ -28,7 +28,8 @@ from ptacl.data.store import MV
 from ptacl.nets.encoders import CMREncoder, ECGEncoder
 from ptacl.core.errors import PtaclError
 from ptacl.train.finetune import Tuned
-from ptacl.inference.embedding import ECGFeatures, embed, features, on_device, _refused_file
+from ptacl.inference.embedding import ECGFeatures, embed, features, on_device
+from ptacl.inference.outputs import refused_file
 from ptacl.inference.export import export_encoder, _run_onnx, _run_program
 from ptacl.inference.prediction import Probe, _conformal_half_widths, _fit_probe, _predictions, load_probe
 from ptacl.inference.prediction import predict_phenotypes, probe_cohort, save_probe
@@ -110,7 +111,7 @@ def test_every_format_in_one_run_gives_what_the_model_says(files, run, module, s
     table = pd.read_parquet(done.path)
     assert list(table.index) == ["a", "b", "c", "d"] and table.index.name == "recording" and len(done.refused) == 0
     assert table.shape == (4, tiny.width) and (table.dtypes == np.float32).all()
-    assert _refused_file(done.path).read_text().strip() == "recording,reason,remedy"
+    assert refused_file(done.path).read_text().strip() == "recording,reason,remedy"
     for name, path in zip("abcd", ("a.xml", "b.xml", "c.dcm", "d.hea")):
         np.testing.assert_allclose(table.loc[name], features(module, screen(files / path)[0][None])[0], atol=2e-2)  # bf16, another batch
 
@@ -249,7 +250,7 @@ def test_what_should_not_be_read_is_refused_with_reason_and_remedy(fault, run, s
     (tmp_path / "raw" / "good.xml").write_bytes(strip(signals[1]))
     done = run([tmp_path / "raw"])
     assert list(pd.read_parquet(done.path).index) == ["good"]
-    listed = pd.read_csv(_refused_file(done.path))
+    listed = pd.read_csv(refused_file(done.path))
     assert list(listed.recording) == ["bad"] and listed.reason[0] and listed.remedy[0]
     word = {"beatless": "no heartbeat", "too short": "ten are needed", "silent": "missing"}.get(fault, fault)
     assert word in f"{listed.reason[0]} {listed.remedy[0]}"
@@ -651,6 +652,45 @@ def test_a_gpu_that_was_asked_for_and_is_not_there(module, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(PtaclError, match="asks for a GPU"): embedding.on_device(module)
     assert embedding.on_device(module, "cpu") is module
+
+
+@pytest.mark.parametrize("command", [["embed", "x.xml", "--model", "m"], ["predict", "x.xml", "--model", "m", "--probe", "p"],
+                                     ["probe", "--labels", "l.csv", "--model", "m"]])
+@pytest.mark.parametrize("name", ["e.csv", "e.parquet"])
+def test_a_list_of_refused_is_replaced_only_with_force(command, name, tmp_path, monkeypatch):
+    "Also where it belongs to a table of the same name with another suffix; nothing is read before."
+    if command[0] == "probe" and name != "e.csv": return
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "e.refused.csv").write_text("mine")
+    (tmp_path / "l.csv").write_text("file,split,x\na.xml,train,1\nb.xml,test,0\n")
+    done = shell.invoke(app, [*command, "--out", str(tmp_path / name)])
+    assert done.exit_code == 1 and "e.refused.csv: exists already" in done.output
+    assert (tmp_path / "e.refused.csv").read_text() == "mine" and not (tmp_path / name).exists()
+
+
+def test_what_an_earlier_run_has_written_is_no_recording(module, data_samples, tmp_path):
+    raw = tmp_path / "s2"
+    (raw / "ecg").mkdir(parents=True)
+    for file in find_recordings([data_samples])[:2]: shutil.copy(file, raw / "ecg")
+    (raw / "ecg" / "bad.xml").write_text("<x>")
+    options = dict(workers=1, own_names=True, names=raw / "ecg" / "names.csv")
+    first = embed([raw], module, raw / "ecg" / "out.csv", **options)
+    table = (raw / "ecg" / "out.csv").read_text()
+    for again in (raw, raw / "ecg" / ".." / "ecg"):
+        second = embed([again], module, raw / "ecg" / "out.csv", **options)
+        assert (first.rows, len(first.refused)) == (second.rows, len(second.refused)) == (2, 1)
+        assert (raw / "ecg" / "out.csv").read_text() == table
+    probe = Probe(["LVEF"], np.zeros((tiny.width, 1)), np.zeros(1), np.zeros((99, 1)), {})
+    assert predict_phenotypes([raw], module, probe, raw / "ecg" / "out.csv", **options).rows == 2
+
+
+def test_a_recording_is_not_written_over(module, tmp_path):
+    ecg = tmp_path / "a.csv"
+    for name in ("a.csv", "a.refused.csv"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(PtaclError, match=f"{name}: is to be written, and is given as a recording, too"): embed([tmp_path / name], module, ecg)
+        assert (tmp_path / name).read_text() == "mine"
+    with pytest.raises(PtaclError, match="is to hold the names, and the table or the refused"): embed(["x.xml"], module, ecg, names=ecg)
 
 
 def test_a_list_of_names_is_replaced_only_with_force(tmp_path):

@@ -35,7 +35,7 @@ _Files = Annotated[list[Path], typer.Argument(help="ECG files of any readable fo
 _Model = Annotated[Path, typer.Option(help="folder of a trained model")]
 _Out = Annotated[Path, typer.Option(
     help="table to write: .parquet or .csv; the refused go to NAME.refused.csv beside it")]
-_Force = Annotated[bool, typer.Option("--force", help="replace the file where it exists")]
+_Force = Annotated[bool, typer.Option("--force", help="replace the files where they exist")]
 _Workers = Annotated[int, typer.Option(help="processes that read; -1: one for each core")]
 _Cluster = Annotated[str | None, typer.Option(
     help="address of a Dask scheduler, to read on its machines instead")]
@@ -82,17 +82,18 @@ def _embed_command(
     "Embed ECG files: one row each, the features that a probe works with."
     _expect_readers(files, workers, cluster)
     from ptacl.inference.embedding import embed
+    from ptacl.inference.outputs import refused_file
     options = {
         "workers": workers, "cluster": cluster, "key": key, "own_names": own_names, "names": names,
         "allow": allow or ()}
     with one_sentence("nothing was written; the same command begins anew"):
         if cluster:
             refuse_beside(context, "--cluster", ["workers"])
-        keep_unless(force, out, names)
+        keep_unless(force, out, refused_file(out), names)
         written = embed(files, _features_of(model, projected, device), out, **options)
     _show_written(written)
 
-
+# %% ../../nbs/98_model_commands.ipynb #98c0ffe3
 @model_commands.command("predict", short_help="Predict phenotypes of ECG files, each with its interval.")
 def _predict_command(
     context: typer.Context, files: _Files, model: _Model,
@@ -103,6 +104,7 @@ def _predict_command(
 ):
     "Predict phenotypes of ECG files, each with its interval; without one where a fault was allowed."
     _expect_readers(files, workers, cluster)
+    from ptacl.inference.outputs import refused_file
     from ptacl.inference.prediction import load_probe, predict_phenotypes
     options = {
         "workers": workers, "cluster": cluster, "key": key, "own_names": own_names, "names": names,
@@ -110,7 +112,7 @@ def _predict_command(
     with one_sentence("nothing was written; the same command begins anew"):
         if cluster:
             refuse_beside(context, "--cluster", ["workers"])
-        keep_unless(force, out, names)
+        keep_unless(force, out, refused_file(out), names)
         module = _features_of(model, device=device)
         written = predict_phenotypes(files, module, load_probe(probe, module), out, level, **options)
     _show_written(written)
@@ -133,15 +135,15 @@ def _cohort_probe(module, cohort: str, out: Path, phenotypes: list[str]): # coho
 def _labels_probe(module, labelled, out: Path, **options):
     "Scores of labels of any kind."
     from ptacl.inference.benchmark import probe_labels, probe_text
-    from ptacl.inference.outputs import output_file
+    from ptacl.inference.outputs import output_file, refused_file
     table, refused = probe_labels(module, labelled, **options)
     with output_file(out) as new:
         table.to_csv(new, index=False)
     lines = [probe_text(table)]
     if len(refused):
-        with output_file(out.with_name(f"{out.stem}.refused.csv")) as new:
+        with output_file(refused_file(out)) as new:
             refused.to_csv(new, index=False)
-        lines.append(f"{len(refused)} recordings refused, see {out.stem}.refused.csv")
+        lines.append(f"{len(refused)} recordings refused, see {refused_file(out).name}")
     return "\n".join(lines)
 
 # %% ../../nbs/98_model_commands.ipynb #f0cd6af8
@@ -180,7 +182,7 @@ def _probe_command(
     workers: _Workers = -1, allow: _Allow = None, device: _Device = None, force: _Force = False,
 ):
     "Fit linear probes: of phenotypes for predict (--cohort), or of labels of any kind, with their scores."
-    from ptacl.inference.outputs import check_output
+    from ptacl.inference.outputs import check_output, refused_file
     with one_sentence("nothing was written; the same command begins anew"):
         asked = "--labels" if labels else "PTB-XL"
         asked = asked if cohort is None else "--cohort"
@@ -191,7 +193,7 @@ def _probe_command(
         else:
             labelled = _labelled(recordings, labels, targets, task)
             check_output(out, (".csv",))
-            keep_unless(force, out)
+            keep_unless(force, out, refused_file(out))
             options = {"seed": seed, "workers": workers, "allow": allow or ()}
             said = _labels_probe(_features_of(model, device=device), labelled, out, **options)
     typer.echo(said)

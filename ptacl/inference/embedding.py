@@ -33,7 +33,7 @@ from ..data.prepare import Visit
 from ..data.pseudonyms import write_private
 from ..data.sources import Source
 from ..data.store import MV
-from .outputs import check_output, output_file
+from .outputs import check_output, output_file, refused_file
 from .screening import FAULTS, find_recordings, in_order, in_order_on_cluster
 from .screening import read_some, refusal, visits_of
 from ..nets.encoders import ECGEncoder
@@ -153,14 +153,9 @@ def _table_file(
         rows.flush()
 
 # %% ../../nbs/76_embedding.ipynb #ab010df3
-def _refused_file(out: Path) -> Path:
-    "Where the refused are listed."
-    return out.with_name(f"{out.stem}.refused.csv")
-
-
 def _write_refused(refused: pd.DataFrame, out: Path):
     "The table of the refused, beside the one that is written already."
-    with output_file(_refused_file(out), f"{out.name} is whole, make room") as new:
+    with output_file(refused_file(out), f"{out.name} is whole, make room") as new:
         refused.to_csv(new, index=False)
 
 
@@ -174,7 +169,7 @@ class Written:
     def __repr__(self):
         lines = [f"{self.path.name}: {self.rows} recordings; {len(self.refused)} refused"]
         if len(self.refused):
-            lines[0] += f", see {_refused_file(self.path).name}"
+            lines[0] += f", see {refused_file(self.path).name}"
         counts = counts_of(self.refused.assign(what="ECG"))
         lines += [f"  {count:5d}  {reason}" for (_, reason), count in counts.items()]
         return "\n".join(lines)
@@ -241,6 +236,22 @@ def _check_there(files: list): # of Path and OpenECG
                          given_path(gone[0]))
 
 
+def _check_allowed(allow: Collection[str]) -> None:
+    "Raises `PtaclError` on what is no fault that can be let pass."
+    unknown = set(allow) - set(FAULTS)
+    if unknown:
+        raise PtaclError(f"{', '.join(sorted(unknown))} cannot be allowed: choose from {', '.join(FAULTS)}")
+
+
+def _files_of_run(out: Path, names) -> list[Path]: # names: as in `transform`
+    "The table and what lies beside it. Raises `PtaclError` where one would be written over another."
+    files = [out, refused_file(out), *([Path(names)] if names else [])]
+    if len({file.resolve() for file in files}) < len(files):
+        raise PtaclError("is to hold the names, and the table or the refused, too",
+                         "Give the names a file of their own (names=, --names)", given_path(names))
+    return files
+
+
 def _write_names(visits: list[Visit], file):
     "Which row is which file's: for who may know it, readable by its owner alone."
     rows = [(visit.name, str(visit.source.ecg[0])) for visit in visits]
@@ -264,13 +275,12 @@ def transform(
     "Files to rows of a table, in bounded memory. Raises `PtaclError` on what concerns more than one file."
     out = Path(out)
     check_workers(workers)
-    unknown = set(allow) - set(FAULTS)
-    if unknown:
-        raise PtaclError(f"{', '.join(sorted(unknown))} cannot be allowed: choose from {', '.join(FAULTS)}")
+    _check_allowed(allow)
     check_output(out, _WRITERS)
     # what the model or the probe refuses is refused on an empty recording, before any key is read or made
     like = rows_of(features(module, np.zeros((1, len(LEADS), SAMPLES), np.int16)), np.zeros(1, bool))
-    files = [file.absolute() for file in find_recordings(paths)] # a cluster works in another folder
+    found = find_recordings(paths, _files_of_run(out, names))
+    files = [file.absolute() for file in found] # a cluster works in another folder
     _check_there(files)
     refused: list = []
     visits = visits_of(files, key, out, own_names, refused)

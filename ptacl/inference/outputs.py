@@ -36,3 +36,8 @@ def output_file(
             yield new
     except OSError as e:
         raise PtaclError(f"{given_path(path)} cannot be written ({e.strerror or e}): {remedy}") from e
+
+# %% ../../nbs/74_outputs.ipynb #74c0ffe2
+def refused_file(out: Path) -> Path: # out: the table
+    "Where the refused are listed."
+    return out.with_name(f"{out.stem}.refused.csv")

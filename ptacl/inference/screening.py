@@ -18,7 +18,7 @@ from pathlib import Path
 from ..core.errors import PtaclError
 from ..core.files import files_below
 from ..core.presets import FS
-from ..core.privacy import is_virtual, mask_ids
+from ..core.privacy import given_path, is_virtual, mask_ids
 from ..data.ecg_arrays import ARRAY_SUFFIXES
 from ..data.ecg_external import OpenECG, places
 from ..data.ecg_files import ECG_SUFFIXES
@@ -59,10 +59,16 @@ def _is_recording(file: Path, folder: Path) -> bool: # folder: the one that is s
 
 
 # %% ../../nbs/75_screening.ipynb #397b34a6
-def _recordings_in(folder: Path) -> list[Path]:
+def _is_among(file: Path, places: Collection[Path]) -> bool: # places: of files
+    "Whether a file is one of these, however its folder is called."
+    same = [place for place in places if place.name == file.name]
+    return bool(same) and file.parent.resolve() in [place.parent.resolve() for place in same]
+
+
+def _recordings_in(folder: Path, written: Collection[Path] = ()) -> list[Path]: # written: no recordings
     """The ECGs of a folder. Arrays and tables may hold anything: they are taken from folders called `ecg`,
     and where there is no other ECG; how many are left aside is said."""
-    files = sorted(files_below(folder))
+    files = sorted(f for f in files_below(folder) if not _is_among(f, written))
     found = [f for f in files if _is_recording(f, folder)]
     arrays = [f for f in files if f.suffix.lower() in ARRAY_SUFFIXES]
     arrays = [f for f in arrays if not _is_aside(f.relative_to(folder).parts)]
@@ -76,17 +82,21 @@ def _recordings_in(folder: Path) -> list[Path]:
         print(told, file=sys.stderr)
     return sorted(found + taken)
 
-
+# %% ../../nbs/75_screening.ipynb #75c0ffe1
 def find_recordings(
     paths: Iterable, # files, folders, and what other libraries have open, see `places`
+    written: Collection[Path] = (), # files that are made of them; an earlier run may have left some there
 ) -> list:           # of Path and OpenECG
-    "The ECGs that are meant. Raises `PtaclError` where there is none."
+    "The ECGs that are meant. Raises `PtaclError` where there is none, or one would be written over."
     found = []
     for path in places(paths):
         if isinstance(path, OpenECG):
             found.append(path)
         elif path.is_dir():
-            found += _recordings_in(path)
+            found += _recordings_in(path, written)
+        elif _is_among(path, written):
+            raise PtaclError("is to be written, and is given as a recording, too",
+                             "Choose another name for what is written", given_path(path))
         else:
             found.append(path)
     headers = {f.with_suffix("") for f in found if f.suffix.lower() == ".hea"}
