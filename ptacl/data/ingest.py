@@ -9,15 +9,11 @@ __all__ = ['Ingested', 'ingest']
 import joblib
 import json
 import numpy as np
-import os
 import pandas as pd
-import re
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from filelock import SoftFileLock, Timeout
 from hashlib import blake2b
 from pathlib import Path
 from tqdm import tqdm
@@ -30,9 +26,10 @@ from .prepare import Visit, prepare, reason_of, stamp
 from .pseudonyms import KEY, pseudonym, read_key, staging_of, visit_name, write_private
 from .sources import Source, find_patients, find_table, table_values
 from .splits import SHARES
+from .staging import LOCK, locked
 from .store import check_frames, cohort_attributes, name_of, QUARANTINE, shard_parts
-from .tables import FLOAT_FORM, ID_FORM, text_of
 from .verdicts import doubtful_records
+from .withdrawn import read_withdrawn
 
 # %% ../../nbs/43_ingest.ipynb #aa66fc54
 def _part_name(visit: Visit) -> str:
@@ -171,53 +168,7 @@ class Ingested:
                          "keep it safe, and apart from the cohort")
         return "\n".join(lines)
 
-# %% ../../nbs/43_ingest.ipynb #398ff57a
-_ID_NAMES = {"eid", "f.eid", "participant.eid", "id", "participant", "participant_id"}
-
-def _first_cell(line: str) -> str:
-    "Of a row of a table; all of a line that holds one thing alone."
-    quoted, plain = re.match(r'\s*(?:"([^"]*)"|([^,;\t|]*))', line).groups()
-    return (plain if quoted is None else quoted).strip()
-
-def _names_column(cell: str) -> bool: # the first one of a list
-    "Whether it is the name of a column, and no id."
-    return cell.lower() in _ID_NAMES or not (re.fullmatch(ID_FORM, cell) or re.search(r"\d", cell))
-
-def _cells_of(lines: list) -> dict: # of text -> {line number: cell}
-    "Where a list has its ids, without empty rows and what a spreadsheet writes above them."
-    rows = {k: line for k, line in enumerate(lines, 1) if line.strip(' \t,;|"')}
-    if rows and rows[min(rows)].startswith("sep="):
-        del rows[min(rows)]
-    cells = {k: _first_cell(line) for k, line in rows.items()}
-    if cells and _names_column(cells[min(cells)]):
-        del cells[min(cells)]
-    return cells
-
-def _checked_ids(cells: dict, kind: str) -> set: # {number: cell}, line or item
-    "Ids as the files and the table have them. Raises `PtaclError` on what is none, by its number alone."
-    ids = {k: re.sub(FLOAT_FORM, r"\1", cell.strip()) for k, cell in cells.items()}
-    bad = [str(k) for k, name in ids.items() if not re.fullmatch(ID_FORM, name)]
-    if bad:
-        raise PtaclError(f"the list of withdrawn participants has no id in {kind} {', '.join(bad[:5])}",
-                         "Give an id on each line, or a table with the ids in the first column")
-    return set(ids.values())
-
-
 # %% ../../nbs/43_ingest.ipynb #570a014a
-def _read_withdrawn(withdrawn) -> set: # of ids
-    """A list of ids, or a file with one on each line or in its first column, as biobanks send them.
-    Raises `PtaclError` where it cannot be read, or holds what is no id."""
-    if not isinstance(withdrawn, str | os.PathLike):
-        items = enumerate(() if withdrawn is None else withdrawn, 1)
-        return _checked_ids({k: "" if pd.isna(item) else str(item) for k, item in items}, "item")
-    try:
-        with text_of(Path(withdrawn), "strict") as text:
-            lines = text.read().splitlines()
-    except (OSError, EOFError, UnicodeDecodeError) as e:
-        why = f"the list of withdrawn participants cannot be read ({type(e).__name__}): check the path"
-        raise PtaclError(why) from None
-    return _checked_ids(_cells_of(lines), "line")
-
 def _key_mark(secret: bytes) -> str:
     "By which a cohort knows its key again; empty without a key."
     return blake2b(b"ptacl cohort", key=secret, digest_size=8).hexdigest() if secret else ""
@@ -257,7 +208,7 @@ def _visit_of(source: Source, values: dict | None, secret: bytes, folder: str) -
 def _plan(folder, table, key, out, withdrawn=()) -> _Plan: # the arguments of `ingest`
     "Who is there, under which pseudonym. Raises `PtaclError`."
     sources = find_patients(folder)
-    withdrawn = _read_withdrawn(withdrawn)
+    withdrawn = read_withdrawn(withdrawn)
     ids = {source.id for source in sources}
     wanted = {(source.id, source.visit) for source in sources}
     values, listed = table_values(table or find_table(folder), wanted)
@@ -306,54 +257,6 @@ def _unlisted(cohort: Cohort, plan: _Plan) -> int:
     rows = zip(cohort.table.participant, cohort.provenance)
     return sum(plan.unlisted(person, facts.get("folder")) for person, facts in rows)
 
-# %% ../../nbs/43_ingest.ipynb #e8f83594
-_LOCK = "lock"
-
-def _locked_by(lock: Path) -> tuple: # process, host
-    "Who holds a lock. Raises `FileNotFoundError` where nobody does any more."
-    words = lock.read_text().split() # as filelock writes it: process, host, when it began
-    return tuple([*words, "?", "?"][:2])
-
-# %% ../../nbs/43_ingest.ipynb #0608da30
-def _make(staging: Path) -> None:
-    "The staging folder, where there is none. Raises `PtaclError` where nothing can be written there."
-    try:
-        staging.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise PtaclError(f"{mask_ids(staging.name)} cannot be made beside the cohort ({e.strerror})",
-                         "Give a cohort in a folder that you may write to") from None
-
-def _lock(staging: Path) -> SoftFileLock:
-    "The lock of a staging folder, acquired. Raises `PtaclError` where somebody else has it."
-    lock = SoftFileLock(staging/_LOCK, timeout=0)
-    for _ in range(9): # there is a moment in which another one gives it back
-        _make(staging)
-        try:
-            lock.acquire()
-            return lock
-        except FileNotFoundError:
-            continue
-        except Timeout:
-            pass
-        with suppress(FileNotFoundError):
-            process, host = _locked_by(staging/_LOCK)
-            raise PtaclError(f"process {process} on {host} is taking patients in",
-                             f"Wait for it; if it is no ingest, remove {staging.name}/{_LOCK}", staging.stem)
-    raise PtaclError(f"{staging.name} cannot be locked", "Run ingest again", staging.stem)
-
-@contextmanager
-def _locked(staging: Path) -> Iterator[None]:
-    "Nobody else writes into this staging folder. Raises `PtaclError` where somebody does."
-    try:
-        lock = _lock(staging)
-        try:
-            yield
-        finally:
-            lock.release()
-    finally:
-        with suppress(OSError): # of a folder in which something is left to go on with
-            staging.rmdir()
-
 # %% ../../nbs/43_ingest.ipynb #27deb670
 _NEW = "new" # store that is being made, in the staging folder
 
@@ -392,7 +295,7 @@ def _open_or_create(out: Path, staging: Path, frames: int) -> Cohort:
 # %% ../../nbs/43_ingest.ipynb #00675b78
 def _staged(staging: Path) -> list: # of paths
     "What lies in the staging folder besides the lock."
-    return [file for file in staging.iterdir() if file.name != _LOCK]
+    return [file for file in staging.iterdir() if file.name != LOCK]
 
 def _still_to_do(visits: list, staging: Path) -> list: # of Visit
     """Who is not done yet.
@@ -486,7 +389,7 @@ def ingest(
     out = _checked_target(out)
     staging = staging_of(out)
     plan = _plan(folder, table, key, out, withdrawn)
-    with _locked(staging):
+    with locked(staging):
         cohort = _open_or_create(out, staging, frames)
         _check_key(cohort.attributes, plan.key_mark, out)
         withdrawn_here = _withdrawn_here(cohort, plan) # before they are removed
