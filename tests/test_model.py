@@ -329,7 +329,7 @@ class Interrupted(Exception): pass
 
 def cut_off(saved, monkeypatch):
     "Save over `saved`, interrupted while the weights are written."
-    def stop(model, file): open(file, "wb").write(b"half"); raise Interrupted
+    def stop(model, file, *_): open(file, "wb").write(b"half"); raise Interrupted
     with monkeypatch.context() as m:
         m.setattr(ptacl.nets.weights, "save_model", stop)
         with pytest.raises(Interrupted): save_weights(MAE(CMREncoder(tiny)), saved)
