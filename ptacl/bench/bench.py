@@ -331,9 +331,9 @@ def _phase_cost(phase: _Phase, row, patients: tuple) -> dict: # row: of the larg
     "Hours and MB of a phase, row by row of `patients`."
     of = row.seconds * row.per_second       # how many were measured
     if phase.part == "gallery":
-        of = float(row.what.split()[0])     # what grows there is the gallery
+        of = float(row.what.split()[0].replace(",", ""))     # what grows there is the gallery
     power = 2 if phase.part in QUADRATIC else 1
-    cost = {"phase": phase.phase, "measured with": of, "shared out by": phase.by}
+    cost = {"phase": phase.phase, "measured with": f"{of:,.0f}", "shared out by": phase.by}
     for n in patients:
         cost[f"h for {n:,}"] = row.seconds * (n / of) ** power / 3600
         cost[f"GB for {n:,}"] = row.peak_mb / 1024 * (n / of if phase.at_once else 1)

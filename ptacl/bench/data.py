@@ -217,7 +217,7 @@ def time_gallery(gallery: int, device: str, queries: int = 1000, dim: int = 128)
     g, q = torch.randn(gallery, dim, device=device), torch.randn(queries, dim, device=device)
     f = partial(nearest, q, g)
     seconds = take_turns({"kit": f}, 3, device)["kit"]
-    what = f"{gallery} embeddings, {queries} queries"
+    what = f"{gallery:,} embeddings, {queries:,} queries"
     return [result_row("gallery", what, "kit", seconds, queries, peak_mb=peaks_mb(f, device, 1))]
 
 def _from_seed_to_epoch(n: int, preset: Preset, device: str) -> None:
