@@ -132,10 +132,14 @@ def _open_file(path) -> BinaryIO:
         raise PtaclError("is no file")
     return open(path, "rb")
 
-def first_bytes(path) -> bytes: # 132, enough to tell a format
-    "How a file begins. Raises `PtaclError` on an empty one."
+def read_start(path) -> bytes: # 132, enough to tell a format; fewer of a small file
+    "How a file begins. Raises `PtaclError` on a pipe or a device."
     with _open_file(path) as f:
-        start = f.read(132)
+        return f.read(132)
+
+def first_bytes(path) -> bytes: # as `read_start`
+    "How a file begins. Raises `PtaclError` on an empty one."
+    start = read_start(path)
     if not start:
         raise PtaclError("the file is empty")
     return start
@@ -150,11 +154,6 @@ def is_dicom(start: bytes) -> bool: # the first 132 bytes
     named = kind[:2].isalpha() and kind[:2].isupper()
     short = 0 < int.from_bytes(kind, "little") <= 256 # without a name of its kind, its length stands there
     return start[:2] in _FIRST_GROUPS and element < b"\x20" and len(start) > 8 and (named or short)
-
-def read_start(path) -> bytes: # 132 bytes, or fewer
-    "What `is_dicom` looks at."
-    with open(path, "rb") as f:
-        return f.read(132)
 
 def read_bytes(path, limit: int = MAX_ECG_BYTES) -> bytes:
     "The content of a file. Raises `PtaclError` where it is larger than the limit."
