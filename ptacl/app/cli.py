@@ -349,7 +349,7 @@ def _bench_command(
         help="how many go the whole way at most: simulate, store, stream, one epoch")] = None,
 ):
     """Measure speed and memory of every part, against what this machine could do and against other ways.
-    All of it takes about twenty minutes on two cores, --quick about a minute."""
+    All of it takes many minutes on two cores, the last two sections three; --quick about a minute."""
     from ptacl.bench.bench import bench, result_text
     with one_sentence("no numbers were written; --only NAME, with a name above, measures one section"):
         typer.echo(result_text(bench(quick, device, only, out, patients)))
