@@ -121,9 +121,12 @@ def _pack(
 
 # %% ../../nbs/43_ingest.ipynb #d9b2779b
 def counts_of(quarantine: pd.DataFrame) -> pd.Series: # (what, reason) -> patients
-    "How often each reason came, the numbers in it aside."
-    alike = quarantine.reason.astype(str).str.replace(r"\d+(\.\d+)?", "…", regex=True)
-    return quarantine.assign(reason=alike).groupby(["what", "reason"]).size().sort_values(ascending=False)
+    "How often each reason came, the numbers in it aside where they differ."
+    said = quarantine.reason.astype(str)
+    alike = said.str.replace(r"\d+(\.\d+)?", "…", regex=True)
+    same = said.groupby([quarantine.what, alike]).transform("nunique") == 1
+    reason = alike.mask(same, said)
+    return quarantine.assign(reason=reason).groupby(["what", "reason"]).size().sort_values(ascending=False)
 
 # %% ../../nbs/43_ingest.ipynb #e2ccb1b4
 @dataclass(repr=False)
