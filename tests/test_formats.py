@@ -128,6 +128,18 @@ def test_a_json_that_is_none(tmp_path, x):
         with pytest.raises(PtaclError, match="a.json beside it is no JSON"): read_ecg(tmp_path / "a.npy")
 
 
+@pytest.mark.parametrize("told, why", [
+    ({"fs": "500 Hz", "unit": "mV"}, "the rate .* is no number. Give it in Hz, without the unit"),
+    ({"fs": [500], "unit": "mV"}, "the rate .* is no number"),
+    ({"fs": 500, "unit": "mV", "leads": "I, II"}, "no list of names. Give them as a list"),
+    ({"fs": 500, "unit": "mV", "leads": 12}, "no list of names"),
+])
+def test_a_json_that_tells_a_rate_or_leads_in_another_form(tmp_path, x, told, why):
+    written(tmp_path, "a.npy", npy(x))
+    (tmp_path / "a.json").write_text(json.dumps(told))
+    with pytest.raises(PtaclError, match=why): read_ecg(tmp_path / "a.npy")
+
+
 # MATLAB
 
 def test_matlab(tmp_path, x):

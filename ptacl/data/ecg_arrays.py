@@ -19,6 +19,20 @@ from ..core.presets import LEADS
 from .recordings import ECG, MAX_PIXEL_BYTES, check_duration, extra_library, first_bytes, read_bytes
 from .standard_leads import EINTHOVEN, lead_name, make_ecg, to_millivolt
 
+# %% ../../nbs/31_ecg_arrays.ipynb #9cb091dc
+def _check_told(told: dict) -> None:
+    "Raises `PtaclError` where a rate or leads are told in a form that they do not have."
+    try:
+        float(told.get("fs") or 0)
+    except (TypeError, ValueError):
+        raise PtaclError("the rate that is given for it is no number",
+                         'Give it in Hz, without the unit: {"fs": 500}. In Python: fs=500.') from None
+    leads = told.get("leads")
+    named = not isinstance(leads, str) and np.iterable(leads) and all(isinstance(lead, str) for lead in leads)
+    if leads is not None and not named:
+        raise PtaclError("the leads that are given for it are no list of names",
+                         'Give them as a list: {"leads": ["I", "II", …]}. In Python: leads=.')
+
 # %% ../../nbs/31_ecg_arrays.ipynb #99b73c68
 _TOLD = ("fs", "unit", "leads") # what an array does not say of itself
 _NAMES = {
@@ -37,8 +51,11 @@ def _told_beside(path: Path, given: dict) -> dict: # of `_TOLD` and "record"
         except ValueError:
             told = None
         if not isinstance(told, dict):
-            raise PtaclError(f"{beside.name} beside it is no JSON with names and values")
-    return told | {key: value for key, value in given.items() if value is not None}
+            raise PtaclError(f"{beside.name} beside it is no JSON with names and values",
+                             'Write it in UTF-8, as in {"fs": 500, "unit": "mV"}.')
+    told |= {key: value for key, value in given.items() if value is not None}
+    _check_told(told)
+    return told
 
 def _found_inside(values: dict, told: dict) -> dict: # values: what a file holds besides the array
     "What a file itself tells, under the names that occur, before what was told beside it."
