@@ -369,3 +369,17 @@ def test_share_of_a_result_that_is_none(saved, tmp_path, text, why):
     if text is not None: result.write_bytes(text if isinstance(text, bytes) else text.encode())
     done = shell.invoke(app, ["share", "--model", str(saved), "--out", str(tmp_path / "s"), "--result", str(result)])
     assert done.exit_code == 1 and why in done.output and "a fault of the kit" not in done.output and not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("cell", ["<50", "pending", "not done"])
+def test_a_word_among_measured_numbers_makes_no_classes(tmp_path, cell):
+    rows = ["file,lvm", *(f"{k}.csv,{100.5 + k}" for k in range(6)), f"6.csv,{cell}"]
+    (tmp_path / "l.csv").write_text("\n".join(rows))
+    with pytest.raises(PtaclError, match="the column lvm holds numbers, and something else in row 8. Leave the cell empty"):
+        read_labels(tmp_path / "l.csv")
+
+
+def test_grades_with_a_word_stay_classes(tmp_path):
+    (tmp_path / "l.csv").write_text("file,nyha\na.csv,1\nb.csv,2\nc.csv,3\nd.csv,3b\n")
+    target, = read_labels(tmp_path / "l.csv").targets
+    assert (target.kind, target.classes) == ("classes", ["1", "2", "3", "3b"])

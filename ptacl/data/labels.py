@@ -43,6 +43,16 @@ class Labelled:
         people = len(set(self.patients.tolist()))
         return f"Labelled({len(self.files)} recordings of {people} patients; {self.targets})"
 
+# %% ../../nbs/34_labels.ipynb #cb378891
+def _check_words(name: str, cells: pd.Series, numbers: pd.Series) -> None: # numbers: NaN where a cell is none
+    "Raises `PtaclError` where a column is of measured numbers but for a few cells, such as <5 or pending."
+    words = numbers.isna() & (cells != "")
+    measured = (numbers % 1 != 0) & numbers.notna()
+    if measured.any() and numbers.notna().sum() > words.sum():
+        rows = rows_of(words.to_numpy())
+        raise PtaclError(f"the column {name} holds numbers, and something else in row {rows}",
+                         "Leave the cell empty where the number is not known; name classes by words.")
+
 # %% ../../nbs/34_labels.ipynb #6d04183c
 _MOST_CLASSES = 100
 _NOT_KNOWN = ("na", "n/a", "#n/a", "nan", "null") # as R, Excel, Python and databases write it
@@ -79,6 +89,7 @@ def _target_of(name: str, column: pd.Series) -> Target: # column: text, "" where
     if not (cells != "").any():
         raise PtaclError(f"the column {name} is empty")
     if numbers[cells != ""].isna().any():
+        _check_words(name, cells, numbers)
         return classes_target(name, [_names_in(cell) for cell in cells])
     y = numbers.to_numpy(float)[:, None]
     if not np.isfinite(y[(cells != "").to_numpy()]).all():
