@@ -353,3 +353,27 @@ def test_ids_that_are_no_text_are_not_quoted(virtual, tmp_path):
     file.write_bytes(bad)
     with pytest.raises(PtaclError, match="cannot be read as Parquet") as e: read_table(file)
     assert IDS[2][2:] not in str(e.value)
+
+
+@pytest.mark.parametrize("name, factor", [("LVEDV", 1e-3), ("LVEF", 1e-2), ("LVM", 1e-3), ("height", 1e-2), ("sbp", 1 / 7.5)])
+def test_a_column_in_another_unit_is_said(virtual, tmp_path, name, factor):
+    table = phenotype_table(virtual.phenotypes, virtual.covariates).reset_index()
+    column = _column_name(name, "showcase")
+    assert column in table
+    table[column] = table[column].astype(float) * factor
+    table.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.warns(UserWarning, match=f"^t.csv: the median of {name} is .* is it in another unit") as said:
+        read_table(tmp_path / "t.csv")
+    assert len(said) == 1 and not any(i in str(said[0].message) for i in IDS)
+
+
+def test_a_table_of_no_rows_and_ids_shortened_by_a_spreadsheet(virtual, tmp_path):
+    table = phenotype_table(virtual.phenotypes, virtual.covariates).reset_index()
+    for ext, write in (("csv", table.iloc[:0].to_csv), ("parquet", table.iloc[:0].to_parquet)):
+        write(tmp_path / f"empty.{ext}", index=False)
+        with pytest.raises(PtaclError, match="has no row below the names of its columns. Export the table anew"):
+            read_table(tmp_path / f"empty.{ext}")
+    table["eid"] = [f"{float(i):.2E}" for i in table["eid"]]
+    table.to_csv(tmp_path / "short.csv", index=False)
+    with pytest.raises(PtaclError, match="export the table anew, the ids as text"):
+        read_table(tmp_path / "short.csv")

@@ -107,6 +107,25 @@ def _column_values(
                       stacklevel=2)
     return values.mask(nothing).mean(axis=1)
 
+# %% ../../nbs/33_tables.ipynb #33bd53ca
+_USUAL = { # no group of people has its median outside, and no other unit in use has it inside
+    "LVEDV": (20, 800), "LVESV": (5, 600), "LVSV": (5, 400), "LVEF": (5, 95), "LVCO": (0.5, 25),
+    "LVM": (10, 600), "RVEDV": (20, 800), "RVESV": (5, 600), "RVSV": (5, 400), "RVEF": (5, 95),
+    "age": (1, 120), "height": (75, 220), "bmi": (8, 80), "sbp": (50, 260)}
+_UNITS = COVARIATES | PHENOTYPES
+
+def _check_units(columns: dict, table: str) -> None: # our name -> values or None; table: its file name
+    "Warns of columns that seem to be in another unit than ours."
+    for name, (low, high) in _USUAL.items():
+        values = columns[name]
+        if values is None or values.count() < 5:
+            continue
+        middle = values.median()
+        if not low <= middle <= high:
+            unit = _UNITS[name]
+            warnings.warn(f"{table}: the median of {name} is {middle:.3g}, and {low} to {high} {unit} "
+                          f"are usual: is it in another unit? Give it in {unit}", stacklevel=3)
+
 # %% ../../nbs/33_tables.ipynb #e7861e34
 def _encoding(start: bytes) -> str: # how a file begins
     "Of a text file, by its byte order mark or by the zeros of UTF-16."
@@ -194,7 +213,7 @@ def decimal_points(table: pd.DataFrame) -> pd.DataFrame: # of text
     ours = [column for column in table.columns if column not in _ID_COLUMNS]
     text = table[ours].astype("string")
     comma = text.apply(lambda cells: cells.str.fullmatch(_NUMBER.format(","))).fillna(False)
-    if not comma.any(axis=None):
+    if table.empty or not comma.any(axis=None):
         return table
     point = text.apply(lambda cells: cells.str.fullmatch(_NUMBER.format(r"\."))).fillna(False)
     if point.any(axis=None):
@@ -259,6 +278,9 @@ def _load_columns(
 ID_FORM = r"\w[\w.-]*"     # could be a file name
 FLOAT_FORM = r"^(\d+)\.0$" # of a number that became a float
 
+_SHORTENED = r"\d[.,]?\d*[eE]\+?\d+"
+_AS_TEXT = "A spreadsheet has shortened a number, as in 5E+06: export the table anew, the ids as text."
+
 def _patient_ids(
     table: pd.DataFrame, # as in the file
 ) -> list:               # of str
@@ -266,6 +288,8 @@ def _patient_ids(
     columns = [column for column in table.columns if column.strip() in _ID_COLUMNS]
     if not columns:
         raise PtaclError(f"no column {' or '.join(_ID_COLUMNS)}")
+    if table.empty:
+        raise PtaclError("has no row below the names of its columns", "Export the table anew.")
     texts = table[columns[0]].astype("string").fillna("").str.strip()
     ids = texts.str.replace(FLOAT_FORM, r"\1", regex=True)
     wrong = {
@@ -275,7 +299,8 @@ def _patient_ids(
     for why, bad in wrong.items():
         if bad.any():
             rows = np.flatnonzero(bad)[:5] + 2 # as a spreadsheet counts them
-            raise PtaclError(f"row {', '.join(map(str, rows))} has {why}")
+            short = texts.str.fullmatch(_SHORTENED).astype(bool) & bad
+            raise PtaclError(f"row {', '.join(map(str, rows))} has {why}", _AS_TEXT if short.any() else "")
     return list(ids)
 
 # %% ../../nbs/33_tables.ipynb #386d1505
@@ -301,6 +326,7 @@ def read_table(
     except PtaclError as e:
         raise PtaclError(mask_ids(e.reason), e.remedy, name) from None
     _check_phenotypes(columns, instance, name)
+    _check_units(columns, name)
     known = {column: np.nan if values is None else values for column, values in columns.items()}
     frame = pd.DataFrame(known, index=table.index)
     return ids, frame[list(PHENOTYPES)], frame[list(COVARIATES)]
