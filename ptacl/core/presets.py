@@ -88,6 +88,7 @@ def _size_rules(p: "Preset") -> _Rules:
     yield len(patch) == 3 and min(patch) > 0, f"cmr_patch is (frames, rows, columns), all > 0, got {patch}"
     t, h, w = patch
     tiles = p.frames % t == 0 and p.size % h == 0 and h == w
+    yield p.ecg_crop <= SAMPLES, f"ecg_crop must be ≤ {SAMPLES}, the samples of a record, got {p.ecg_crop}"
     yield p.ecg_crop % p.ecg_patch == 0, f"ecg_crop {p.ecg_crop} is no multiple of ecg_patch {p.ecg_patch}"
     yield tiles, f"cmr_patch {patch} does not tile {p.frames}×{p.size}×{p.size}"
     yield p.width % p.heads == 0, f"width {p.width} is no multiple of heads {p.heads}"
