@@ -48,8 +48,9 @@ def _visible_gpus() -> list:  # their names for CUDA_VISIBLE_DEVICES
     "The GPUs that this process may use."
     if not torch.cuda.is_available():
         return []
-    named = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g.strip()]
-    return named or [str(i) for i in range(torch.cuda.device_count())]
+    named = [g.strip() for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g.strip()]
+    count = torch.cuda.device_count()  # CUDA sees none of those behind a name that it does not know
+    return named[:count] or [str(i) for i in range(count)]
 
 # %% ../../nbs/91_sweeps.ipynb #a7cafffd
 class _Runs:
