@@ -184,7 +184,7 @@ def probe_cohort(
 ) -> Probe:
     """A probe from the train and val patients of a cohort whose recordings are good.
     Raises `PtaclError` on splits that are empty and on names that are no phenotypes."""
-    names = list(phenotypes or PHENOTYPES)
+    names = list(dict.fromkeys(phenotypes or PHENOTYPES))  # one that is named twice is one
     unknown = [name for name in names if name not in PHENOTYPES]
     if unknown:
         raise PtaclError(f"unknown phenotype {', '.join(unknown)}: choose from {', '.join(PHENOTYPES)}")
