@@ -16,6 +16,7 @@ import torch.distributed as dist
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from joblib import cpu_count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from torch import nn
@@ -63,9 +64,9 @@ def _torchrun(processes: int, call: Path, name: str) -> list[str]:
 
 # %% ../../nbs/59_launch.ipynb #e6a47e55
 def _environment(processes: int) -> dict[str, str]:
-    """Of the processes: the cores shared out; without GPUs they talk by the loopback device.
-    What is set already stays."""
-    ours = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), "PYTHONUNBUFFERED": "1"}
+    """Of the processes: the cores that this one may use, shared out; without GPUs they talk by the loopback
+    device. What is set already stays."""
+    ours = {"OMP_NUM_THREADS": str(max(1, cpu_count() // processes)), "PYTHONUNBUFFERED": "1"}
     if sys.platform == "linux" and not torch.cuda.is_available():
         ours["GLOO_SOCKET_IFNAME"] = "lo"
     return ours | os.environ
@@ -160,10 +161,10 @@ def fit_in_processes(
     return fit(**run, **options | {"resume": True, "tracker": None})  # reads the model from the last state
 
 # %% ../../nbs/59_launch.ipynb #341a0255
-def _still_to_train(arguments: dict) -> bool:
-    "Whether a training has epochs left; one that may go on from its state may have none."
+def _epochs_left(arguments: dict) -> int:
+    "How many epochs a training has before it; one that may go on from its state may have none."
     state = read_state(Path(arguments["folder"])) if arguments.get("resume") else None
-    return len((state or {}).get("history", [])) < arguments["epochs"]
+    return max(0, arguments["epochs"] - len((state or {}).get("history", [])))
 
 # %% ../../nbs/59_launch.ipynb #dceefaae
 def _check_folders(trainings: dict[str, dict]) -> None:
@@ -189,7 +190,7 @@ def _show(line: str, lines: list, bar: tqdm) -> None:
 def _train_all(trainings: dict[str, dict], at_once: int, silence: float) -> None:
     "Each in a process of its own. Raises `PtaclError` where one fails, and stops the others."
     lines: dict[str, list] = {name: [] for name in trainings}
-    epochs = sum(arguments["epochs"] for arguments in trainings.values())
+    epochs = sum(map(_epochs_left, trainings.values()))
     folder = Path(next(iter(trainings.values()))["folder"])
     with _calls(trainings, folder) as call, tqdm(total=epochs, desc="trainings", unit="epoch") as bar:
         module = [sys.executable, "-u", "-m", "ptacl.train.launch", str(call)]
@@ -211,9 +212,9 @@ def fit_side_by_side(
     Raises `PtaclError` where one of them fails or dies."""
     _check_folders(trainings)
     named = {name: arguments | {"name": name} for name, arguments in trainings.items()}
-    left = {name: arguments for name, arguments in named.items() if _still_to_train(arguments)}
+    left = {name: arguments for name, arguments in named.items() if _epochs_left(arguments)}
     if at_once is None:
-        at_once = 1 if choose_device() == "cuda" else (os.cpu_count() or 1)
+        at_once = 1 if choose_device() == "cuda" else cpu_count()
     at_once = min(at_once, len(left))
     if at_once > 1:
         _train_all(left, at_once, silence)
