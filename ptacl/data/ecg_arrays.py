@@ -137,7 +137,9 @@ def array_ecg(array, told: dict, form: str) -> ECG: # told: of `_TOLD` and "reco
 # %% ../../nbs/31_ecg_arrays.ipynb #ea69b5ae
 def _the_array(arrays: dict): # name -> array -> the one that can be an ECG
     "Raises `PtaclError` where none or several have an axis of twelve."
-    def fits(a): return len(a.shape) in (2, 3) and len(LEADS) in a.shape[-2:] and a.dtype.kind in "iuf"
+    def fits(a) -> bool:
+        return len(a.shape) in (2, 3) and len(LEADS) in a.shape[-2:] and a.dtype.kind in "iuf"
+
     fitting = {name: a for name, a in arrays.items() if fits(a)}
     if len(fitting) != 1:
         raise PtaclError(f"{len(fitting)} arrays of it have an axis of twelve leads, expected one")

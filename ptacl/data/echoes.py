@@ -61,7 +61,9 @@ class _Rows:
 
     def of(self, name: str, secret: bytes) -> list[int]:
         "The row of a visit that the name has a number of; without a number, all rows of a person."
-        def person_of(name): return name if name in self.people else pseudonym(name, secret)
+        def person_of(name: str) -> str:
+            return name if name in self.people else pseudonym(name, secret)
+
         rows: set = set(self.people.get(person_of(name), []))
         visit = _OF_VISIT.fullmatch(name)
         if visit:

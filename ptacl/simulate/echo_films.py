@@ -26,7 +26,8 @@ class EchoFilms:
     phenotypes: pd.DataFrame  # index sim-00001 …, columns as in ECHO_PHENOTYPES
     covariates: pd.DataFrame  # hr_echo beats/min, frame_rate 1/s
 
-    def __len__(self): return len(self.phenotypes)
+    def __len__(self) -> int:
+        return len(self.phenotypes)
 
 def simulate_echo_films(
     n: int,               # patients

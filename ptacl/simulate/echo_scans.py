@@ -36,7 +36,8 @@ class EchoScans:
     la: Tensor                # (n, F) ml
     labels: Tensor | None = None # (n, F, H, W) uint8: 1 LV, 2 its muscle, 3 RV, 4 LA, 5 RA
 
-    def __len__(self): return len(self.phenotypes)
+    def __len__(self) -> int:
+        return len(self.phenotypes)
 
     @property
     def lengths(self) -> Tensor: # (n,) frames of each clip

@@ -45,7 +45,8 @@ class VirtualPatients:
     spacing: float = SPACING       # mm, the side of a pixel
     echo: EchoScans | None = None  # clips of the apical four-chamber view, of another visit
 
-    def __len__(self): return len(self.phenotypes)
+    def __len__(self) -> int:
+        return len(self.phenotypes)
 
 # %% ../../nbs/19_patients.ipynb #9e9b04b1
 def _cine_plan(
