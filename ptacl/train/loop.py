@@ -13,7 +13,7 @@ import torch.distributed as dist
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
@@ -127,6 +127,11 @@ def _backward(
     return {k: v.detach().float() for k, v in out.items() if torch.is_tensor(v) and v.ndim == 0}
 
 # %% ../../nbs/58_loop.ipynb #f91d1334
+def _put_back(model: nn.Module, buffers: list[Tensor]) -> None:
+    "Statistics of batch norms as they were."
+    for b, before in zip(model.buffers(), buffers):
+        b.copy_(before)
+
 def _take_step(
     step: Callable,
     batch: dict,
@@ -143,8 +148,7 @@ def _take_step(
     numbers["gradient"] = clip_grad_norm_(model.parameters(), clip)
     loss, gradient = torch.stack([total(numbers["loss"] * share), numbers["gradient"]]).tolist()
     if not math.isfinite(loss + gradient):
-        for b, before in zip(model.buffers(), buffers):
-            b.copy_(before)
+        _put_back(model, buffers)
         bad(batch, loss, gradient, accelerator.process_index)
         return None
     parts.optimizer.step()
@@ -321,12 +325,14 @@ def _settle(run: _Run, step: Callable, keep: int, watch: Callable | None = None)
     Held-out patients are asked again: it is another network now."""
     from accelerate.utils import send_to_device
     mae = run.parts.model
-    rounds = -(-_SETTLING_STEPS // max(1, len(run.loader)))
-    batches = islice(chain.from_iterable(run.loader for _ in range(rounds)), _SETTLING_STEPS)
+    batches = islice(chain.from_iterable(repeat(run.loader)), _SETTLING_STEPS)
     mae.train()
     with torch.no_grad(), nothing_hidden(mae), run.accelerator.autocast():
         for batch in batches:
+            buffers = [b.clone() for b in mae.buffers()]
             step(mae, send_to_device(batch, run.accelerator.device))
+            if not all(b.isfinite().all() for b in mae.buffers()):  # somebody's values are no numbers
+                _put_back(mae, buffers)
     mae.eval()
     if run.history:
         run.history[-1]["settled"] = True
