@@ -41,6 +41,7 @@ class _Size:
     segments: int = 256
     losses: tuple = (128, 512, 4096) # the peer bears 512
     scale: dict | None = None # stage -> patients of the smallest size; None: none is measured
+    judged: bool = True       # whether those sizes are large enough for exponents of growth
     stored: int = 32          # patients of the smallest store, a multiple of 16
     gallery: int = 1_000_000  # embeddings of the large gallery
     way: int = 1024           # patients who go the whole way, the fewest
@@ -57,7 +58,7 @@ _FULL = _Size(
 _QUICK = _Size(
     presets=("workshop",), square=1024, repeats=3, batch=dict.fromkeys(STEPS, 8),
     records=32, peaks=32, segments=32, losses=(64, 256), stored=16, gallery=20_000, way=16, compiling=False,
-    scale={"simulator": 1, "denoising": 8, "augmentation": 1, "R-peaks": 1, "feeding": 8,
+    judged=False, scale={"simulator": 1, "denoising": 8, "augmentation": 1, "R-peaks": 1, "feeding": 8,
            "probe": 256, "retrieval": 64, "segmentation": 8, "training": 8, "global loss": 64})
 
 # %% ../../nbs/98_bench.ipynb #4f9ac3b4
@@ -104,7 +105,7 @@ def _bench_sections(size: _Size, device: str) -> dict[str, Callable]: # name -> 
         "InfoNCE": partial(time_infonce, size.losses, size.repeats, device),
         "segmentation": partial(time_segmentation, size.segments, size.repeats, device),
         "preparation": partial(time_preparation, size.records, size.peaks, size.repeats),
-        "scaling": partial(time_scaling, preset, size.scale, fewer, device, size is not _QUICK),
+        "scaling": partial(time_scaling, preset, size.scale, fewer, device, size.judged),
         "streaming": partial(time_streaming, size.stored, device),
         "gallery": partial(time_gallery, size.gallery, device),
         "whole way": partial(time_whole_way, size.way, device),
