@@ -37,6 +37,14 @@ def passed(answer):
     print(f"✓ {_name_of(answer)} is right")
 
 # %% ../../nbs/93_judging.ipynb #07fb63c5
+_IN_OTHER_WORDS = {  # of Python and PyTorch
+    "__round__": "round() does not take tensors; give the number as it is, unrounded",
+    "could not infer output dtype": "torch takes no mean of True and False: make numbers of them by .float()",
+    "must match the size of tensor": "arrays of two sizes meet; arrays of several sizes are tried, so take "
+                                     "every size from .shape",
+}
+
+
 def _stopped(name: str, error: Exception) -> Hint:
     "What to say of a function that ended with an error."
     frames = traceback.extract_tb(error.__traceback__)
@@ -46,8 +54,7 @@ def _stopped(name: str, error: Exception) -> Hint:
     own = [f.line for f in frames if f.name == name and f.line]
     line = f" in its line `{own[-1]}`" if own else ""
     reason = (str(error).splitlines() or ["no reason given"])[0]
-    if "__round__" in reason:
-        reason = "round() does not take tensors; give the number as it is, unrounded"
+    reason = next((words for said, words in _IN_OTHER_WORDS.items() if said in reason), reason)
     return Hint(f"{name} stopped{line} with {type(error).__name__}: {reason}")
 
 
@@ -143,8 +150,15 @@ def _level(x: np.ndarray) -> float:  # NaN where they differ
     return float(x[0]) if len(x) and np.allclose(x, x[0], rtol=1e-3, atol=1e-6) else np.nan
 
 
+def _is_rounded(got: np.ndarray, right: np.ndarray) -> bool:  # both (n,), finite
+    "Are these the right values with a few decimals only?"
+    return got.any() and any(np.allclose(got, np.round(right, n), rtol=0, atol=1e-6) for n in (1, 2, 3))
+
+
 def _value_hint(got: np.ndarray, right: np.ndarray) -> str:  # both (n,), finite
     "What all the values together have in common with the right ones."
+    if _is_rounded(got, right):
+        return "rounded: keep the decimals, whoever shows the number may round it"
     if len(got) < 2:
         return ""
     used = np.abs(right) > 1e-9

@@ -80,6 +80,10 @@ _WITHIN_MISTAKES: dict[str, Callable] = {
         lambda m: (_offsets(m).abs() <= 1).float().mean(1),
     "the misses: the share of hits was asked": lambda m: share_of(_offsets(m).abs() > 1),
     "the mean distance: a share of hits was asked": lambda m: _offsets(m).abs().mean(),
+    "divided by all cells of the maps: each segment has one best frame, so divide by the segments":
+        lambda m: (_offsets(m).abs() <= 1).sum() / m[m.isfinite().all((1, 2))].numel(),
+    "the mean cosine of the right cells: a share of segments was asked":
+        lambda m: m.diagonal(dim1=1, dim2=2).nanmean(),
 }
 
 
@@ -154,6 +158,15 @@ def _unlike_patients(lags: tuple, T: int) -> torch.Tensor:  # (patients, T, T)
     return maps
 
 
+def _cut_ridge(T: int, lag: int) -> torch.Tensor:  # (1, T, T)
+    """Before the edge of the map a ridge at `lag` is higher than that on the diagonal, beyond it there is
+    none: around the cycle it is the lower one."""
+    maps = 0.5 * torch.eye(T)[None]
+    k = torch.arange(T - lag)
+    maps[0, k, k + lag] = 0.6
+    return maps
+
+
 _DELAY_CASES = [
     (_example_maps(2),),
     (_example_maps(-3),),
@@ -166,12 +179,19 @@ _DELAY_CASES = [
     (_two_ridges(-1, 2, 10),),
     (_unlike_patients((-2, -2, 0, 1, 3), 11),),
     (_unlike_patients((2, 0, 2, -1, -3), 12),),
+    (_cut_ridge(12, 4),),
 ]
 
 
 def _late(maps) -> int:
     "The right delay."
     return int(lag_profile(maps).idxmax())
+
+
+def _late_without_edge(maps) -> int:
+    "The lag whose diagonal is highest where time is a line and no circle."
+    m, half = maps.nanmean(0), maps.shape[-1] // 2
+    return max(range(-half, half + 1), key=lambda lag: m.diagonal(lag).mean())
 
 
 def _each_late(maps) -> torch.Tensor:  # (patients that have a map,)
@@ -232,6 +252,8 @@ _DELAY_MISTAKES |= {
     "the mean over patients of their delays: take the mean map first":
         lambda m: _each_late(m).float().mean(),
     "the most frequent delay of a patient: take the mean map first": lambda m: _each_late(m).mode().values,
+    "the diagonals end at the edge of the map: around the cycle they go on at the other side, (k + lag) % T":
+        lambda m: _late_without_edge(m),
 }
 
 
