@@ -336,6 +336,47 @@ def test_a_film_that_stands_still_has_no_end_systole(both):
         assert "all frames alike" in figure["layout"]["title"]["text"] and not figure["data"][1]["x"]
 
 
+def test_a_mean_has_no_end_systole_of_its_own(both):
+    "Maps of others, at the rate of the patient who happens to be open, would give times of nobody."
+    alone, mean = (view_of(both, 0, Asked(), over=over)[0] for over in (None, [1, 2]))
+    assert [line.split(":")[0] for line in alone["systole"]] == ["film", "global", "σ = 0", "from R-peak"]
+    assert mean["systole"] == alone["systole"][:1]
+
+
+def test_the_page_says_where_table_and_map_part(cohort):
+    e = AlignmentExplorer(cohort, [PTACL(tiny)])
+    def told(): return any("table and the plane" in note for note in e.page.view["notes"])
+    for control, value in ((e.film, "still"), (e.shift, 50), (e.drop["V1"], True), (e.depth, 0)):
+        assert not told()
+        control.value = value
+        assert told(), control.description
+        assert b"table and the plane" not in exported(e, "HTML")[1]                             # a file has no table
+        e.reset()
+    e.shift.value = 50; e.group.value = "all"
+    assert not told()                                                                       # a mean is of the cohort's records
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs node")
+def test_words_of_figures_stay_within_them():
+    "Numbers have a minus sign and no −0; long titles are broken, short ones left alone; a file offers no other patients."
+    source = asset("view.js")
+    part = r"^(const|function) {}\b.*?(?=^(?:const|function|//) )"
+    parts = [re.search(part.format(name), source, re.S | re.M)[0] for name in ("number", "signed", "fitting", "titled")]
+    program = "".join(parts) + """
+        const title = { text: "phase of the beat (film 1083 ms, ECG 909 ms)" };
+        const cycle = { layout: { margin: { l: 50, r: 8, b: 38 }, xaxis: { title } } };
+        const map = text => ({ layout: { margin: { t: 26 }, title: { text } } });
+        const maps = [map("<b>global</b>"), map("<b>from R-peak</b>: 1.00 within one")];
+        console.log(JSON.stringify([[-0.61, -0.001, 0.5].map(x => number(x, 2)), [-0.2, 0.001, 0.2].map(signed),
+          [400, 289, 190].map(width => fitting(cycle, width).layout.xaxis.title.text), titled(maps, 300) === maps,
+          titled(maps, 160).map(f => [f.layout.title.text, f.layout.margin.t])]))"""
+    numbers, signs, phases, wide, small = json.loads(subprocess.run(["node", "-e", program], capture_output=True, text=True, check=True).stdout)
+    assert numbers == ["−0.61", "0.00", "0.50"] and signs == ["−0.20", "0.00", "+0.20"]
+    assert phases == ["phase of the beat (film 1083 ms, ECG 909 ms)", "phase of the beat <br>(film 1083 ms, ECG 909 ms)",
+                      "phase of the beat <br>(film 1083 ms, <br>ECG 909 ms)"]
+    assert wide and small == [["<b>global</b>", 41], ["<b>from R-peak</b>: <br>1.00 within one", 41]]
+
+
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
     "Six virtual patients whose cohort knows its seed, and a joint model of three modalities on disk."
@@ -690,7 +731,7 @@ def check_keyboard(page, file):
     page.evaluate("document.activeElement.blur(); getSelection().removeAllRanges()")
     tab_to("Compare"); page.keyboard.press("ArrowRight"); page.keyboard.press("Enter")      # to the tab What if
     tab_to("film stands still"); page.keyboard.press("Space"); seen(page, "film stands still")
-    tab_to("R-peaks, ms"); page.keyboard.press("ArrowRight"); seen(page, "R +10 ms")
+    tab_to("R-peaks, ms"); page.keyboard.press("ArrowRight"); seen(page, "R-peaks +10 ms")
     tab_to("own ECG")
     chooser_by_enter(page).set_files(file)
     seen(page, "own ECG")

@@ -101,7 +101,7 @@ def _words_of_record(asked: Asked, own: bool) -> list[str]:
     "What is done to the ECG and to the film."
     words = []
     if asked.shift:
-        words.append(f"R {1000 * asked.shift:+.0f} ms")
+        words.append(f"R-peaks {1000 * asked.shift:+.0f} ms")
     if asked.noise:
         words.append(f"noise {asked.noise:.2f} mV")
     if asked.drop:

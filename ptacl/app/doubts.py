@@ -81,5 +81,5 @@ def model_doubts(both: Compared) -> list[str]:
 
 # %% ../../nbs/71_doubts.ipynb #37658cac
 STRANGERS = (
-    "The ECG is {own}'s, the film {patient}'s. A high score says that the model puts the moments of both "
+    "The ECG is of {own}, the film of {patient}. A high score says that the model puts the moments of both "
     "into the same order, as it can for any two hearts; it does not say that they belong together.")

@@ -17,26 +17,64 @@ from dataclasses import replace
 from IPython.display import display
 from fastcore.basics import patch
 from html import escape
-from .asked import Asked, GROUPS, OTHER_RHYTHMS, from_query, pair_title, to_query
-from .comparison import Compared, training_words
+from .asked import Asked, from_query, to_query
+from .comparison import Compared
+from .controls import Controls
 from .shipped import shipped_cohort, shipped_models
-from .controls import button, choice, flow, toggle
 from .doubts import model_doubts
-from .plane import colour_columns, found_sentence, plane_figure
-from .records import can_be_resimulated, read_upload
+from .plane import found_sentence, plane_figure
+from .records import Record, read_upload
 from .views import LinkedView, view_of
-from .written import PERSONAL, Shown, file_of, picture_of
+from .written import Shown, file_of, picture_of
 from ..core.errors import PtaclError
-from ..core.presets import LEADS
-from ..evaluate.whatif import FILMS
 
-# %% ../../nbs/72_explorer.ipynb #c7a2c963
-_SKIP = "<a class='px-skip' href='#px-maps'>Skip to the maps</a>"
-_WARNING = (f"PNG, SVG and HTML hold {PERSONAL}; tables hold pseudonyms. "
-            "No file holds the name of an uploaded one.")
+# %% ../../nbs/72_explorer.ipynb #021320c4
+def _unmet(asked: Asked, found: Asked, query: str) -> list[str]: # keys of `Asked`
+    "What an address asked for and could not be set."
+    def differs(key: str) -> bool:
+        a, b = asked[key], found[key]
+        if isinstance(a, float) and isinstance(b, float):
+            return abs(a - b) > 0.011  # sliders have steps
+        return set(a) != set(b) if isinstance(a, tuple) else a != b
+    return [key for key in found if f"{key}=" in query and key != "pair" and differs(key)]
+
+
+def _cell_of(
+    text: str, # as 3-5
+    T: int, columns: int,
+) -> list[int]: # segment k, frame t; []: no cell of such a map
+    "The cell that an address names."
+    cell = [int(x) for x in text.split("-") if x.isdecimal()]
+    return cell if len(cell) == 2 and cell[0] < T and cell[1] < columns else []
+
+# %% ../../nbs/72_explorer.ipynb #71f8a4bc
+_UNDISTURBED = "Means are of undisturbed records; show one patient to see what a disturbance does."
+_TABLE = "The table and the plane are of the ECGs and films as they are, under the whole encoders."
+
+
+def _whose_map(
+    both: Compared,
+    asked: Asked,
+    ticked: list[int],  # patients
+    own: Record | None,
+) -> tuple[Asked, Record | None, list[int] | None, str]: # what can be shown; whose mean; what to say
+    "Of a group the mean of undisturbed records; of nobody the open patient, and why."
+    if asked.group == "one":
+        return asked, own, None, ""
+    try:
+        over = both.members(asked.group, ticked, asked.circular)
+    except PtaclError as e:
+        return Asked(**asked | {"group": "one"}), own, None, str(e)
+    said = _UNDISTURBED if asked.disturbed() or own else ""
+    return asked.undisturbed(), None, over, said
+
+
+def _unlike_table(asked: Asked, own: Record | None) -> bool:
+    "Does the map show something else than what the table scores?"
+    return bool(own or asked.disturbed() or asked.film or asked.depth is not None)
 
 # %% ../../nbs/72_explorer.ipynb #88bf70b7
-class AlignmentExplorer(W.VBox):
+class AlignmentExplorer(Controls):
     """Look at alignment maps: in JupyterLab as the last value of a cell, in a browser by `ptacl explore`.
     Raises `PtaclError` on what is no cohort, no model, or on models that cannot be compared."""
     def __init__(
@@ -51,14 +89,13 @@ class AlignmentExplorer(W.VBox):
         pair: str = "",      # of modalities, as ecg-echo, to begin with
     ):
         patients = cohort or shipped_cohort()
-        self.both = Compared(patients, models or shipped_models(), rows, most, echo=echo, pair=pair)
+        both = Compared(patients, models or shipped_models(), rows, most, echo=echo, pair=pair)
         self.page = LinkedView(addressed=addressed)
         self.own = None        # the Record of another ECG in place of the patient's
         self.drawn = Shown(0, Asked()) # what the page shows
         self.quiet = False     # controls are being set together
-        self.doubts = model_doubts(self.both)
-        self._make_controls()
-        super().__init__([W.HTML(_SKIP), self.tabs, self.page], _dom_classes=("px-explorer",))
+        self.doubts = model_doubts(both)
+        super().__init__(both, self.page, self.export)
         self._fill_table()
         self.page.patient = int(self.page.table["rows"][0][0])
         self.refresh(self._take_query(query))
@@ -71,105 +108,6 @@ class AlignmentExplorer(W.VBox):
         if self.page.addressed:
             return bundle
         return bundle | {"image/png": base64.b64encode(picture_of(self.both, self.drawn, "png")).decode()}
-
-# %% ../../nbs/72_explorer.ipynb #edfd5589
-@patch
-def _make_controls(self: AlignmentExplorer):
-    "Everything that can be set, in five tabs."
-    tabs = {"Compare": self._compare_tab(), "What if": self._disturb_tab(), "Inside": self._inside_tab(),
-            "All patients": self._plane_tab(), "Export": self._export_tab()}
-    self.tabs = W.Tab(list(tabs.values()), titles=list(tabs))
-    self.plane_tab = list(tabs).index("All patients")
-    self.controls = [self.pair, self.group, *self.shown.values(), self.difference,
-                     self.softmax, self.temperature,
-                     self.target, self.circular, self.shift, self.noise, *self.drop.values(), self.rhythm,
-                     self.film, self.depth, self.carries]
-    self.defaults = [control.value for control in self.controls]
-
-
-@patch
-def _compare_tab(self: AlignmentExplorer) -> W.Box:
-    "What is compared, and how it is drawn."
-    names = list(self.both.models)
-    wide = W.Layout(width="auto", min_width="90px")
-    pairs = ["-".join(pair) for pair in self.both.pairs]
-    self.pair = choice("compare", "which two modalities", [(pair_title(pair), pair) for pair in pairs], 180)
-    self.pair.disabled = len(pairs) < 2
-    options = [(label, kind) for kind, label in GROUPS.items()]
-    self.group = choice("show", "whose maps", options, 190)
-    told = {name: training_words(model) for name, model in self.both.models.items()}
-    self.shown = {name: toggle(name, told[name], value=True, layout=wide) for name in names}
-    self.difference = toggle(f"difference to {names[0]}", "of the other models", disabled=len(names) < 2)
-    self.softmax = toggle("softmax of rows", "cosines, or what the local loss compares")
-    self.temperature = W.FloatLogSlider(
-        self.both.preset.tau_local, min=-2, max=0.5, step=0.05, description="τ",
-        tooltip="temperature of the softmax", style={"description_width": "20px"},
-        layout=W.Layout(width="200px"))
-    W.dlink((self.softmax, "value"), (self.temperature, "disabled"), lambda on: not on)
-    self.target = toggle("target outlined", "what the local loss asks for")
-    self.circular = toggle("circular time", "the last moment is a neighbour of the first")
-    return flow(self.pair, self.group, *self.shown.values(), self.difference, self.softmax, self.temperature,
-                 self.target, self.circular)
-
-# %% ../../nbs/72_explorer.ipynb #7ff053d5
-@patch
-def _disturb_tab(self: AlignmentExplorer) -> W.Box:
-    "What is done to the ECG and to the film."
-    slow = {"continuous_update": False, "style": {"description_width": "initial"}}
-    self.shift = W.IntSlider(0, -150, 150, 10, description="R-peaks, ms",
-                             tooltip="R-peaks moved, later if positive", **slow)
-    self.noise = W.FloatSlider(0, min=0, max=0.5, step=0.05, description="noise, mV",
-                               tooltip="white noise on every lead", **slow)
-    narrow = W.Layout(width="48px")
-    self.drop = {lead: toggle(lead, f"lead {lead} is lost", layout=narrow) for lead in LEADS}
-    kinds = [(f"film {label}", kind) for kind, label in FILMS.items()]
-    self.film = W.ToggleButtons(options=kinds, tooltips=["", "at end-diastole", "a third of a beat later"],
-                                tooltip="what a model that counts frames does not notice",
-                                style={"button_width": "auto"})
-    options = [("the patient's own", ""), *((label, kind) for kind, label in OTHER_RHYTHMS.items())]
-    self.rhythm = choice("rhythm", "a virtual patient drawn again in another rhythm", options, 230)
-    self.rhythm.disabled = not any(can_be_resimulated(self.both.cohort, name) for name in self.both.ids)
-    self.upload = W.FileUpload(
-        multiple=True, description="own ECG",
-        tooltip="XML, DICOM, SCP, EDF; WFDB with its header; an array or a table with its JSON")
-    return flow(self.film, self.rhythm, self.shift, self.noise, W.Label("lost leads:"), *self.drop.values(),
-                 self.upload)
-
-# %% ../../nbs/72_explorer.ipynb #57c9a438
-@patch
-def _inside_tab(self: AlignmentExplorer) -> W.Box:
-    "At which layer, and what carries a cell."
-    deepest = self.both.depth
-    self.depth = W.IntSlider(deepest, 0, deepest, description="layer", tooltip="of the encoders")
-    legend = W.HTML(f"0: patches; {deepest}: the whole encoders")
-    options = [("nothing", ""), *((name, name) for name in self.both.models)]
-    self.carries = choice("what carries the cell", "occlusion under a model", options, 270)
-    return flow(self.depth, legend, self.carries)
-
-
-@patch
-def _plane_tab(self: AlignmentExplorer) -> W.Box:
-    "Everybody's embeddings."
-    self.of_model = choice("embeddings of", "one of the models", list(self.both.models), 220)
-    self.colour = choice("colour", "a phenotype", list(colour_columns(self.both)), 220)
-    self.found = W.HTML()
-    return flow(self.of_model, self.colour, W.HTML("A click on a mark opens the patient."), self.found)
-
-
-@patch
-def _export_tab(self: AlignmentExplorer) -> W.Box:
-    "What to take along."
-    kinds = {
-        "PNG": "maps as a picture",
-        "SVG": "maps as a drawing",
-        "CSV": "numbers of these maps",
-        "scores": "the table of all patients, as CSV",
-        "HTML": "this view as one interactive file",
-    }
-    buttons = []
-    for kind, tooltip in kinds.items():
-        buttons.append(button(kind, tooltip, lambda _, kind=kind: self.export(kind)))
-    return flow(*buttons, W.HTML(_WARNING))
 
 # %% ../../nbs/72_explorer.ipynb #ee8ff408
 @patch
@@ -195,23 +133,6 @@ def _keep_one_shown(self: AlignmentExplorer, change):
     "The last model cannot be taken away: there would be nothing to look at."
     if not any(control.value for control in self.shown.values()):
         change["owner"].value = True
-
-
-@patch
-def asked(self: AlignmentExplorer) -> Asked:
-    "What the controls say."
-    names = [name for name, control in self.shown.items() if control.value]
-    return Asked(
-        pair="" if self.pair.value == self.pair.options[0][1] else self.pair.value,
-        group=self.group.value,
-        shown=tuple(names) if len(names) < len(self.shown) else (),
-        difference=self.difference.value,
-        depth=None if self.depth.value == self.both.depth else self.depth.value,
-        temperature=self.temperature.value if self.softmax.value else None,
-        target=self.target.value, circular=self.circular.value,
-        shift=self.shift.value / 1000, noise=self.noise.value,
-        drop=tuple(lead for lead, control in self.drop.items() if control.value),
-        rhythm=self.rhythm.value, film=self.film.value, carries=self.carries.value)
 
 # %% ../../nbs/72_explorer.ipynb #10406249
 def _set(control: W.Widget, value):
@@ -251,29 +172,7 @@ def set_asked(self: AlignmentExplorer, asked: Asked):
         for name in ("group", "difference", "target", "circular", "noise", "rhythm", "film", "carries"):
             _set(getattr(self, name), asked[name])
 
-# %% ../../nbs/72_explorer.ipynb #b2841a6c
-@patch
-def reset(self: AlignmentExplorer):
-    "Everything as it was at the start, but for the patient who is open."
-    self.own = None
-    with self._quietly():
-        for control, value in zip(self.controls, self.defaults):
-            control.value = value
-        for control in (self.of_model, self.colour):
-            control.index = 0
-    self.refresh()
-
 # %% ../../nbs/72_explorer.ipynb #c325458f
-def _unmet(asked: Asked, found: Asked, query: str) -> list[str]: # keys of `Asked`
-    "What an address asked for and could not be set."
-    def differs(key: str) -> bool:
-        a, b = asked[key], found[key]
-        if isinstance(a, float) and isinstance(b, float):
-            return abs(a - b) > 0.011  # sliders have steps
-        return set(a) != set(b) if isinstance(a, tuple) else a != b
-    return [key for key in found if f"{key}=" in query and key != "pair" and differs(key)]
-
-
 _OWN_IS_GONE = "The own ECG that was shown here is kept nowhere. Choose it again under “What if”."
 
 
@@ -290,16 +189,14 @@ def _take_query(self: AlignmentExplorer, query: str) -> str: # what of it there 
         self.tabs.selected_index = self.plane_tab
         _set(self.of_model, more["plane"])
         _set(self.colour, more.get("colour", ""))
-    cell = [int(x) for x in more.get("cell", "").split("-") if x.isdigit()]
-    if len(cell) == 2 and cell[0] < self.both.T and cell[1] < self.both.columns:
-        self.page.cell = cell
+    self.page.cell = _cell_of(more.get("cell", ""), self.both.T, self.both.columns) or self.page.cell
     unmet = _unmet(asked, self.asked(), query)
     if more.get("patient", ids[0]) not in ids:
         unmet.insert(0, "patient")
     said = [f"The address asks for what there is not here: {', '.join(unmet)}."] if unmet else []
     return " ".join([*said, _OWN_IS_GONE] if "own" in more else said)
 
-# %% ../../nbs/72_explorer.ipynb #23f628e1
+
 @patch
 def _say_address(self: AlignmentExplorer):
     "What is set, for the address."
@@ -340,9 +237,6 @@ def _use_pair(self: AlignmentExplorer) -> str: # why it cannot be looked at
     return alert
 
 # %% ../../nbs/72_explorer.ipynb #26cbc8a3
-_UNDISTURBED = "Means are of undisturbed records; show one patient to see what a disturbance does."
-
-
 @patch
 def refresh(self: AlignmentExplorer, alert: str = ""):
     "Draw what is asked for; say in the page what is wrong."
@@ -358,28 +252,21 @@ def refresh(self: AlignmentExplorer, alert: str = ""):
 @patch
 def _draw(self: AlignmentExplorer, alert: str):
     "The view of what the controls say."
-    asked, own = self.asked(), self.own
-    over = None  # numbers of the patients whose mean is shown; None: the open one alone
-    try:
-        if asked.group != "one":
-            over = self.both.members(asked.group, self.page.ticked, asked.circular)
-    except PtaclError as e:
-        alert = str(e)
-        asked = Asked(**asked | {"group": "one"})
-    if over is not None:
-        alert = alert or (_UNDISTURBED if asked.disturbed() or own else "")
-        asked, own = asked.undisturbed(), None
+    asked, own, over, said = _whose_map(self.both, self.asked(), self.page.ticked, self.own)
+    alert = " ".join(filter(None, [alert, said]))
     patient = self.page.patient
     try:
         view, _ = view_of(self.both, patient, asked, own, over, alert, self.doubts)
     except PtaclError as e: # of a rhythm that this patient cannot have
         self._without_rhythm(str(e))
         return
+    if _unlike_table(asked, own):
+        view["notes"].append(_TABLE)
     self.page.view = view
     self.drawn = Shown(patient, asked, own, over, tuple(self.page.cell), tuple(self.doubts))
     self._show_plane()
 
-# %% ../../nbs/72_explorer.ipynb #1f1e272c
+
 @patch
 def _without_rhythm(self: AlignmentExplorer, alert: str):
     "The patient in their own rhythm, and why."
@@ -400,6 +287,30 @@ def _show_plane(self: AlignmentExplorer):
     fig = plane_figure(self.both, self.of_model.value, self.colour.value, self.page.patient)
     self.found.value = escape(found_sentence(self.both, self.of_model.value, self.page.patient))
     self.page.plane = fig.to_dict()
+
+
+@patch
+def _fill_table(self: AlignmentExplorer):
+    "All patients with their scores, the last model's worst first."
+    self.page.table = self.both.worst_first(self.circular.value)
+
+
+@patch
+def export(self: AlignmentExplorer, kind: str):
+    "Hand over a file: PNG, SVG, CSV, scores or HTML."
+    self.page.download(*file_of(self.both, replace(self.drawn, cell=tuple(self.page.cell)), kind))
+
+# %% ../../nbs/72_explorer.ipynb #b2841a6c
+@patch
+def reset(self: AlignmentExplorer):
+    "Everything as it was at the start, but for the patient who is open."
+    self.own = None
+    with self._quietly():
+        for control, value in zip(self.controls, self.defaults):
+            control.value = value
+        for control in (self.of_model, self.colour):
+            control.index = 0
+    self.refresh()
 
 # %% ../../nbs/72_explorer.ipynb #3d3173d7
 @patch
@@ -424,18 +335,6 @@ def take(self: AlignmentExplorer, uploaded: tuple): # of FileUpload: name and co
         alert = str(e)
     self.refresh(alert)
     self.upload.value = ()
-
-# %% ../../nbs/72_explorer.ipynb #9321e04f
-@patch
-def _fill_table(self: AlignmentExplorer):
-    "All patients with their scores, the last model's worst first."
-    self.page.table = self.both.worst_first(self.circular.value)
-
-# %% ../../nbs/72_explorer.ipynb #a03abecf
-@patch
-def export(self: AlignmentExplorer, kind: str):
-    "Hand over a file: PNG, SVG, CSV, scores or HTML."
-    self.page.download(*file_of(self.both, replace(self.drawn, cell=tuple(self.page.cell)), kind))
 
 # %% ../../nbs/72_explorer.ipynb #14a9201d
 def show_explorer():

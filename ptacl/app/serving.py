@@ -13,7 +13,6 @@ import psutil
 import secrets
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
+from .kernels import EarlyKernel, WarmKernel
 from .shipped import shipped_cohort
 from ..core.processes import child, own_kernel, scratch_folder
 
@@ -121,103 +121,8 @@ async def _wait_for_port(port: int):
                 return
         await asyncio.sleep(0.02)
 
-# %% ../../nbs/73_serving.ipynb #28245ebc
-_EARLY = """import json, os, sys, threading
-import ipykernel.kernelapp
-threading.Thread(target=__import__, args=["ptacl.app.explorer"], daemon=True).start()
-line = sys.stdin.readline()
-if line:
-    told = json.loads(line)
-    os.environ.update(told["env"]) # the thread reads it meanwhile: never empty
-    for name in set(os.environ) - set(told["env"]):
-        del os.environ[name]
-    os.chdir(told["cwd"])
-    ipykernel.kernelapp.launch_new_instance(argv=told["argv"])
-"""
-
-# %% ../../nbs/73_serving.ipynb #f8c4d048
-class _EarlyKernel:
-    "A kernel's process that loads the explorer beside voila, whose first kernel it becomes."
-    def __init__(self):
-        self.process = None
-        self.began = False # to be a kernel
-        if os.name == "posix": # elsewhere a kernel is interrupted by an event that it is born with
-            command = [sys.executable, "-P", "-c", _EARLY] # -P: no module of the folder that we are in
-            env = os.environ | {"JPY_PARENT_PID": str(os.getpid())} # it ends with its parent
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=env)
-
-    def take_place(self):
-        "From now on, who launches a kernel on this computer gets this one first."
-        from jupyter_client.provisioning import local_provisioner
-        self.launch = local_provisioner.launch_kernel
-        local_provisioner.launch_kernel = self.become
-
-    def become(self, command: list[str], **options) -> subprocess.Popen:
-        """In place of jupyter_client's `launch_kernel`: the process that is there already,
-        told what it would have begun with; or another one."""
-        process, self.process = self.process, None
-        if process is None or process.poll() is not None:
-            return self.launch(command, **options)
-        told = {"argv": command[command.index("-f"):], "env": dict(options["env"]),
-                "cwd": str(options.get("cwd") or ".")}
-        with process.stdin:
-            process.stdin.write(json.dumps(told).encode() + b"\n")
-        self.began = True
-        return process
-
-    def end(self):
-        "Nobody wanted it."
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-
-# %% ../../nbs/73_serving.ipynb #564e40f9
-_ANSWERS = 120 # s within which a kernel says that it has loaded; one that does not is left alone
-
-
-class _WarmKernel:
-    "A kernel that begins before anybody looks, for the first who does."
-    def __init__(self, manager, early: _EarlyKernel): # of kernels, voila's
-        self.manager = manager
-        self.early = early
-        self.start = manager.start_kernel
-        self.environment = dict(os.environ)
-
-    async def begin(self, folder: Path): # of the notebook
-        "Start it; from now on the manager hands it out once."
-        self.name = await self.start(kernel_name="python3", path=str(folder))
-        self.client = self.manager.get_kernel(self.name).client()
-        self.client.start_channels(iopub=False, stdin=False, hb=False, control=False)
-        if not self.early.began: # it has loaded nothing yet
-            self.client.execute("import ptacl.app.explorer", silent=True, store_history=False)
-        self.manager.start_kernel = self.hand_out
-
-    async def _runs(self, line: str) -> bool:
-        "Whether the kernel has run a line, after all that it was told before, without an error."
-        asked = self.client.execute(line, silent=True, store_history=False)
-        while True:
-            answer = await self.client.get_shell_msg()
-            if answer["parent_header"]["msg_id"] == asked: # not one to an earlier line
-                return answer["content"]["status"] == "ok"
-
-    async def _is_told(self, wanted: dict[str, str]) -> bool:
-        "Whether the kernel has taken over what differs in an environment."
-        changed = {name: value for name, value in wanted.items() if self.environment.get(name) != value}
-        line = f"import os; os.environ.update({json.dumps(changed)})" # voila's names are no plain texts
-        try:
-            return await asyncio.wait_for(self._runs(line), _ANSWERS)
-        except TimeoutError:
-            return False
-
-    async def hand_out(self, **options) -> str: # name of a kernel; options of the manager
-        "The warm kernel with the environment that is asked for, or a new one."
-        self.manager.start_kernel = self.start
-        knows = self.name in self.manager and await self._is_told(options.get("env", {}))
-        self.client.stop_channels()
-        return self.name if knows else await self.start(**options)
-
 # %% ../../nbs/73_serving.ipynb #f1ac3d23
-def _page_class(early: _EarlyKernel) -> type:
+def _page_class(early: EarlyKernel) -> type:
     "Voila's application with our doorkeeper, and a kernel that is there already."
     from jupyter_server.auth.identity import PasswordIdentityProvider
     from tornado.ioloop import IOLoop
@@ -257,7 +162,7 @@ def _page_class(early: _EarlyKernel) -> type:
             super().listen()
 
         async def _meanwhile(self):
-            await _WarmKernel(self.kernel_manager, early).begin(Path(self.notebook_path).parent)
+            await WarmKernel(self.kernel_manager, early).begin(Path(self.notebook_path).parent)
             await _wait_for_port(self.port)
 
     return Page
@@ -266,7 +171,7 @@ def _page_class(early: _EarlyKernel) -> type:
 def run_page():
     "What the process of the page runs, with voila's arguments. The command hears Ctrl-C, and ends it."
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    early = _EarlyKernel()
+    early = EarlyKernel()
     try:
         # a grammar of addresses that jsonschema builds in two seconds, for checks that voila does not ask for
         sys.modules.setdefault("rfc3987_syntax", None)

@@ -16,7 +16,7 @@ import traitlets
 from plotly.offline import get_plotlyjs
 from typing import TYPE_CHECKING
 from .asked import Asked, OTHER_RHYTHMS, TITLES, state_line, state_words
-from .comparison import Compared
+from .comparison import Compared, training_words
 from .doubts import STRANGERS, record_doubts
 from .records import Record, mean_beat, record_of
 from ..core.presets import FS, Preset
@@ -153,9 +153,11 @@ _SCORES = (
 
 
 def _scores_told(both: Compared, circular: bool) -> str:
-    "What the numbers beside the maps count."
+    "What the models were trained for, and what the numbers beside the maps count."
+    trained = [f"{name} ({training_words(model)})" for name, model in both.models.items()]
     chance = chance_scores(both.columns, circular)
-    return _SCORES.format(**chance, n=len(both.rows), of=TITLES[both.pair[0]])
+    counts = _SCORES.format(**chance, n=len(both.rows), of=TITLES[both.pair[0]])
+    return f"Models: {', '.join(trained)}. {counts}"
 
 # %% ../../nbs/71_views.ipynb #f8a1f91a
 def _as_lists(m: torch.Tensor) -> list[list]: # (T, T)
@@ -229,8 +231,7 @@ _STILL_TOLD = ("The film stands still at end-diastole, and nothing in it says wh
                "that stays on the diagonal is read from the number of the frame, not from the heart.")
 _ECHO = ("The film is an echo, apical four chambers, of one beat of its own ECG; "
          "volume and end-systole below are those of the MRI, whose heart beat at another rate.")
-_RHYTHM = ("{what} of this virtual heart {are} drawn anew in another rhythm ({rhythm}); "
-           "the table and the plane stay as they were.")
+_RHYTHM = "{what} of this virtual heart {are} drawn anew in another rhythm ({rhythm})."
 _WORST = "The worst tenth are those with the lowest mean of “within one” over the models ({names})."
 _ELSEWHERE = (
     "The film begins {by} of {T} moments later, and its frames are put back into their order before they are "
@@ -296,8 +297,8 @@ def view_of(
         missing = _NO_BEAT.format(seconds=both.preset.ecg_crop / FS, who=who, then=then)
         alert = f"{alert} {missing}".strip()
     state = state_words(asked, list(both.models), bool(record.name))
-    # where an echo is compared, neither phases nor milliseconds are those of ECG and film
-    on_one_clock = maps if both.pair == ("ecg", "cmr") else {}
+    # a mean has no beat of its own, and an echo neither the phases nor the milliseconds of ECG and film
+    on_one_clock = maps if both.pair == ("ecg", "cmr") and over is None else {}
     view = {"patient": both.ids[i], "title": _title(both, i, record, over), "state": state_line(state),
             "alert": alert, "doubts": [*record_doubts(record), *doubts],
             "notes": _notes(both, record, asked, both.ids[i], over), "T": both.T, "columns": both.columns,
@@ -400,10 +401,11 @@ def map_table(
     values: dict[str, torch.Tensor], # name -> (T, T)
     patient: str,
     state: str = "",                 # all that is set away from its default
-) -> pd.DataFrame:                   # patient, state, map, segment, frame, value
+    quantity: str = "cosine",        # what the numbers are, as the scale says
+) -> pd.DataFrame:                   # patient, state, map, segment, frame, quantity, value
     "The numbers on the screen, a line for each cell."
     rows = []
     for name, m in values.items():
         for k, t in np.ndindex(*m.shape):
-            rows.append((patient, state, name, k, t, float(m[k, t])))
-    return pd.DataFrame(rows, columns=["patient", "state", "map", "segment", "frame", "value"])
+            rows.append((patient, state, name, k, t, quantity, float(m[k, t])))
+    return pd.DataFrame(rows, columns=["patient", "state", "map", "segment", "frame", "quantity", "value"])

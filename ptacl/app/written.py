@@ -74,7 +74,8 @@ def file_of(both: Compared, shown: Shown, kind: str) -> tuple[str, str, bytes]: 
         return f"{name}.html", "text/html", standalone(nameless_view(both, shown)[0], note).encode()
     if kind == "CSV":
         view, maps = nameless_view(both, shown)
-        table = map_table(map_values(maps, shown.asked)[0], name.split("_")[0], view["state"])
+        values, scale = map_values(maps, shown.asked)
+        table = map_table(values, name.split("_")[0], view["state"], scale["label"])
     else:
         circular = shown.asked.circular
         table = both.scores_table(circular)

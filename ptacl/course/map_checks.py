@@ -182,7 +182,7 @@ _DELAY_CASES = [
     (_cut_ridge(12, 4),),
 ]
 
-
+# %% ../../nbs/93_session_7_maps.ipynb #86cc454b
 def _late(maps) -> int:
     "The right delay."
     return int(lag_profile(maps).idxmax())
@@ -202,7 +202,6 @@ def _each_late(maps) -> torch.Tensor:  # (patients that have a map,)
 def _unless_nan(maps, answer):
     "What comes of a mean map that NaN is carried into; else the right delay."
     return answer if maps.isnan().any() else _late(maps)
-
 
 # %% ../../nbs/93_session_7_maps.ipynb #a087f032
 _DELAY_MISTAKES: dict[str, Callable] = {

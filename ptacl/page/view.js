@@ -6,7 +6,7 @@ const HTML = `<div data-lm-suppress-shortcuts="true"><div class="px-head"><h1 cl
   <span class="px-busy" role="status" hidden>computing…</span><div class="px-set" hidden><span class="px-state" aria-live="polite"></span><button class="px-reset" title="everything as it was at the start">Reset</button></div></div>
 <div class="px-alert" role="alert"></div><ul class="px-doubts" aria-label="What to doubt"></ul><ul class="px-notes" aria-label="What is shown"></ul>
 <div class="px-plane" hidden></div>
-<div class="px-panels" id="px-maps" tabindex="0" role="group" aria-label="Alignment maps. Arrow keys choose segment and frame, space plays, N and P open the next and the previous patient.">
+<div class="px-panels" id="px-maps" tabindex="0" role="group" >
  <section class="px-top" aria-label="Maps and film"><div class="px-maps" tabindex="0" role="group" aria-label="Maps, side by side"></div>
   <div class="px-film"><canvas width="336" height="336" role="img"></canvas></div>
   <div class="px-scale"><span class="px-lo"></span><i></i><span class="px-hi"></span><b></b></div>
@@ -15,15 +15,21 @@ const HTML = `<div data-lm-suppress-shortcuts="true"><div class="px-head"><h1 cl
   <div class="px-left"><div class="px-carried" hidden><span class="px-why"></span> <span class="px-cscale"><span class="px-least"></span><i></i><span class="px-most"></span> cosine</span> <span class="px-first"></span></div>
    <div class="px-ecg"></div></div>
   <div class="px-right"><div class="px-cycle"></div><div class="px-systole"></div><div class="px-told" aria-live="polite"></div></div></section></div>
-<div class="px-help">A dot marks <span class="px-dot"></span>; every second segment of a beat is shaded. Orange is the chosen segment, red the chosen frame. Point at a cell, click to keep it. Keys: arrows, space to play, N and P for the next and the previous patient, Home for the first moment. <span class="px-scores"></span></div></div>`;
+<div class="px-help">A dot marks <span class="px-dot"></span>; every second segment of a beat is shaded. Orange is the chosen segment, red the chosen frame. Point at a cell, click to keep it. Keys: arrows, space to play, <span class="px-others">N and P for the next and the previous patient, </span>Home for the first moment. <span class="px-scores"></span></div></div>`;
 const bytes = x => typeof x === "string" ? Uint8Array.from(atob(x), c => c.charCodeAt(0)) : new Uint8Array(x.buffer, x.byteOffset, x.byteLength);
 const whole = words => words.replaceAll(" ", "\u00a0"); // on one line
 const floats = x => new Float32Array(bytes(x).slice().buffer);
-const signed = x => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(2);
+const number = (x, digits) => x.toFixed(digits).replace("-", "−").replace(/^−(?=[0.]+$)/, ""); // nothing rounds to −0
+const signed = x => (Math.abs(x) >= 0.005 && x > 0 ? "+" : "") + number(x, 2);
 // What carries a cell has colours that mean nothing else on the page: purple where the cosine falls without it, green where it rises.
 const FALLS = [118, 42, 131], RISES = [27, 120, 55], LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"];
 const tint = (v, most, strength) => { const [r, g, b] = v > 0 ? FALLS : RISES; return `rgba(${r},${g},${b},${(strength * Math.min(1, Math.abs(v) / (most || 1))).toFixed(3)})`; };
 
+function systoleOf(words, i) { // on one line where there is room, hyphens and all, behind its mark
+  const span = document.createElement("span");
+  span.append(Object.assign(document.createElement("i"), { textContent: "┆◆■●"[i], className: "px-m" + i }), whole(words));
+  return span;
+}
 const NO_SYSTOLE = "A film that stands still has no end-systole.";
 
 // Figures come in the colours of paper. In a dark scheme text, lines and paper change; what carries a value keeps its colour.
@@ -43,6 +49,23 @@ function isDark() { // JupyterLab has a theme of its own
 function themed(fig, dark) {
   const f = dark ? recoloured({ data: fig.data, layout: fig.layout }) : fig, clear = "rgba(0,0,0,0)", line = dark ? { linecolor: "#777", tickcolor: "#999" } : {};
   return { data: f.data, layout: { ...f.layout, paper_bgcolor: clear, plot_bgcolor: clear, xaxis: { ...f.layout.xaxis, ...line }, yaxis: { ...f.layout.yaxis, ...line } } };
+}
+
+// The title under the cycle says how long beats are: on lines of its own where one does not take all.
+function fitting(fig, width) {
+  const { xaxis, margin } = fig.layout, room = (width - margin.l - margin.r) / 6.9; // letters
+  const breaks = (text, at) => text.split("<br>").some(line => line.length > room) ? text.replace(at, "$1<br>") : text;
+  const text = breaks(breaks(xaxis.title.text, /( )(?=\()/), /(, )/), b = margin.b + 15 * (text.split("<br>").length - 1);
+  return { ...fig, layout: { ...fig.layout, margin: { ...margin, b }, xaxis: { ...xaxis, title: { ...xaxis.title, text } } } };
+}
+
+// Titles of small maps: the score below the name, with as many lines in all of them, for maps of one size.
+function titled(figs, width) {
+  const seen = text => text.split("<br>").map(line => 6.6 * line.replace(/<.*?>/g, "").length), fits = text => Math.max(...seen(text)) <= width;
+  const broken = text => [": ", ", "].reduce((t, at) => fits(t) ? t : t.replace(at, at + "<br>"), text);
+  const titles = figs.map(f => broken(f.layout.title.text)), more = 15 * (Math.max(...titles.map(t => seen(t).length)) - 1);
+  return more ? figs.map((f, i) => ({ ...f, layout: { ...f.layout, margin: { ...f.layout.margin, t: f.layout.margin.t + more },
+    title: { ...f.layout.title, text: titles[i], yref: "paper", y: 1, yanchor: "bottom", pad: { b: 6 + 15 * (seen(titles[i]).length - 1) } } } })) : figs; // plotly anchors the first line
 }
 
 // One frame of the film; over it the places that carry the chosen cell, each with its number where there is room.
@@ -87,7 +110,9 @@ function leadNames(annotations, weights, first) { // with their numbers
 // `show` draws all figures of a view, `select` moves the cursor, `play` walks the cycle with segment and frame at one phase.
 function linkedView(root, Plotly, on) {
   root.classList.add("px"); root.innerHTML = HTML;
-  const $ = s => root.querySelector(s), quiet = { displayModeBar: false, responsive: false, doubleClick: false };
+  const $ = s => root.querySelector(s), others = on.step ? ", N and P open the next and the previous patient" : ""; // a file holds one
+  $(".px-others").hidden = !on.step; $(".px-panels").setAttribute("aria-label", `Alignment maps. Arrow keys choose segment and frame, space plays${others}.`);
+  const quiet = { displayModeBar: false, responsive: false, doubleClick: false };
   let v = null, cell = [0, 0], kept = [0, 0], timer = null, frame = 0, queued = null, dark = isDark(), plane = null;
   const draw = (div, fig, shapes, width, height, annotations) => {
     const f = themed(fig, dark);
@@ -116,14 +141,15 @@ function linkedView(root, Plotly, on) {
     const one = narrow ? Math.min(wide - (n > 1 ? 40 : 0), 330) : left >= 0.8 * large ? Math.min(large, left) : large;
     const columns = room >= 620 && (room > 1100 || one + 60 + two > innerHeight) ? 4 : 2, column = Math.floor(room / columns) - 4;
     const s = shapes();
-    await Promise.all([...v.maps.map((f, i) => draw(maps[i], f, s.maps[i], one, one + 12)),
-      ...v.ecg.map((f, i) => draw(ecg[i], f, column < 250 ? s.ecg[i].filter(x => x.line?.width !== 0.5) : s.ecg[i], column, tall(f, column), s.names[i])), draw($(".px-cycle"), v.cycle, s.cycle, side, 200), drawPlane()]);
+    const drawn = titled(v.maps, one), high = one + 12 + drawn[0].layout.margin.t - v.maps[0].layout.margin.t;
+    await Promise.all([...drawn.map((f, i) => draw(maps[i], f, s.maps[i], one, high)),
+      ...v.ecg.map((f, i) => draw(ecg[i], f, column < 250 ? s.ecg[i].filter(x => x.line?.width !== 0.5) : s.ecg[i], column, tall(f, column), s.names[i])), draw($(".px-cycle"), fitting(v.cycle, side), s.cycle, side, 200), drawPlane()]);
     maps.forEach(listen);
     v.maps.forEach((f, i) => named(maps[i], `Map of ${v.names[i]}: ` + (v.values[i].some(row => row.includes(null)) ? "none" : (/^difference/.test(v.scale.label) ? "frames of the largest difference" : "most similar frames") + " of segments 0 to " + (v.T - 1) + ": " + v.values[i].map(row => Math.max(...row) > Math.min(...row) ? row.indexOf(Math.max(...row)) : "all alike").join(", "))));
     ecg.forEach((d, i) => named(d, `ECG, leads ${LEADS.slice(12 / v.ecg.length * i, 12 / v.ecg.length * (i + 1)).join(", ")}, ${v.beats.length} whole beats`));
     named($(".px-cycle"), "Volume of the left ventricle and lead II over the beat. " + (v.systole.join(", ") || NO_SYSTOLE));
     $(".px-scale i").style.background = `linear-gradient(to right, ${v.scale.colours.join(",")})`;
-    $(".px-lo").textContent = v.scale.vmin.toFixed(2); $(".px-hi").textContent = v.scale.vmax.toFixed(2); $(".px-scale b").textContent = v.scale.label;
+    $(".px-lo").textContent = number(v.scale.vmin, 2); $(".px-hi").textContent = number(v.scale.vmax, 2); $(".px-scale b").textContent = v.scale.label;
     $(".px-dot").textContent = /^difference/.test(v.scale.label) ? "the largest difference of each segment" : "the frame most similar to each segment";
     frameOf(...cell, 0); words();
   }
@@ -158,7 +184,7 @@ function linkedView(root, Plotly, on) {
     const phase = (i, n) => `${(i / n).toFixed(2)}–${((i + 1) / n).toFixed(2)}`, row = v.axes[0].startsWith("ECG") ? "segment" : v.axes[0];
     $(".px-frame").textContent = `frame ${t}: phase ${phase(t, v.columns)}`;
     $("canvas").setAttribute("aria-label", `${v.modality}, frame ${t} at phase ${phase(t, v.columns)}`);
-    $(".px-told").textContent = `${row} ${k} (phase ${phase(k, v.T)}) × frame ${t} (phase ${phase(t, v.columns)}): ` + v.names.map((n, i) => `${whole(n)}: ${v.values[i][k] == null || v.values[i][k][t] == null ? "–" : v.values[i][k][t].toFixed(3)}`).join(", ");
+    $(".px-told").textContent = `${row} ${k} (phase ${phase(k, v.T)}) × frame ${t} (phase ${phase(t, v.columns)}): ` + v.names.map((n, i) => whole(`${n}: ${v.values[i][k] == null || v.values[i][k][t] == null ? "–" : number(v.values[i][k][t], 3)}`)).join(", ");
     $(".px-carried").hidden = !v.carries;
     if (!v.carries) return;
     const most = v.carries.most, rank = (xs, name) => xs.map((x, i) => [x, name(i)]).sort((a, b) => Math.abs(b[0]) - Math.abs(a[0])).slice(0, 2).map(([x, n]) => whole(`${n} ${signed(x)}`));
@@ -200,7 +226,7 @@ function linkedView(root, Plotly, on) {
     async plane(figure) { plane = figure?.data ? figure : null; await drawPlane(); },
     async show(view) {
     v = { ...view, pixels: bytes(view.film), carries: view.carries && { ...view.carries, leads: floats(view.carries.leads), places: floats(view.carries.places) } };
-    $(".px-systole").replaceChildren(v.systole.length ? "R-peak to end-systole: " : NO_SYSTOLE, ...v.systole.flatMap((s, i) => [Object.assign(document.createElement("i"), { textContent: "┆◆■●"[i], className: "px-m" + i }), whole(s) + " "]));
+    $(".px-systole").replaceChildren(v.systole.length ? "R-peak to end-systole: " : NO_SYSTOLE, ...v.systole.flatMap((s, i) => [systoleOf(s, i), " "]));
     cell = [Math.min(cell[0], v.T - 1), Math.min(cell[1], v.columns - 1)]; kept = [Math.min(kept[0], v.T - 1), Math.min(kept[1], v.columns - 1)];
     $(".px-title").textContent = v.title; $(".px-alert").textContent = v.alert || ""; root.dataset.patient = v.patient; root.drawn = $(".px-panels").clientWidth;
     list(".px-doubts", v.doubts); list(".px-notes", v.notes); $(".px-scores").textContent = v.scores || "";
