@@ -57,21 +57,29 @@ def _told_beside(path: Path, given: dict) -> dict: # of `_TOLD` and "record"
     _check_told(told)
     return told
 
+def _one_by_one(value) -> list:
+    "What a value or an array holds: texts out of bytes, and out of the cells of MATLAB."
+    flat = np.asarray(value).ravel().tolist()
+    flat = [x.item() if isinstance(x, np.ndarray) and x.size == 1 else x for x in flat]
+    return [x.decode() if isinstance(x, bytes) else x for x in flat]
+
 def _found_inside(values: dict, told: dict) -> dict: # values: what a file holds besides the array
-    "What a file itself tells, under the names that occur, before what was told beside it."
+    """What a file itself tells, under the names that occur, before what was told beside it.
+    Raises `PtaclError` where it names its leads in a way that is not read: their order is not guessed then."""
     lower = {str(key).lower(): value for key, value in values.items()}
     found = {}
     for key, names in _NAMES.items():
         value = next((lower[name] for name in names if name in lower), None)
-        value = value.decode() if isinstance(value, bytes) else value
         if value is None or not np.size(value):
             continue
-        flat = np.asarray(value).ravel().tolist()
-        flat = [x.decode() if isinstance(x, bytes) else x for x in flat]
+        flat = _one_by_one(value)
         if key != "leads":
             found[key] = flat[0]
-        elif all(isinstance(x, str) for x in flat): # a number of channels is none of their names
+        elif all(isinstance(x, str) for x in flat):
             found[key] = flat
+        elif "leads" not in told and not np.isscalar(flat[0]): # a number of channels is none of their names
+            raise PtaclError("names its leads in a way that is not read",
+                             "Give leads=, twelve names in their order.")
     return told | found
 
 # %% ../../nbs/31_ecg_arrays.ipynb #f65f32a3
@@ -82,13 +90,12 @@ def _one_record(array, leads: list | None, record: int | None) -> np.ndarray: # 
     if array.dtype.kind not in "iuf" or len(shape) not in (2, 3):
         kind = array.dtype.name # without the names of fields, which may be anybody's
         raise PtaclError(f"an array of {size} {kind}, expected numbers of (12, N) or (n, 12, N)")
-    if len(shape) == 3:
-        if record is None and shape[0] != 1:
-            remedy = f"Say which one is meant: record=0 to {shape[0] - 1}."
-            raise PtaclError(f"holds {shape[0]} recordings", remedy)
-        record = int(record or 0)
-        if not 0 <= record < shape[0]:
-            raise PtaclError(f"no recording {record}: it holds {shape[0]}, counted from 0")
+    held = shape[0] if len(shape) == 3 else 1
+    if record is None and held != 1:
+        raise PtaclError(f"holds {held} recordings", f"Say which one is meant: record=0 to {held - 1}.")
+    record = int(record or 0)
+    if not 0 <= record < held:
+        raise PtaclError(f"no recording {record}: it holds {held}, counted from 0")
     count = len(leads) if leads else len(LEADS)
     sizes = shape[-2:]
     if sizes.count(count) != 1:
@@ -210,16 +217,17 @@ def _read_matlab(path: Path, given: dict) -> ECG:
 
 # %% ../../nbs/31_ecg_arrays.ipynb #bf37334e
 _HEAD = re.compile(r"\s*(.*?)\s*(?:[\[(]([^\])]*)[\])])?\s*") # a name and its unit in brackets
+_ROUNDED = 0.4 # of a step, by which a time may be off: that of 360 Hz, written in whole ms
 _TIME = {"t", "time", "seconds", "s", "ms", "milliseconds"}
 
 def _time_rate(times: np.ndarray, unit: str | None) -> float: # Hz
     "The rate of a column of times, in s or ms. Raises `PtaclError` where steps differ."
     steps = np.diff(times)
-    usual = float(np.median(steps)) if len(steps) else 0
-    if not usual > 0 or np.abs(steps - usual).max() > 0.1 * usual:
-        raise PtaclError("its column of time has uneven steps: samples are missing, or out of order")
     # of all steps together: a single one is rounded to the digits that were written
-    step = float(times[-1] - times[0]) / len(steps)
+    step = float(steps.mean()) if len(steps) else 0
+    late = np.abs(times - times[0] - step * np.arange(len(times)))
+    if not step > 0 or not (late.max() < _ROUNDED * step and np.abs(steps - step).max() < _ROUNDED * step):
+        raise PtaclError("its column of time has uneven steps: samples are missing, or out of order")
     per_second = {"s": [1.0], "sec": [1.0], "ms": [1000.0]}.get(str(unit).lower(), [1.0, 1000.0])
     rates = [n / step for n in per_second if 50 <= n / step <= 20_000]
     if len(rates) != 1:
