@@ -104,9 +104,9 @@ def _is_fiducial(
     concept = annotation.get("ConceptNameCodeSequence")
     if not concept or "fiducial" not in str(concept[0].get("CodeMeaning")).lower():
         return False
-    # (group, channel), from 1; channel 0: all
+    # pairs of group and channel, from 1; channel 0: all
     channels = np.atleast_1d(annotation.get("ReferencedWaveformChannels", 0))
-    return channels[0] == group + 1
+    return group + 1 in channels[::2]
 
 def _median_triggers(ds, group: int) -> set: # sample positions
     "The marks of the median beat: what the other groups name as their trigger."
