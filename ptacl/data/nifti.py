@@ -71,8 +71,10 @@ def _check_third_axis(shape: tuple, spacing: tuple) -> None: # (F, Z, H, W), (dz
                          "are its axes in another order?", "Save them as (x, y, z, t).")
 
 # %% ../../nbs/32_nifti.ipynb #3f9a5e08
-_TO_MM = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
-_TO_S = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
+_TO_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}   # NIfTI's code of a unit of space; 0: unknown
+_TO_S = {0: 1.0, 8: 1.0, 16: 1e-3, 24: 1e-6}    # and of time; 32, 40 and 48 are Hz, ppm and rad/s
+
+_SAVE_UNITS = "Save it with millimetres and seconds."
 
 def _nifti_header(path, check: bool = True): # -> nibabel header
     "The header of a NIfTI, as stored or checked, without its extensions: those may claim any size."
@@ -91,13 +93,24 @@ def _nifti_header(path, check: bool = True): # -> nibabel header
     with LoggingOutputSuppressor(): # what it finds is said by an exception, too
         return kind.from_fileobj(io.BytesIO(start[:kind.sizeof_hdr]))
 
+
+# %% ../../nbs/32_nifti.ipynb #5ec77d09
 def _nifti_spacing(header, path) -> tuple: # (dz, dy, dx) mm
     "Voxel size of a NIfTI. Raises `PtaclError` where it is none of a heart."
     if not _nifti_header(path, check=False)["pixdim"][1:4].all():
         raise PtaclError("no size of a voxel in its header (pixdim 0)")
-    unit = _TO_MM[header.get_xyzt_units()[0]]
+    unit = _TO_MM.get(int(header["xyzt_units"]) & 7)
+    if unit is None:
+        raise PtaclError("the unit of its voxels is none of NIfTI's (xyzt_units)", _SAVE_UNITS)
     dx, dy, dz = (round(float(zoom), 6) * unit for zoom in header.get_zooms()[:3])
     return check_spacing(dz, dy, dx)
+
+def _nifti_seconds(header) -> float:
+    "The time from frame to frame. Raises `PtaclError` where the fourth axis is none of time."
+    unit = _TO_S.get(int(header["xyzt_units"]) & 0o70)
+    if unit is None:
+        raise PtaclError("its fourth axis has no unit of time (xyzt_units): no film", _SAVE_UNITS)
+    return float(header.get_zooms()[3]) * unit
 
 # %% ../../nbs/32_nifti.ipynb #42fca3ce
 _FIVE_AXES = "Save it with four: drop axes of size 1, and give the time of one heartbeat as the fourth."
@@ -189,7 +202,7 @@ def read_nifti(path) -> Cine:
     spacing = _nifti_spacing(header, path)
     _check_third_axis(frames.shape, spacing)
     F = len(frames)
-    seconds = float(header.get_zooms()[3]) * _TO_S[header.get_xyzt_units()[1]] if F > 1 else 0
+    seconds = _nifti_seconds(header) if F > 1 else 0
     meta = {
         "format": "NIfTI",
         "stored_as": str(header.get_data_dtype()),
