@@ -328,13 +328,12 @@ def changing(self: Store) -> list: # of pseudonyms
     "Whose records were being overwritten when a change was interrupted."
     return self.attributes.get("changing", [])
 
-# %% ../../nbs/38_store.ipynb #f0b7018f
+# %% ../../nbs/38_store.ipynb #b79a8b66
 @patch
 def _say(self: Store, attributes: dict) -> None:
     "Write the attributes, with their checksum."
     self._group.update_attributes(attributes | {"digest": _digest(self._group, attributes)})
 
-# %% ../../nbs/38_store.ipynb #b79a8b66
 @patch
 def begin(self: Store, names: Iterable) -> None:
     """Say in the store that the records of these patients are about to be overwritten:
@@ -345,27 +344,33 @@ def begin(self: Store, names: Iterable) -> None:
     self.attributes["changing"] = changing
     self._say(self.attributes)
 
-# %% ../../nbs/38_store.ipynb #cb256080
+# %% ../../nbs/38_store.ipynb #971a8bf4
 @patch
-def commit(self: Store,
-    table: dict,      # of all patients, as `table_rows` gives it
-    quarantine: pd.DataFrame | None = None, # of those who could not be read; None keeps the one there is
-    **attributes,     # changes to the attributes
-) -> None:
-    """Make a new table, and the records that belong to it, the present one.
-    Raises `PtaclError` where it was opened to be read."""
+def _write(self: Store, name: str, start: int, data: np.ndarray, count: int) -> None:
+    "Records behind the last. Raises `PtaclError` on another shape or type."
     self.check_writable()
-    generation = self.attributes["generation"] + 1
-    group = self._group.create_group(f"table/{generation}", overwrite=True)
-    for name, (_, dtype, about) in _table_spec(self.attributes["covariates"]).items():
-        _small_array(group, name, table[name].astype(str if name in TEXTS else dtype), dtype, **about)
-    quarantine = self.quarantine if quarantine is None else quarantine
-    _small_array(group, "quarantine", quarantine[list(QUARANTINE)].to_numpy(str), str, columns=QUARANTINE)
-    changing = sorted(set(self.changing) & set(table["id"]) - self._fresh)
-    own = {"patients": len(table["id"]), "generation": generation, "kit": KIT_VERSION, "changing": changing}
-    self._say(self.attributes | own | attributes)
-    self.__init__(self.path, write=True)
-    self.tidy()
+    array = self._records[name]
+    expected = (count, *array.shape[1:])
+    if data.shape != expected or data.dtype != array.dtype:
+        found = f"{name} of shape {data.shape}, {data.dtype}"
+        raise PtaclError(f"{found}: this cohort takes {expected}, {array.dtype}")
+    array.resize((start + count, *array.shape[1:]))
+    array[start:] = data
+
+# %% ../../nbs/38_store.ipynb #3bf1133a
+@patch
+def _read(self: Store, name: str, i: int, out: np.ndarray) -> None: # name: ecg or cine
+    "One record into its place. Raises `PtaclError` where it is damaged."
+    part = f"{name}/c/{i // SHARD}" + "/0" * (self._records[name].ndim - 1)
+    try:
+        if self._local:
+            _read_record(self._local/part, i % SHARD, out)
+        else:
+            out[...] = self._records[name][i]
+    except (ValueError, OSError) as e:
+        why = "cannot be read" if isinstance(e, OSError) else "is damaged: its checksum is wrong"
+        raise PtaclError(f"{name} {why} ({name_of(self.path)}/{part})",
+                         "Restore the file from a copy, or ingest again.", self.ids[i]) from None
 
 # %% ../../nbs/38_store.ipynb #01e1fab2
 @patch
@@ -404,33 +409,27 @@ def quarantine(self: Store) -> pd.DataFrame:
     rows = self._group[f"table/{generation}/quarantine"][:]
     return pd.DataFrame(rows.astype(object), columns=list(QUARANTINE))
 
-# %% ../../nbs/38_store.ipynb #971a8bf4
+# %% ../../nbs/38_store.ipynb #cb256080
 @patch
-def _write(self: Store, name: str, start: int, data: np.ndarray, count: int) -> None:
-    "Records behind the last. Raises `PtaclError` on another shape or type."
+def commit(self: Store,
+    table: dict,      # of all patients, as `table_rows` gives it
+    quarantine: pd.DataFrame | None = None, # of those who could not be read; None keeps the one there is
+    **attributes,     # changes to the attributes
+) -> None:
+    """Make a new table, and the records that belong to it, the present one.
+    Raises `PtaclError` where it was opened to be read."""
     self.check_writable()
-    array = self._records[name]
-    expected = (count, *array.shape[1:])
-    if data.shape != expected or data.dtype != array.dtype:
-        found = f"{name} of shape {data.shape}, {data.dtype}"
-        raise PtaclError(f"{found}: this cohort takes {expected}, {array.dtype}")
-    array.resize((start + count, *array.shape[1:]))
-    array[start:] = data
-
-# %% ../../nbs/38_store.ipynb #3bf1133a
-@patch
-def _read(self: Store, name: str, i: int, out: np.ndarray) -> None: # name: ecg or cine
-    "One record into its place. Raises `PtaclError` where it is damaged."
-    part = f"{name}/c/{i // SHARD}" + "/0" * (self._records[name].ndim - 1)
-    try:
-        if self._local:
-            _read_record(self._local/part, i % SHARD, out)
-        else:
-            out[...] = self._records[name][i]
-    except (ValueError, OSError) as e:
-        why = "cannot be read" if isinstance(e, OSError) else "is damaged: its checksum is wrong"
-        raise PtaclError(f"{name} {why} ({name_of(self.path)}/{part})",
-                         "Restore the file from a copy, or ingest again.", self.ids[i]) from None
+    generation = self.attributes["generation"] + 1
+    group = self._group.create_group(f"table/{generation}", overwrite=True)
+    for name, (_, dtype, about) in _table_spec(self.attributes["covariates"]).items():
+        _small_array(group, name, table[name].astype(str if name in TEXTS else dtype), dtype, **about)
+    quarantine = self.quarantine if quarantine is None else quarantine
+    _small_array(group, "quarantine", quarantine[list(QUARANTINE)].to_numpy(str), str, columns=QUARANTINE)
+    changing = sorted(set(self.changing) & set(table["id"]) - self._fresh)
+    own = {"patients": len(table["id"]), "generation": generation, "kit": KIT_VERSION, "changing": changing}
+    self._say(self.attributes | own | attributes)
+    self.__init__(self.path, write=True)
+    self.tidy()
 
 # %% ../../nbs/38_store.ipynb #b6c3e1ab
 @patch
