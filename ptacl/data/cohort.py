@@ -46,7 +46,7 @@ class Cohort(Store):
     ) -> "Cohort":
         """An empty cohort. Raises `PtaclError` on fewer than two frames,
         and rather than overwrite anything but a cohort, and that unasked."""
-        covariates = covariates or {name: COVARIATES[name] for name in NUMERIC}
+        covariates = {name: COVARIATES[name] for name in NUMERIC} if covariates is None else covariates
         create_store(path, frames, covariates, overwrite, attributes)
         return cls(path, write=True)
 
@@ -88,7 +88,7 @@ def open(cls: Cohort,
         reason = f"its arrays cannot be read ({type(e).__name__})"
         raise PtaclError(reason, "Copy or make it again", name) from None
 
-# %% ../../nbs/39_cohort.ipynb #6151aad6
+# %% ../../nbs/39_cohort.ipynb #86e49e92
 @patch
 def _check_new(self: Cohort, rows: list, ids: set) -> None: # ids: that are taken; those of the rows are added
     "Raises `PtaclError` where a pseudonym is there already."
@@ -97,7 +97,6 @@ def _check_new(self: Cohort, rows: list, ids: set) -> None: # ids: that are take
             raise PtaclError(f"{row['id']} is in the cohort already")
         ids.add(row["id"])
 
-# %% ../../nbs/39_cohort.ipynb #86e49e92
 def _assign(table: dict, covariates: dict, shares: dict, seed: int) -> dict: # what the store says of it
     "Give those of the arrays of a table who have no split one."
     age = table["covariates"][:, list(covariates).index("age")] if "age" in covariates else np.nan
