@@ -228,7 +228,7 @@ def decimal_points(table: pd.DataFrame) -> pd.DataFrame: # of text
 
 # %% ../../nbs/33_tables.ipynb #824de8a2
 def _read_text(path: Path) -> pd.DataFrame:
-    "Our columns of a text table. Raises `PtaclError` on a line that does not fit."
+    "Our columns of a text table. Raises `PtaclError` on a line that does not fit, and without any row."
     with text_of(path) as text:
         head, told = head_of(text)
         separator = _separator_of(head)
@@ -241,6 +241,8 @@ def _read_text(path: Path) -> pd.DataFrame:
     with text_of(path) as text:
         table = pd.read_csv(text, dtype=str, usecols=_is_ours, sep=separator, skiprows=told,
                             quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
+    if len(table.columns) and not len(table):
+        raise PtaclError("has no row below the names of its columns", "Export the table anew.")
     table = table.rename(columns=_bare)
     if tabs:
         table = table.apply(lambda cells: cells.str.strip().str.replace(r'^"(.*)"$', r"\1", regex=True))
