@@ -57,6 +57,7 @@ def _told_beside(path: Path, given: dict) -> dict: # of `_TOLD` and "record"
     _check_told(told)
     return told
 
+# %% ../../nbs/31_ecg_arrays.ipynb #6b61269f
 def _one_by_one(value) -> list:
     "What a value or an array holds: texts out of bytes, and out of the cells of MATLAB."
     flat = np.asarray(value).ravel().tolist()
@@ -65,7 +66,7 @@ def _one_by_one(value) -> list:
 
 def _found_inside(values: dict, told: dict) -> dict: # values: what a file holds besides the array
     """What a file itself tells, under the names that occur, before what was told beside it.
-    Raises `PtaclError` where it names its leads in a way that is not read: their order is not guessed then."""
+    Raises `PtaclError` where it names its leads in a way that is not read: their order is no guess then."""
     lower = {str(key).lower(): value for key, value in values.items()}
     found = {}
     for key, names in _NAMES.items():
@@ -77,7 +78,7 @@ def _found_inside(values: dict, told: dict) -> dict: # values: what a file holds
             found[key] = flat[0]
         elif all(isinstance(x, str) for x in flat):
             found[key] = flat
-        elif "leads" not in told and not np.isscalar(flat[0]): # a number of channels is none of their names
+        elif "leads" not in told and not np.isscalar(flat[0]): # a number of channels names none
             raise PtaclError("names its leads in a way that is not read",
                              "Give leads=, twelve names in their order.")
     return told | found
