@@ -228,7 +228,7 @@ def decimal_points(table: pd.DataFrame) -> pd.DataFrame: # of text
 
 # %% ../../nbs/33_tables.ipynb #824de8a2
 def _read_text(path: Path) -> pd.DataFrame:
-    "Our columns of a text table. Raises `PtaclError` on a line that does not fit, and without any row."
+    "Our columns of a text table. Raises `PtaclError` on a line that does not fit."
     with text_of(path) as text:
         head, told = head_of(text)
         separator = _separator_of(head)
@@ -241,8 +241,6 @@ def _read_text(path: Path) -> pd.DataFrame:
     with text_of(path) as text:
         table = pd.read_csv(text, dtype=str, usecols=_is_ours, sep=separator, skiprows=told,
                             quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
-    if len(table.columns) and not len(table):
-        raise PtaclError("has no row below the names of its columns", "Export the table anew.")
     table = table.rename(columns=_bare)
     if tabs:
         table = table.apply(lambda cells: cells.str.strip().str.replace(r'^"(.*)"$', r"\1", regex=True))
@@ -265,7 +263,10 @@ def _load_columns(
     path = Path(path)
     name = mask_ids(path.name)
     try:
-        return _read_ours(path)
+        table = _read_ours(path)
+        if len(table.columns) and table.empty:
+            raise PtaclError("has no row below the names of its columns", "Export the table anew.")
+        return table
     except PtaclError as e:
         raise PtaclError(mask_ids(e.reason), e.remedy, name) from None
     except FileNotFoundError:
@@ -290,8 +291,6 @@ def _patient_ids(
     columns = [column for column in table.columns if column.strip() in _ID_COLUMNS]
     if not columns:
         raise PtaclError(f"no column {' or '.join(_ID_COLUMNS)}")
-    if table.empty:
-        raise PtaclError("has no row below the names of its columns", "Export the table anew.")
     texts = table[columns[0]].astype("string").fillna("").str.strip()
     ids = texts.str.replace(FLOAT_FORM, r"\1", regex=True)
     wrong = {
