@@ -8,6 +8,7 @@ __all__ = ['read_ukbb_folder', 'read_acdc']
 # %% ../../nbs/32_nifti.ipynb #f6cc40a3
 import glob
 import io
+import math
 import numpy as np
 import re
 from pathlib import Path
@@ -137,10 +138,10 @@ def _check_voxels(header, shape: tuple) -> None: # (F, Z, H, W)
         raise PtaclError(f"has more than {MAX_UNPACKED_BYTES >> 20} MB of voxels: save them with 16 bits")
 
 # %% ../../nbs/32_nifti.ipynb #5a31b0da
-def _one_slice(image, f: int, z: int) -> np.ndarray: # nibabel array proxy -> (H, W) float32
-    "One slice of one frame. Raises `PtaclError` unless all of it is there and finite."
+def _some_frames(image, some: slice) -> np.ndarray: # nibabel array proxy -> (f, Z, H, W) float32
+    "Some of the frames. Raises `PtaclError` unless all of it is there and finite."
     try:
-        stored = image[(..., z, f)[:len(image.shape) - 1]]
+        stored = image[..., some] if len(image.shape) == 4 else image[...][..., None]
     except ValueError: # nibabel's, where there are too few bytes
         raise PtaclError("has fewer voxels than its header says: cut short", "Fetch it again.") from None
     with np.errstate(over="ignore"):
@@ -163,6 +164,8 @@ def _axes_against(header) -> tuple | None: # of (rows, columns): 0, 1; None: the
     return tuple(k for k, axis in enumerate(axes) if axis[np.abs(axis).argmax()] > 0)
 
 # %% ../../nbs/32_nifti.ipynb #3fac9a83
+_AT_ONCE = 2**20 # voxels: few calls of nibabel, and no second copy of the film
+
 def _load_nifti(
     path,
     dtype=np.float32, # np.uint8 for labels, which have to be 0 to 3
@@ -178,11 +181,13 @@ def _load_nifti(
         raise PtaclError(f"labels of {shape} do not fit frames of {expected}")
     _check_voxels(header, shape)
     frames = np.empty(shape, dtype)
-    for f, z in np.ndindex(shape[:2]):
-        voxels = _one_slice(image, f, z)
+    step = max(1, _AT_ONCE // math.prod(shape[1:]))
+    for first in range(0, len(frames), step):
+        some = slice(first, first + step)
+        voxels = _some_frames(image, some)
         if dtype == np.uint8 and not np.isin(voxels, range(4)).all():
             raise PtaclError("labels other than 0, 1, 2, 3")
-        frames[f, z] = np.flip(voxels, against)
+        frames[some] = np.flip(voxels, [2 + axis for axis in against])
     return header, frames
 
 # %% ../../nbs/32_nifti.ipynb #33418920
