@@ -239,7 +239,7 @@ def _time_rate(times: np.ndarray, unit: str | None) -> float: # Hz
 # %% ../../nbs/31_ecg_arrays.ipynb #a2a5c8f5
 _LONGEST_NUMBER = 40 # characters
 
-def _text_table(path: Path) -> tuple: # names or None, (rows, columns) of text
+def _text_table(path: Path) -> tuple: # names or None, the line of each row, (rows, columns) of text
     "A text of columns, with its head if it has one. Raises `PtaclError` where lines differ in columns."
     data = read_bytes(path)
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
@@ -247,38 +247,46 @@ def _text_table(path: Path) -> tuple: # names or None, (rows, columns) of text
         text = data.decode(encoding)
     except UnicodeDecodeError: # as a spreadsheet under Windows writes "µV"
         text = data.decode("cp1252", "replace")
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
+    lines = {k: line for k, line in enumerate(text.splitlines(), 1) if line.strip()}
+    first = next(iter(lines), None)
+    if first and lines[first].startswith("sep="): # Excel's line for itself
+        del lines[first]
+        first = next(iter(lines), None)
+    if not first:
         raise PtaclError("the file is empty")
     # none: white space; by rank, not by number: commas may be those of decimals
-    separator = next((mark for mark in "\t;|," if mark in lines[0]), None)
-    rows = [line.split(separator) for line in lines]
-    odd = next((k for k, row in enumerate(rows, 1) if len(row) != len(rows[0])), None)
+    separator = next((mark for mark in "\t;|," if mark in lines[first]), None)
+    rows = {k: line.split(separator) for k, line in lines.items()}
+    columns = len(rows[first])
+    odd = next((k for k, row in rows.items() if len(row) != columns), None)
     if odd:
-        raise PtaclError(f"line {odd} has {len(rows[odd - 1])} columns, and the first {len(rows[0])}")
-    named = any(re.search("[a-df-z]", cell.lower().replace("nan", "").replace("inf", "")) for cell in rows[0])
-    names = [cell.strip(' "') for cell in rows.pop(0)] if named else None
-    long = next((k for k, row in enumerate(rows, 1 + named) if max(map(len, row)) > _LONGEST_NUMBER), None)
+        raise PtaclError(f"line {odd} has {len(rows[odd])} columns, and the first {columns}")
+    head = [cell.lower().replace("nan", "").replace("inf", "") for cell in rows[first]]
+    named = any(re.search("[a-df-z]", cell) for cell in head)
+    names = [cell.strip(' "') for cell in rows.pop(first)] if named else None
+    if not rows:
+        raise PtaclError("has no row below the names of its columns")
+    long = next((k for k, row in rows.items() if max(map(len, row)) > _LONGEST_NUMBER), None)
     if long: # an array of text gives each cell the room of the longest
         raise PtaclError(f"line {long} has a cell of more than {_LONGEST_NUMBER} characters: no number")
-    cells = np.char.strip(np.array(rows, dtype=str).reshape(len(rows), -1), ' "\t')
-    return names, cells if separator == "," else np.char.replace(cells, ",", ".")
+    cells = np.char.strip(np.array(list(rows.values()), dtype=str).reshape(len(rows), -1), ' "\t')
+    return names, list(rows), cells if separator == "," else np.char.replace(cells, ",", ".")
 
 # %% ../../nbs/31_ecg_arrays.ipynb #0e1a4095
-def _numbers(cells: np.ndarray, first_line: int) -> np.ndarray: # text -> float
+def _numbers(cells: np.ndarray, lines: list) -> np.ndarray: # text, the line of each row -> float
     "Raises `PtaclError` with the line of a cell that is no number; an empty one is missing."
     numbers = pd.DataFrame(cells).apply(pd.to_numeric, errors="coerce").to_numpy(float)
     odd = np.isnan(numbers) & ~np.isin(np.char.lower(cells), ("", "nan", "na"))
     if odd.any():
         row, column = np.argwhere(odd)[0]
-        raise PtaclError(f"line {row + first_line}, column {column + 1}: no number")
+        raise PtaclError(f"line {lines[row]}, column {column + 1}: no number")
     return numbers
 
 def _read_csv(path: Path, given: dict) -> ECG:
     "A text with a column for each lead."
     told = _told_beside(path, given)
-    names, cells = _text_table(path)
-    numbers = _numbers(cells, 1 if names is None else 2)
+    names, lines, cells = _text_table(path)
+    numbers = _numbers(cells, lines)
     if names is None:
         return array_ecg(numbers, told, "CSV")
     heads = [_HEAD.fullmatch(name).groups() for name in names]
