@@ -73,10 +73,10 @@ def open(cls: Cohort,
         path = import_module("ptacl.data.raw_folder").read_for_now(path)
     about = cohort_attributes(path)
     name = given_path(path)
-    if about.get("changing") and not write:
-        many = len(about["changing"])
-        reason = f"its last change was interrupted, {many} patients may be mixed up: run ingest again"
-        raise PtaclError(reason, where=name)
+    changing = about.get("changing")
+    if changing and not write:
+        some = f"{len(changing)} patient{'s' * (len(changing) > 1)}"
+        raise PtaclError(f"its last change was interrupted, {some} may be mixed up", "Run ingest again.", name)
     if not about.get("patients") and not write:
         raise PtaclError("a cohort without patients",
                          "Nobody could be read, or its making was interrupted: start it again", name)
