@@ -76,7 +76,8 @@ def open(cls: Cohort,
     changing = about.get("changing")
     if changing and not write:
         some = f"{len(changing)} patient{'s' * (len(changing) > 1)}"
-        raise PtaclError(f"its last change was interrupted, {some} may be mixed up", "Run ingest again.", name)
+        reason = f"its last change was interrupted, {some} may be mixed up"
+        raise PtaclError(reason, "Run ingest again.", name)
     if not about.get("patients") and not write:
         raise PtaclError("a cohort without patients",
                          "Nobody could be read, or its making was interrupted: start it again", name)
