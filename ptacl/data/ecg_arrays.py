@@ -236,40 +236,50 @@ def _time_rate(times: np.ndarray, unit: str | None) -> float: # Hz
     whole = round(rates[0])
     return float(whole) if abs(rates[0] / whole - 1) < 1e-4 else float(rates[0])
 
-# %% ../../nbs/31_ecg_arrays.ipynb #a2a5c8f5
-_LONGEST_NUMBER = 40 # characters
-
-def _text_table(path: Path) -> tuple: # names or None, the line of each row, (rows, columns) of text
-    "A text of columns, with its head if it has one. Raises `PtaclError` where lines differ in columns."
+# %% ../../nbs/31_ecg_arrays.ipynb #9ddb9fe6
+def _lines_of(path: Path) -> dict: # number -> text
+    "The lines of a text that are not empty. Raises `PtaclError` where there is none."
     data = read_bytes(path)
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError: # as a spreadsheet under Windows writes "µV"
         text = data.decode("cp1252", "replace")
-    lines = {k: line for k, line in enumerate(text.splitlines(), 1) if line.strip()}
-    first = next(iter(lines), None)
-    if first and lines[first].startswith("sep="): # Excel's line for itself
-        del lines[first]
-        first = next(iter(lines), None)
-    if not first:
+    lines = {number: line for number, line in enumerate(text.splitlines(), 1) if line.strip()}
+    if text.startswith("sep="): # Excel's line for itself
+        del lines[1]
+    if not lines:
         raise PtaclError("the file is empty")
+    return lines
+
+# %% ../../nbs/31_ecg_arrays.ipynb #a2a5c8f5
+_LONGEST_NUMBER = 40 # characters
+
+def _is_head(cells: list) -> bool: # of a line
+    "Whether they name columns: letters other than those of 1e-3, nan and inf."
+    bare = [cell.lower().replace("nan", "").replace("inf", "") for cell in cells]
+    return any(re.search("[a-df-z]", cell) for cell in bare)
+
+def _text_table(path: Path) -> tuple: # names or None, the line of each row, (rows, columns) of text
+    "A text of columns, with its head if it has one. Raises `PtaclError` where lines differ in columns."
+    lines = _lines_of(path)
+    first = min(lines)
     # none: white space; by rank, not by number: commas may be those of decimals
     separator = next((mark for mark in "\t;|," if mark in lines[first]), None)
-    rows = {k: line.split(separator) for k, line in lines.items()}
+    rows = {number: line.split(separator) for number, line in lines.items()}
     columns = len(rows[first])
-    odd = next((k for k, row in rows.items() if len(row) != columns), None)
+    odd = next((number for number, row in rows.items() if len(row) != columns), None)
     if odd:
         raise PtaclError(f"line {odd} has {len(rows[odd])} columns, and the first {columns}")
-    head = [cell.lower().replace("nan", "").replace("inf", "") for cell in rows[first]]
-    named = any(re.search("[a-df-z]", cell) for cell in head)
-    names = [cell.strip(' "') for cell in rows.pop(first)] if named else None
+    names = None
+    if _is_head(rows[first]):
+        names = [cell.strip(' "') for cell in rows.pop(first)]
     if not rows:
         raise PtaclError("has no row below the names of its columns")
-    long = next((k for k, row in rows.items() if max(map(len, row)) > _LONGEST_NUMBER), None)
+    long = next((number for number, row in rows.items() if max(map(len, row)) > _LONGEST_NUMBER), None)
     if long: # an array of text gives each cell the room of the longest
         raise PtaclError(f"line {long} has a cell of more than {_LONGEST_NUMBER} characters: no number")
-    cells = np.char.strip(np.array(list(rows.values()), dtype=str).reshape(len(rows), -1), ' "\t')
+    cells = np.char.strip(np.array(list(rows.values()), dtype=str), ' "\t')
     return names, list(rows), cells if separator == "," else np.char.replace(cells, ",", ".")
 
 # %% ../../nbs/31_ecg_arrays.ipynb #0e1a4095
