@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import sys
 import torch
 import torch.distributed as dist
@@ -75,16 +76,29 @@ def _environment(processes: int) -> dict[str, str]:
 # torchrun's summary
 _ROOT_CAUSE = re.compile(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
 
-def _why_it_failed(tail: str, processes: int, folder: Path) -> str: # tail: of what the processes printed
+def _how_it_ended(status: int) -> str:  # of a process; below 0: minus the signal that ended it
+    "In words."
+    if status == -9:  # SIGKILL, which Windows has no name for
+        return "was killed, by lack of memory or by hand"
+    if status < 0:
+        return f"was ended by signal {-status} ({signal.strsignal(-status)})"
+    return f"ended with status {status}"
+
+def _why_it_failed(
+    tail: str,       # of what the processes printed
+    processes: int,
+    folder: Path,
+    status: int,     # of what was started; torchrun's own where its summary names a process
+) -> str:
     "The sentence of the process that failed, or how it died."
     refusals = [line.removeprefix(_REFUSAL) for line in tail.splitlines() if line.startswith(_REFUSAL)]
     if refusals:
         return refusals[0]
-    who, how = "a process", "failed"
+    who = "a process"
     if died := _ROOT_CAUSE.search(tail):
         who, status = f"process {died[1]} of {processes}", int(died[2])
-        how = "was killed, by lack of memory or by hand" if status == -9 else f"ended with status {status}"
-    return (f"{who} {how}, and the others were stopped; its last words stand above. "
+    words = "its last words stand above" if tail.strip() else "it left no word"
+    return (f"{who} {_how_it_ended(status)}, and the others were stopped; {words}. "
             f"The states in {given_path(folder)} are kept: run again with resume=True")
 
 # %% ../../nbs/59_launch.ipynb #49b7b463
@@ -157,7 +171,7 @@ def fit_in_processes(
     with _calls({name: run | options}, Path(folder)) as call:
         status, tail = stream(_torchrun(processes, call, name), silence, _environment(processes))
     if status:
-        raise PtaclError(f"{name}: {_why_it_failed(tail, processes, Path(folder))}")
+        raise PtaclError(f"{name}: {_why_it_failed(tail, processes, Path(folder), status)}")
     return fit(**run, **options | {"resume": True, "tracker": None})  # reads the model from the last state
 
 # %% ../../nbs/59_launch.ipynb #341a0255
@@ -199,7 +213,7 @@ def _train_all(trainings: dict[str, dict], at_once: int, silence: float) -> None
             if isinstance(news, str):
                 _show(news, lines[name], bar)
             elif news:
-                why = _why_it_failed("\n".join(lines[name]), 1, Path(trainings[name]["folder"]))
+                why = _why_it_failed("\n".join(lines[name]), 1, Path(trainings[name]["folder"]), news)
                 raise PtaclError(f"{name}: {why}")
 
 # %% ../../nbs/59_launch.ipynb #5838a822
