@@ -174,6 +174,7 @@ def set_asked(self: AlignmentExplorer, asked: Asked):
 
 # %% ../../nbs/72_explorer.ipynb #c325458f
 _OWN_IS_GONE = "The own ECG that was shown here is kept nowhere. Choose it again under “What if”."
+_OWN_LEFT = "Another patient comes with their own ECG; the one that you gave is laid aside."
 
 
 @patch
@@ -316,11 +317,11 @@ def reset(self: AlignmentExplorer):
 @patch
 def _open_patient(self: AlignmentExplorer):
     "Another patient: with their own ECG."
+    said = _OWN_LEFT if self.own else ""
     self.own = None
-    if self.group.value == "one":
-        self.refresh()
-    else:
-        self.group.value = "one" # which refreshes
+    with self._quietly():
+        self.group.value = "one"
+    self.refresh(said)
 
 
 @patch

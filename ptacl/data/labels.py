@@ -64,6 +64,9 @@ def classes_target(name: str, labels: list) -> Target: # labels: a set of names 
     if len(classes) > _MOST_CLASSES:
         raise PtaclError(f"{name} has {len(classes)} different values: no classes",
                          "Leave it out, by naming the targets that are meant.")
+    if "mean" in classes:
+        raise PtaclError(f"{name} has a class “mean”, as the row of the mean over classes is called",
+                         "Give the class another name.")
     unknown = [np.nan] * len(classes)
     y = [unknown if one is None else [float(c in one) for c in classes] for one in labels]
     return Target(name, "classes", np.array(y, float).reshape(len(labels), -1), classes)

@@ -144,13 +144,13 @@ def minmax(
 # %% ../../nbs/22_cmr.ipynb #49255e3b
 def resample_frames(
     cine: Tensor,                 # (B, F, H, W), one cycle, frame 0 = end-diastole; bytes stand for 0 … 1
-    n: int = 26,                  # frames wanted
+    n: int = 26,                  # frames wanted, 2 or more
     jitter: Tensor | None = None, # (B,) shift of all frames but the first, in steps of the output
 ) -> Tensor:                      # (B, n, H, W) float32, frame j at phase j/n
-    "Frames uniform in phase by periodic linear interpolation. Raises `PtaclError` on a single frame."
+    "Frames uniform in phase by periodic linear interpolation. Raises `PtaclError` on fewer than 2."
     B, F = cine.shape[:2]
-    if F < 2:
-        raise PtaclError(f"a cine of {F} frame has no phase: at least 2 are needed")
+    if min(F, n) < 2:
+        raise PtaclError(f"a cine of {min(F, n)} frames has no phase: at least 2 are needed")
     j = torch.arange(n, device=cine.device)
     place = j.expand(B, n) if jitter is None else j + jitter.to(cine.device)[:, None] * (j > 0)
     place = place * (F / n)  # in frames of the film
@@ -208,7 +208,7 @@ def preprocess(
     if centre is None:
         centre = cardiac_centre(cine, labels, mm)
     film = torch.from_numpy(_cropped_in_mm(cine, centre, size, mm))[None]
-    if frames:
+    if frames is not None:
         film = resample_frames(film, frames)
     return minmax(film)[0].numpy()
 
