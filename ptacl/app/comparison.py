@@ -90,6 +90,12 @@ def training_words(model: JointModel) -> str:
     return f"with the local loss, films that begin at the R-peak{may_count}"
 
 # %% ../../nbs/70_comparison.ipynb #b542989d
+def _where_echoes_are(models: dict[str, JointModel]) -> str: # a remedy
+    "What to do where an echo is asked for; nothing where a model knows them."
+    if any("echo" in model.names for model in models.values()):
+        return ""
+    return "None of these models knows echoes: give one with --model"
+
 def pairs_of(
     models: dict[str, JointModel],
     first: str = "", # of the pairs, as ecg-echo; "": ECG and CMR, where these are compared
@@ -100,13 +106,13 @@ def pairs_of(
     if len(common) < 2:
         raise PtaclError(f"{', '.join(models)} have no two modalities in common", "Compare models that have")
     pairs = [("echo", "cmr") if pair == ("cmr", "echo") else pair for pair in combinations(common, 2)]
-    wanted = [pair for pair in pairs if first and set(pair) == set(first.split("-"))]
-    if first and not wanted:
+    if not first:
+        return pairs
+    wanted = [pair for pair in pairs if set(pair) == set(first.split("-"))]
+    if not wanted:
         known = ", ".join("-".join(pair) for pair in pairs)
-        knows_echoes = any("echo" in model.names for model in models.values())
-        lacking = "echo" in first.split("-") and not knows_echoes
-        remedy = "None of these models knows echoes: give one with --model" if lacking else ""
-        raise PtaclError(f"no pair {first!r} in {', '.join(models)}: choose from {known}", remedy)
+        reason = f"no pair {first!r} in {', '.join(models)}: choose from {known}"
+        raise PtaclError(reason, _where_echoes_are(models) if "echo" in first.split("-") else "")
     return wanted + [pair for pair in pairs if pair not in wanted]
 
 def rows_to_look_at(cohort: Cohort, rows=None) -> np.ndarray: # row numbers

@@ -292,6 +292,39 @@ def _numbers(cells: np.ndarray, lines: list) -> np.ndarray: # text, the line of 
         raise PtaclError(f"line {lines[row]}, column {column + 1}: no number")
     return numbers
 
+# %% ../../nbs/31_ecg_arrays.ipynb #5bfa16cc
+def _rate_of(heads: list, numbers: np.ndarray) -> float | None: # name and unit of each column -> Hz
+    "What the first column of times tells; None where there is none."
+    for (name, unit), column in zip(heads, numbers.T):
+        if name.lower() in _TIME:
+            return _time_rate(column, unit or (name if name in ("s", "ms") else None))
+    return None
+
+def _check_heads(units: list, fs: float | None): # units: of each lead
+    "Raises `PtaclError` where the columns do not tell all that makes an ECG of numbers."
+    if not units:
+        lacking = "lead"
+    elif None in units:
+        lacking = "unit of voltage"
+    elif fs is None:
+        lacking = "sampling rate"
+    else:
+        return
+    remedy = 'Name them as in "I (mV)", with a column "time (s)". ' + _SAY_BESIDE.format(key="fs=, unit")
+    raise PtaclError(f"its columns tell no {lacking}", remedy)
+
+def _ecg_of_columns(names: list, numbers: np.ndarray, told: dict) -> ECG:
+    "Leads, units and sampling rate as the names of the columns say, or else what was told beside."
+    heads = [_HEAD.fullmatch(name).groups() for name in names]
+    fs = told.get("fs")
+    if fs is None:
+        fs = _rate_of(heads, numbers)
+    leads = [k for k, (name, _) in enumerate(heads) if lead_name(name)]
+    units = [heads[k][1] or told.get("unit") for k in leads]
+    _check_heads(units, fs)
+    pairs = [(heads[k][0], numbers[:, k] * to_millivolt(unit)) for k, unit in zip(leads, units)]
+    return make_ecg(pairs, float(fs), format="CSV", leads_by="name")
+
 def _read_csv(path: Path, given: dict) -> ECG:
     "A text with a column for each lead."
     told = _told_beside(path, given)
@@ -299,20 +332,7 @@ def _read_csv(path: Path, given: dict) -> ECG:
     numbers = _numbers(cells, lines)
     if names is None:
         return array_ecg(numbers, told, "CSV")
-    heads = [_HEAD.fullmatch(name).groups() for name in names]
-    times = [k for k, (name, _) in enumerate(heads) if name.lower() in _TIME]
-    if times and told.get("fs") is None:
-        name, unit = heads[times[0]]
-        told["fs"] = _time_rate(numbers[:, times[0]], unit or (name if name in ("s", "ms") else None))
-    leads = [k for k, (name, _) in enumerate(heads) if lead_name(name)]
-    units = [heads[k][1] or told.get("unit") for k in leads]
-    if not leads or None in units or told.get("fs") is None:
-        lacking = "lead" if not leads else "unit of voltage" if None in units else "sampling rate"
-        raise PtaclError(f"its columns tell no {lacking}",
-                         'Name them as in "I (mV)", with a column "time (s)". '
-                         + _SAY_BESIDE.format(key="fs=, unit"))
-    pairs = [(heads[k][0], numbers[:, k] * to_millivolt(unit)) for k, unit in zip(leads, units)]
-    return make_ecg(pairs, float(told["fs"]), format="CSV", leads_by="name")
+    return _ecg_of_columns(names, numbers, told)
 
 # %% ../../nbs/31_ecg_arrays.ipynb #e32245ce
 def _read_hdf5(path: Path, given: dict) -> ECG:
