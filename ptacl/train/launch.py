@@ -180,6 +180,14 @@ def _epochs_left(arguments: dict) -> int:
     state = read_state(Path(arguments["folder"])) if arguments.get("resume") else None
     return max(0, arguments["epochs"] - len((state or {}).get("history", [])))
 
+_FEW_STEPS = 8  # take less time than a process needs to begin
+
+def _is_short(arguments: dict) -> bool:
+    "Whether a training has so little before it that no process should begin for it."
+    patients = len(arguments["data"])
+    steps = patients // max(1, min(arguments["preset"].batch_size, patients))
+    return steps * _epochs_left(arguments) <= _FEW_STEPS
+
 # %% ../../nbs/59_launch.ipynb #dceefaae
 def _check_folders(trainings: dict[str, dict]) -> None:
     "Raises `PtaclError` where trainings would write over each other."
@@ -219,7 +227,7 @@ def _train_all(trainings: dict[str, dict], at_once: int, silence: float) -> None
 # %% ../../nbs/59_launch.ipynb #5838a822
 def fit_side_by_side(
     trainings: dict[str, dict],  # name -> arguments of `fit`, each with a folder of its own
-    at_once: int | None = None,  # None: one for each core; on a GPU one after the other
+    at_once: int | None = None,  # None: one for each core; on a GPU, or of a few steps, one after the other
     silence: float = 600,        # seconds without a sign of life until they are stopped
 ) -> dict[str, list[dict]]:      # name -> history
     """Trainings that know nothing of each other, in processes that share the cores.
@@ -228,7 +236,8 @@ def fit_side_by_side(
     named = {name: arguments | {"name": name} for name, arguments in trainings.items()}
     left = {name: arguments for name, arguments in named.items() if _epochs_left(arguments)}
     if at_once is None:
-        at_once = 1 if choose_device() == "cuda" else cpu_count()
+        take_turns = choose_device() == "cuda" or all(map(_is_short, left.values()))
+        at_once = 1 if take_turns else cpu_count()
     at_once = min(at_once, len(left))
     if at_once > 1:
         _train_all(left, at_once, silence)
