@@ -42,6 +42,13 @@ def test_losses_need_no_reader_and_no_trainer():
     assert not {name for name in loaded if name.startswith(("ptacl.data", "ptacl.train", "ptacl.signal"))}
 
 
+def test_the_explorer_loads_no_reader():
+    "They are for own recordings, and would hold up its first view."
+    loaded = loaded_by("import ptacl.app.explorer")
+    assert "zarr" in loaded
+    assert not loaded & {"accelerate", "neurokit2", "kornia", "pydicom", "nibabel", "wfdb", "sklearn", "matplotlib.pyplot"}
+
+
 def test_what_is_offered():
     assert set(OFFERED) <= set(ptacl.__all__) <= set(dir(ptacl))
 

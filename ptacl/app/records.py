@@ -17,13 +17,11 @@ from ..core.errors import PtaclError
 from ..core.presets import FS, SIZE
 from ..core.privacy import is_virtual, mask_ids
 from ..data.cohort import Cohort
-from ..data.prepare import beats_of, prepare_ecg
 from ..data.store import MV
-from ..data.wfdb_records import record_files
 from ..evaluate.figures import whole_beats
 from ..evaluate.whatif import disturb
 from ..signal.beats import find_beats
-from ..signal.sure_beats import sure_r_peaks
+from ..signal.sure_beats import beats_of, sure_r_peaks
 from .comparison import Compared
 from .asked import Asked, OTHER_RHYTHMS
 
@@ -109,6 +107,7 @@ def _resimulated(both: Compared, i: int, rhythm: str) -> Record: # one of OTHER_
 # %% ../../nbs/70_records.ipynb #bfa2f6d2
 def _record_of_file(file: Path) -> Record: # its film is nobody's
     "An own ECG. Raises `PtaclError`."
+    from ptacl.data.prepare import prepare_ecg # readers of all formats, for this alone
     counts, found, quality, facts = prepare_ecg(file)
     about = facts["beats"]
     found = torch.tensor(found, dtype=torch.float32)[None]
@@ -123,6 +122,7 @@ def _record_of_file(file: Path) -> Record: # its film is nobody's
 def _the_recording(files: list[Path]) -> Path:
     """Of the files of an upload the one that the others belong to.
     Raises `PtaclError` where they are of several recordings, or a signal has no header."""
+    from ptacl.data.wfdb_records import record_files # the library of that format, for this alone
     order = {".hea": 0, ".dat": 2, ".json": 3} # a header first, what only tells of another file last
     files = sorted(files, key=lambda f: (order.get(f.suffix.lower(), 1), f.name))
     headers = [f for f in files if f.suffix.lower() == ".hea"]

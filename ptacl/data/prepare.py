@@ -25,8 +25,8 @@ from .recordings import ECG
 from .sources import Source
 from .store import to_counts
 from .wfdb_records import record_files
-from ..signal.beats import FoundBeats, find_beats
-from ..signal.sure_beats import judge_beats, rhythm_of
+from ..signal.beats import find_beats
+from ..signal.sure_beats import beats_of
 from ..signal.cmr import middle_slice, preprocess as preprocess_cine
 from ..signal.ecg import lead_words, preprocess_ecg
 
@@ -49,19 +49,6 @@ def verdict_on(
     if limb_leads_good and not obeys_einthoven(clean, _CONTRADICTS):
         said.append(_CONTRADICTION)
     return "; ".join(said) or "good"
-
-# %% ../../nbs/42_prepare.ipynb #5b0ca001
-def beats_of(found: FoundBeats) -> list: # for each record (R,) s and what more `table_rows` takes
-    "R-peaks, the agreement on each, the rhythm and a verdict."
-    seconds = SAMPLES / FS
-    facts = []
-    for r, share, rhythm, verdict in zip(found.r_peaks, found.agreement, rhythm_of(found.r_peaks),
-                                         judge_beats(found, seconds)):
-        there = r.isfinite()
-        agreement = share[there].double().round(decimals=3).tolist()
-        about = {"agreement": agreement, "rhythm": rhythm, "beat_quality": verdict}
-        facts.append((r[there].double().numpy(), about))
-    return facts
 
 # %% ../../nbs/42_prepare.ipynb #5b0ca002
 _MARKS_AGREE = 0.8 # F1 of the peaks found, against those that the file marks

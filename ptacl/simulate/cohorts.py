@@ -21,13 +21,14 @@ from ..core.errors import PtaclError
 from ..core.files import KIT_VERSION, filled_whole
 from ..core.presets import FS, PHENOTYPES, SAMPLES, SIZE, SPACING
 from ..data.cohort import Cohort
-from ..data.prepare import beats_of, verdict_on
+from ..data.prepare import verdict_on
 from ..data.splits import SHARES
 from ..data.store import QUARANTINE, cohort_attributes, shard_parts, to_counts
 from ..data.tables import COVARIATES
 from ..signal.beats import find_beats
 from ..signal.cmr import minmax, preprocess as preprocess_cine
 from ..signal.ecg import preprocess_ecg
+from ..signal.sure_beats import beats_of
 from .patients import VirtualPatients
 from .writers import need_both_signals, refuse_target, slices_of
 
