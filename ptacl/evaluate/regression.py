@@ -75,20 +75,25 @@ def ols_predict(
     return predictions
 
 # %% ../../nbs/61_regression.ipynb #8465419b
+def _spread(variance: np.ndarray, least: float) -> np.ndarray:  # (b,)
+    "The variance of each draw; NaN where no two of its patients differ."
+    return np.where(variance > least, variance, np.nan)
+
 def _scores(
     y: np.ndarray,  # (m,) of one phenotype, without NaN
     p: np.ndarray,  # (m,) predictions
     W: np.ndarray,  # (b, m) weights of the patients
-) -> dict:          # R2, MAE, r, slope -> (b,)
+) -> dict:          # R2, MAE, r, slope -> (b,); NaN where that row has none
     "Scores under each row of weights."
     n = W.sum(1)
+    least = 1e-12 * (y**2).mean()     # a spread below is one of rounding
     centre = y.mean()                 # taken off, so that the sums of squares stay accurate
     y, p = y - centre, p - centre
-    mean_y, mean_p = W @ y / n, W @ p / n
-    var_y = W @ y**2 / n - mean_y**2
-    var_p = W @ p**2 / n - mean_p**2
-    cov = W @ (y * p) / n - mean_y * mean_p
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore"):
+        mean_y, mean_p = W @ y / n, W @ p / n
+        var_y = _spread(W @ y**2 / n - mean_y**2, least)
+        var_p = _spread(W @ p**2 / n - mean_p**2, least)
+        cov = W @ (y * p) / n - mean_y * mean_p
         return {
             "R2": 1 - (W @ (y - p) ** 2 / n) / var_y,
             "MAE": W @ np.abs(y - p) / n,
