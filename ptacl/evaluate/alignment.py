@@ -75,7 +75,7 @@ def patient_scores(
         raise PtaclError(f"maps must be (B, T, T'), got {tuple(maps.shape)}")
     segments, T = maps.shape[1:]
     valid = maps.isfinite().all((1, 2))
-    own = (torch.arange(segments, device=maps.device) * (T / segments)).round().long()
+    own = (2 * T * torch.arange(segments, device=maps.device) + segments - 1) // (2 * segments)
     own = own % T if circular else own.clamp(max=T - 1)
     off = (maps.nan_to_num().argmax(-1) - own).abs()                                     # (B, segments)
     around = torch.minimum(off, T - off)
