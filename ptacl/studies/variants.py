@@ -148,13 +148,17 @@ def _check_result(result: dict) -> dict:  # the same
     return result
 
 # %% ../../nbs/89_variants.ipynb #c69e7629
+def _seeds_of(seed: int, parameters: dict) -> Iterable[int]:
+    "Of all trainings of a study."
+    return parameters.get("seeds") or range(seed, seed + parameters.get("n_seeds", 1))
+
 def save_result(
     folder,
     experiment: str,
     task: Task,
     preset: Preset,
     seed: int,
-    parameters: dict,
+    parameters: dict,    # `seeds`, or `n_seeds` of them from `seed` on, where there are several trainings
     stages: dict,        # stage -> seconds
     findings: list,      # of sentences
     rows: pd.DataFrame,  # boards or comparisons
@@ -167,7 +171,7 @@ def save_result(
         "preset": preset.name,
         "seed": seed,
         "parameters": parameters,
-        "about": provenance(task, preset, [seed]),
+        "about": provenance(task, preset, _seeds_of(seed, parameters)),
         "seconds": dict(stages),
         "versions": versions(),
         "findings": findings,
