@@ -98,6 +98,11 @@ class _Rounds(Pairs):
         "Patients of a batch."
         return sum(self.sizes)
 
+    @property
+    def people(self) -> int:
+        "How many patients there are, however often an epoch sees them."
+        return sum(map(len, self.groups))
+
     def __len__(self) -> int:
         return self.steps * self.batch
 

@@ -357,7 +357,8 @@ def _warn_of_chance(run: _Run) -> None:
 def _card_of(run: _Run) -> str:
     "What is known of the model at the end."
     held_out = run.history[-1].get("held_out", {}) if run.history else {}
-    known = card_of_training(run.settings["patients"], len(run.history), run.settings["seed"], held_out)
+    patients = getattr(run.loader.dataset, "people", run.settings["patients"])
+    known = card_of_training(patients, len(run.history), run.settings["seed"], held_out)
     return card_text(run.parts.model, known, run.name)
 
 def _end(run: _Run, tracker: str | None) -> None:
