@@ -189,6 +189,7 @@ def test_a_run_resumes_and_comes_back_from_disk(pairs, tmp_path):
     np.testing.assert_allclose(predict(again, data), predict(whole, data), rtol=1e-4)
     with pytest.raises(PtaclError, match="no model of this kit"): from_pretrained(tmp_path / "b" / "model")
     with pytest.raises(PtaclError, match="other settings"): finetune(enc, data, y, epochs=4, lr=2e-3, folder=tmp_path / "b", resume=True)
+    with pytest.raises(PtaclError, match="other targets"): finetune(enc, data, 2 * y, epochs=4, lr=1e-3, folder=tmp_path / "b", resume=True)
 
 
 def test_an_echo_comes_back_as_an_echo(pairs, tmp_path):

@@ -22,8 +22,10 @@ from ..core.errors import PtaclError
 from ..core.distributed import BatchNorm, total
 from ..nets.weights import Builder, load_model
 from ..core.presets import Preset
+from ..core.privacy import given_path
 from ..evaluate.retrieval import as_numbers
 from ..data.pairs import Pairs
+from .checkpoint import read_state
 from .loop import fit, infer
 
 # %% ../../nbs/62_finetune.ipynb #ed541f3b
@@ -146,6 +148,18 @@ def with_targets(data: Pairs, targets: pd.DataFrame) -> Pairs: # the same pairs,
         raise PtaclError(f"{', '.join(flat)}: no two training patients differ in it", "Leave the column out")
     return data.with_extra(targets=torch.tensor(y, dtype=torch.float32))
 
+# %% ../../nbs/62_finetune.ipynb #52424f24
+def _check_targets(folder: Path, model: Tuned) -> None:
+    "Raises `PtaclError` where a state in the folder was taught other targets than the model is to be."
+    taught, own = (read_state(folder) or {}).get("model", {}), model.state_dict()
+    for name in ("mean", "sd"):
+        theirs = taught.get(name, own[name])
+        if theirs.shape != own[name].shape:  # `fit` refuses that by itself
+            continue
+        if ((theirs - own[name]).abs() > 1e-4 * own["sd"]).any():
+            raise PtaclError(f"{given_path(folder)} holds a network that was taught other targets",
+                             "Use another folder, or resume=False")
+
 # %% ../../nbs/62_finetune.ipynb #152e0280
 def finetune(
     encoder: ECGEncoder | CMREncoder, # pre-trained; copied
@@ -159,7 +173,7 @@ def finetune(
     **options,                        # of `fit`
 ) -> Tuned:                           # with its `history`
     """Train encoder, pooling and head for all targets at once.
-    Raises `PtaclError` on targets and layers that do not fit."""
+    Raises `PtaclError` on targets and layers that do not fit, and on a folder that holds other targets."""
     preset = encoder.preset
     data = with_targets(data, targets)
     if not 0 <= freeze <= len(encoder.stages):
@@ -168,6 +182,8 @@ def finetune(
     y = as_numbers(targets)
     model = Tuned(encoder, targets, np.nanmean(y, 0), np.nanstd(y, 0))
     model.encoder.freeze(freeze)
+    if folder is not None and options.get("resume"):
+        _check_targets(Path(folder), model)
     epochs = preset.epochs_joint if epochs is None else epochs
     lr = preset.lr_tune if lr is None else lr
     options = {"name": "fine-tune"} | options
