@@ -55,8 +55,10 @@ def _at_visit(
 _SEX = {"0": "F", "1": "M", "0.0": "F", "1.0": "M", "female": "F", "male": "M", "f": "F", "m": "M"}
 
 def rows_of(odd: np.ndarray) -> str: # (n,) bool
-    "Where something odd stands, as a spreadsheet counts it."
-    return ", ".join(map(str, np.flatnonzero(odd)[:5] + 2))
+    "Where something odd stands, as a spreadsheet counts it: the first five, and how many more."
+    rows = np.flatnonzero(odd) + 2
+    more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+    return ", ".join(map(str, rows[:5])) + more
 
 def _sex_of(column: pd.Series) -> pd.Series: # codes or words -> F, M, or NaN where the cell is empty
     "Sex in one letter. Raises `PtaclError` on another code: 1 and 2, say, may mean either."
@@ -67,6 +69,33 @@ def _sex_of(column: pd.Series) -> pd.Series: # codes or words -> F, M, or NaN wh
         raise PtaclError(f"column {column.name} (sex) holds another code in row {rows_of(odd)}",
                          "Expected are 0 or Female, 1 or Male, and empty cells.")
     return sex
+
+# %% ../../nbs/33_tables.ipynb #5900d42e
+_POSSIBLE = { # nobody is outside, children included
+    "LVEDV": (1, 1600), "LVESV": (0.5, 1400), "LVSV": (0.5, 800), "LVEF": (1, 100), "LVCO": (0.1, 50),
+    "LVM": (1, 1200), "RVEDV": (1, 1600), "RVESV": (0.5, 1400), "RVSV": (0.5, 800), "RVEF": (1, 100),
+    "age": (0, 125), "height": (20, 280), "bmi": (5, 250), "sbp": (20, 370)}
+_UNITS = COVARIATES | PHENOTYPES
+
+def _impossible(values: pd.DataFrame, name: str) -> np.ndarray: # (n, array indices) float -> (n, …) bool
+    "Numbers that nobody has; none where most are like this, which is another unit."
+    low, high = _POSSIBLE[name]
+    odd = ((values < low) | (values > high)).to_numpy()
+    return odd & (2 * odd.sum() < values.notna().to_numpy().sum())
+
+def _not_measured(values: pd.DataFrame, name: str, where: str) -> pd.DataFrame: # float, one of our columns
+    "Without what is no measurement, each of which is said."
+    nothing = (values <= 0).to_numpy() # 0, -1, -3 and -9 are codes for what is not known
+    values = values.mask(nothing)
+    low, high = _POSSIBLE[name]
+    kinds = {"is not above 0": nothing,
+             f"nobody has ({low} to {high} {_UNITS[name]} are possible)": _impossible(values, name)}
+    for what, odd in kinds.items():
+        if odd.any():
+            warnings.warn(f"{where} holds a number that {what}, in row {rows_of(odd.any(axis=1))}: "
+                          "taken as not measured", stacklevel=3)
+            values = values.mask(odd)
+    return values
 
 # %% ../../nbs/33_tables.ipynb #5b0cc102
 def _columns_of(table: pd.DataFrame, name: str, instance: int) -> list: # of their names
@@ -83,7 +112,7 @@ def _column_values(
     name: str,           # a phenotype or a covariate
     instance: int = 2,
 ) -> pd.Series | None:   # float ("F"/"M" for sex); None where the table has no such column
-    """One of our columns out of a UK Biobank table; what is not above 0 is missing, and said.
+    """One of our columns out of a UK Biobank table; what nobody can have is missing, and said.
     Raises `PtaclError` on what is no number."""
     columns = _columns_of(table, name, instance)
     if not columns:
@@ -97,34 +126,41 @@ def _column_values(
         odd = table[columns].apply(pd.to_numeric, errors="coerce").isna() & table[columns].notna()
         rows = rows_of(odd.any(axis=1))
         reason = f"{where} holds something that is no number" + f" in row {rows}" * bool(rows)
-        raise PtaclError(reason) from None
+        raise PtaclError(reason, "Leave the cell empty where it is not known") from None
     if np.isinf(values).any(axis=None):
-        raise PtaclError(f"{where} holds an infinity")
-    nothing = values <= 0 # 0, -1, -3 and -9 are codes for what is not known
-    if nothing.any(axis=None):
-        rows = rows_of(nothing.any(axis=1).to_numpy())
-        warnings.warn(f"{where} holds a number that is not above 0, in row {rows}: taken as not measured",
-                      stacklevel=2)
-    return values.mask(nothing).mean(axis=1)
+        raise PtaclError(f"{where} holds an infinity", "Leave the cell empty")
+    return _not_measured(values, name, where).mean(axis=1)
 
 # %% ../../nbs/33_tables.ipynb #33bd53ca
 _USUAL = { # no group of people has its median outside, and no other unit in use has it inside
     "LVEDV": (20, 800), "LVESV": (5, 600), "LVSV": (5, 400), "LVEF": (5, 95), "LVCO": (0.5, 25),
     "LVM": (10, 600), "RVEDV": (20, 800), "RVESV": (5, 600), "RVSV": (5, 400), "RVEF": (5, 95),
     "age": (1, 120), "height": (75, 220), "bmi": (8, 80), "sbp": (50, 260)}
-_UNITS = COVARIATES | PHENOTYPES
-
 def _check_units(columns: dict, table: str) -> None: # our name -> values or None; table: its file name
     "Warns of columns that seem to be in another unit than ours."
-    for name, (low, high) in _USUAL.items():
+    for name, usual in _USUAL.items():
         values = columns[name]
-        if values is None or values.count() < 5:
+        if values is None:
             continue
+        low, high = usual if values.count() >= 5 else _POSSIBLE[name]
         middle = values.median()
-        if not low <= middle <= high:
+        if middle < low or middle > high:
             unit = _UNITS[name]
             warnings.warn(f"{table}: the median of {name} is {middle:.3g}, and {low} to {high} {unit} "
                           f"are usual: is it in another unit? Give it in {unit}", stacklevel=3)
+
+_PARTS = {"LVESV": "LVEDV", "LVSV": "LVEDV", "RVESV": "RVEDV", "RVSV": "RVEDV"} # each less than the other
+
+def _check_volumes(columns: dict, table: str) -> None: # as `_check_units`
+    "Warns of ventricles of which a part is larger than the whole, as where columns were exchanged."
+    for part, whole in _PARTS.items():
+        if columns[part] is None or columns[whole] is None:
+            continue
+        in_ml = (columns[whole] >= _POSSIBLE[whole][0]) & (columns[part] <= _POSSIBLE[part][1])
+        odd = (in_ml & (columns[part] >= columns[whole])).to_numpy()
+        if odd.any():
+            warnings.warn(f"{table}: {part} is not below {whole} in row {rows_of(odd)}: taken as it is. "
+                          "Were the columns exchanged? Empty both where the contours are wrong", stacklevel=3)
 
 # %% ../../nbs/33_tables.ipynb #e7861e34
 def _encoding(start: bytes) -> str: # how a file begins
@@ -328,6 +364,7 @@ def read_table(
         raise PtaclError(mask_ids(e.reason), e.remedy, name) from None
     _check_phenotypes(columns, instance, name)
     _check_units(columns, name)
+    _check_volumes(columns, name)
     known = {column: np.nan if values is None else values for column, values in columns.items()}
     frame = pd.DataFrame(known, index=table.index)
     return ids, frame[list(PHENOTYPES)], frame[list(COVARIATES)]
