@@ -261,6 +261,17 @@ def test_a_full_disk_leaves_the_model_before_it(tmp_path):
     assert {f.name for f in tmp_path.iterdir()} == {"model", "said"}
 
 
+@pytest.mark.parametrize("name", ["e.pt2", "e.onnx"])
+def test_a_full_disk_under_an_export_is_one_sentence(name, tmp_path):
+    if name == "e.onnx": pytest.importorskip("onnxscript"), pytest.importorskip("onnxruntime")
+    from ptacl.inference.embedding import ECGFeatures
+    from ptacl.inference.export import export_encoder
+    module, result = ECGFeatures(start()), tmp_path / "said"
+    finished(said_by, lambda: [shrink(10_000), export_encoder(module, tmp_path / name)], result)
+    assert f"{tmp_path / name} cannot be written (File too large): make room" in result.read_text(encoding="utf-8")
+    assert {f.name for f in tmp_path.iterdir()} == {"said"}
+
+
 # --- what does not fit -----------------------------------------------------------------------------------------------------
 
 def test_an_encoder_of_another_preset_is_refused():

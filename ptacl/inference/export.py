@@ -6,6 +6,7 @@
 __all__ = ['FilmFeatures', 'export_encoder']
 
 # %% ../../nbs/78_export.ipynb #cb1d221d
+import io
 import logging
 import torch
 import warnings
@@ -81,7 +82,9 @@ def _run_onnx(path: Path) -> Callable[[Tensor], Tensor]: # (B, 12, 5000) mV -> (
 def _write_program(module: ECGFeatures | FilmFeatures, ecg: Tensor, path: Path):
     "The module as a program of torch.export."
     shapes = ({0: torch.export.Dim("batch")},)
-    torch.export.save(torch.export.export(module, (ecg,), dynamic_shapes=shapes), path)
+    packed = io.BytesIO() # torch's writer ends the process where the disk is full
+    torch.export.save(torch.export.export(module, (ecg,), dynamic_shapes=shapes), packed)
+    path.write_bytes(packed.getbuffer())
 
 
 def _run_program(path: Path) -> Callable[[Tensor], Tensor]: # (B, 12, 5000) mV -> (B, D)
