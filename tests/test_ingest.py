@@ -643,6 +643,19 @@ def test_dangling_links_and_vanished_files_are_quarantined(raw, take, monkeypatc
     assert done.patients == N - 3 and "cannot be read (Permission denied)" in said and not [i for i in IDS if i in said]
 
 
+def test_a_recording_of_two_patients_is_said_and_kept(raw, take):
+    a, b, c = (source(raw, k) for k in range(3))
+    shutil.copy(a.cine[0], b.cine[0]); shutil.copy(a.ecg[0], c.ecg[0])
+    done = take(raw); said = repr(done) + done.listed().to_csv()
+    assert done.patients == N and done.doubtful[done.doubtful.what.isin(["ECG", "cine"])].what.tolist() == ["ECG"] * 2 + ["cine"] * 2
+    for what in ("ECG", "cine"):
+        rows = done.doubtful[done.doubtful.what == what]
+        assert rows.reason.tolist() == [f"the same as of {other}" for other in rows.patient[::-1]]
+        assert f"{what}s of 2 in the cohort are those of another one, too" in said
+    assert not [i for i in IDS if i in said]
+    assert repr(take(raw)).count("those of another one, too") == 2   # and in every run that follows
+
+
 def test_a_folder_that_cannot_be_read_is_said(raw, take, monkeypatch):
     real = os.scandir
     def scandir(path):

@@ -157,6 +157,9 @@ class Ingested:
                          "kept, without a beat in the local loss")
         if "film" in kept:
             lines.append(f"  films of {kept['film']} in the cohort came with a warning: kept as they are")
+        for what in kept.index.intersection(["ECG", "cine"]):
+            lines.append(f"  {what}s of {kept[what]} in the cohort are those of another one, too: "
+                         "kept as they are")
         if len(self.quarantine) + len(self.doubtful):
             lines.append("  who they are and what to do: ptacl ingest … --quarantine FILE; "
                          "which files: --names FILE")

@@ -32,6 +32,8 @@ def beat_verdicts(
 
 # %% ../../nbs/39_verdicts.ipynb #d370249a
 _KEPT = "Kept, without a beat in the local loss: look at the record, and repair or replace it if it is wrong"
+_SAME_KEPT = ("Kept as it is: a file was copied, or a person has two ids. "
+              "Replace the wrong file, or name one of the ids as withdrawn")
 _FILM_KEPT = "Kept as it is: look at the film, and repair or replace it if it is wrong"
 
 def _rows(patients: Iterable, what: str, reasons: Iterable, remedy: str) -> pd.DataFrame:
@@ -40,17 +42,30 @@ def _rows(patients: Iterable, what: str, reasons: Iterable, remedy: str) -> pd.D
     return found.astype(object)
 
 # %% ../../nbs/39_verdicts.ipynb #155e1298
+def _same_recordings(cohort: Cohort, kind: str) -> dict: # kind: ecg or cine -> {patient: others, in words}
+    "Who has the same recording as somebody else, or at another visit."
+    known = ((facts.get(kind) or {}).get("content") for facts in cohort.provenance) # None: of an older kit
+    content = pd.Series(list(known), cohort.table.index, dtype=object).dropna()
+    content = content[content.duplicated(keep=False)]
+    who = content.index.to_series().groupby(content).agg(list)
+    others = {name: [other for other in who[mark] if other != name] for name, mark in content.items()}
+    return {name: f"the same as of {', '.join(many[:3])}" + f" and {len(many) - 3} more" * (len(many) > 3)
+            for name, many in others.items()}
+
 def doubtful_records(
     cohort: Cohort,
 ) -> pd.DataFrame: # patient, what, reason, remedy: columns of the quarantine
-    "Patients of the cohort whose R-peaks cannot be relied on, and those whose film came with a warning."
+    """Patients of the cohort whose R-peaks cannot be relied on, whose film came with a warning, and who have
+    an ECG or a cine that another one has, too."""
     verdicts = cohort.table["beat_quality"]
     doubtful = verdicts[verdicts.str.startswith("doubtful")]
     said = ((facts.get("cine") or {}).get("warnings") for facts in cohort.provenance)
     films = {patient: "; ".join(words) for patient, words in zip(verdicts.index, said) if words}
+    same = {what: _same_recordings(cohort, what.lower()) for what in ("ECG", "cine")}
     return pd.concat([
         _rows(doubtful.index, "R-peaks", doubtful, _KEPT),
-        _rows(films, "film", films.values(), _FILM_KEPT)], ignore_index=True)
+        _rows(films, "film", films.values(), _FILM_KEPT),
+        *(_rows(who, what, who.values(), _SAME_KEPT) for what, who in same.items())], ignore_index=True)
 
 # %% ../../nbs/39_verdicts.ipynb #afdf3e1a
 def _kind_of(reason: str) -> str:
