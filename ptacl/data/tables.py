@@ -111,6 +111,7 @@ def _column_values(
     table: pd.DataFrame, # as in the file
     name: str,           # a phenotype or a covariate
     instance: int = 2,
+    file: str = "",      # its name, for warnings
 ) -> pd.Series | None:   # float ("F"/"M" for sex); None where the table has no such column
     """One of our columns out of a UK Biobank table; what nobody can have is missing, and said.
     Raises `PtaclError` on what is no number."""
@@ -129,7 +130,7 @@ def _column_values(
         raise PtaclError(reason, "Leave the cell empty where it is not known") from None
     if np.isinf(values).any(axis=None):
         raise PtaclError(f"{where} holds an infinity", "Leave the cell empty")
-    return _not_measured(values, name, where).mean(axis=1)
+    return _not_measured(values, name, f"{file}: {where}" if file else where).mean(axis=1)
 
 # %% ../../nbs/33_tables.ipynb #33bd53ca
 _USUAL = { # no group of people has its median outside, and no other unit in use has it inside
@@ -359,7 +360,7 @@ def read_table(
     table = _load_columns(path)
     try:
         ids = _patient_ids(table)
-        columns = {column: _column_values(table, column, instance) for column in _FIELDS}
+        columns = {column: _column_values(table, column, instance, name) for column in _FIELDS}
     except PtaclError as e:
         raise PtaclError(mask_ids(e.reason), e.remedy, name) from None
     _check_phenotypes(columns, instance, name)
