@@ -51,6 +51,14 @@ def _check_complete(y: pd.DataFrame, split: str):
             "or leave it out by phenotypes")
 
 
+def _check_differs(y: pd.DataFrame):
+    "Raises `PtaclError` where all have the same number: its interval would have no width."
+    constant = [name for name in y if y[name].count() > 1 and y[name].nunique() < 2]
+    if constant:
+        raise PtaclError(f"no two patients of train differ in {', '.join(constant)}: "
+                         "complete the table and ingest again, or leave it out by phenotypes")
+
+
 def _fit_probe(
     x: np.ndarray, y: pd.DataFrame,          # to fit: (n, D); n rows, NaN where missing
     x_val: np.ndarray, y_val: pd.DataFrame,  # others, for the intervals
@@ -58,6 +66,7 @@ def _fit_probe(
 ) -> Probe:
     "Least squares and its residuals on other patients. Raises `PtaclError` where a phenotype is missing."
     _check_complete(y, "train")
+    _check_differs(y)
     _check_complete(y_val, "val")
     D = x.shape[1]
     origin_and_units = np.vstack([np.zeros((1, D)), np.eye(D)])
