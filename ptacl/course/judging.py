@@ -37,11 +37,32 @@ def passed(answer):
     print(f"✓ {_name_of(answer)} is right")
 
 # %% ../../nbs/93_judging.ipynb #07fb63c5
-_IN_OTHER_WORDS = {  # of Python and PyTorch
+_SIZES = (
+    "arrays of two sizes meet: an axis of length 1 is missing (keepdims=True, x[:, None]), or a size is "
+    "written as a number; arrays of several sizes are tried, so take every size from .shape"
+)
+_WHOLE = (
+    "if, and, max() and min() take one number, and a whole array came: np.where, np.maximum and their "
+    "like go through it number by number"
+)
+_NUMPY = "a numpy array meets a torch tensor: torch.as_tensor(…) makes a tensor of an array"
+_IN_OTHER_WORDS = {  # of Python, numpy and PyTorch
     "__round__": "round() does not take tensors; give the number as it is, unrounded",
     "could not infer output dtype": "torch takes no mean of True and False: make numbers of them by .float()",
-    "must match the size of tensor": "arrays of two sizes meet; arrays of several sizes are tried, so take "
-                                     "every size from .shape",
+    "must match the size of tensor": _SIZES,
+    "could not be broadcast together": _SIZES,
+    "truth value of an array": _WHOLE,
+    "Boolean value of Tensor": _WHOLE,
+    "for ^": "a power is written **, not ^",
+    "'numpy.ndarray' and 'Tensor'": _NUMPY,
+    "'Tensor' and 'numpy.ndarray'": _NUMPY,
+    "mismatch in its core dimension":
+        "@ needs as many columns on its left as rows on its right; look at .shape",
+    "inhomogeneous shape": "arrays of several lengths do not make one array; of a function that gives "
+                           "several things take the one that you want, as [0]",
+    "to match target batch_size": "F.cross_entropy wants rows of candidates, (rows, candidates), and a "
+                                  "target for each; flatten(0, 1) makes rows of patients and moments",
+    "for /: 'tuple'": "find_peaks and np.where give a tuple: its first entry, [0], holds the places",
 }
 
 
@@ -217,7 +238,7 @@ def _describe(pairs: list) -> str:  # (what came, what was expected) of every ca
         return f"not yet: the answer is {got:.4g}, expected {right:.4g}"
     at = np.unravel_index(np.nan_to_num(np.abs(got - right)).argmax(), got.shape)
     place = tuple(map(int, at))
-    return f"not yet: at {place} the answer is {got[at]:.4g}, expected {right[at]:.4g}"
+    return f"not yet: at {place} the answer is {got[at] + 0:.4g}, expected {right[at] + 0:.4g}"  # −0 is 0
 
 # %% ../../nbs/93_judging.ipynb #03a5993d
 def _fits(wrong: Callable, seen: list) -> int:  # seen: (arguments, answer, right)
