@@ -6,11 +6,12 @@
 __all__ = ['check_random_mask', 'check_patchify', 'check_masked_mse']
 
 # %% ../../nbs/93_session_4_gaps.ipynb #8c4c7fc4
+import math
 from collections.abc import Callable
 import numpy as np
 import torch
 from einops import rearrange
-from .judging import ask, expect, judge, judge_gradient, passed
+from .judging import Hint, ask, expect, judge, judge_gradient, passed
 
 # %% ../../nbs/93_session_4_gaps.ipynb #d044ae8e
 def _mask_of(answer, B: int, N: int, ratio: float) -> torch.Tensor:  # (B, N) bool
@@ -20,7 +21,12 @@ def _mask_of(answer, B: int, N: int, ratio: float) -> torch.Tensor:  # (B, N) bo
         isinstance(drawn, (torch.Tensor, np.ndarray, list)),
         f"the answer is a {type(drawn).__name__}, a boolean array was expected",
     )
-    hidden = torch.as_tensor(np.asarray(drawn))
+    try:
+        hidden = torch.as_tensor(np.asarray(drawn))
+    except (TypeError, ValueError):
+        raise Hint(
+            "the rows are not of one length: give each of them an entry for every token, True or False"
+        ) from None
     expect(
         tuple(hidden.shape) != (N, B),
         f"the axes are exchanged: ({N}, {B}), expected one row per patient, ({B}, {N})",
@@ -51,7 +57,8 @@ def _expect_number(hidden: torch.Tensor, ratio: float):
     )
     twice = N * (1 - (1 - 1 / N) ** number)  # how many are hit by that many draws that may repeat
     expect(
-        counts.max() >= number or (counts == counts[0]).all() or abs(counts.float().mean() - twice) > 3,
+        counts.max() >= number or (counts == counts[0]).all() or abs(counts.float().mean() - twice) > 1.5
+        or counts.float().var() > 0.15 * N,  # coins vary more
         "fewer than asked, and not the same for all: a token is drawn twice; draw without putting back",
     )
     expect(
@@ -63,6 +70,10 @@ def _expect_number(hidden: torch.Tensor, ratio: float):
     expect(
         counts[0] != int(N * ratio) or counts[0] == number,
         f"{counts[0]} of {N} tokens are hidden, expected {number}: int() cuts off, round() was asked",
+    )
+    expect(
+        counts[0] != math.ceil(N * ratio) or counts[0] == number,
+        f"{counts[0]} of {N} tokens are hidden, expected {number}: < N * ratio rounds up, round() was asked",
     )
     off = int(counts[0]) - number
     expect(
@@ -79,10 +90,11 @@ def check_random_mask(answer):  # B, N, ratio -> hidden (B, N) bool
     _expect_number(hidden, 0.75)
     _expect_number(_mask_of(answer, 9, 30, 0.59), 0.59)
     _expect_number(_mask_of(answer, 9, 40, 0.2), 0.2)
+    _expect_number(_mask_of(answer, 9, 11, 0.3), 0.3)
     edges, places = (hidden != hidden.roll(1, 1)).sum(1), hidden.float().mean(0)
     expect(
         not (hidden == hidden[0]).all(),
-        "the same tokens are hidden in every patient: draw for each of them",
+        "the same tokens are hidden in every patient: draw for each of them, and keep a copy of every draw",
     )
     expect(
         edges.float().mean() > 10,
