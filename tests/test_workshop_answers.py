@@ -83,9 +83,13 @@ wrong("band", "one level too low", lambda j, fs: (fs / 2 / 2 ** (j + 1), fs / 2 
 wrong("band", "not a multiple of j", lambda j, fs: (fs / 2 / (j + 1), fs / 2 / j))
 wrong("band", "that is the approximation", lambda j, fs: [0, fs / 2**j])
 wrong("band", "one number came", lambda j, fs: fs / 2**j)
+wrong("band", "a power is written **", lambda j, fs: (fs / 2 ^ (j + 1), fs / 2 ^ j))
 wrong("soft_threshold", "negative coefficients grow", lambda c, lam: np.where(abs(c) > lam, c - lam, 0))
 wrong("soft_threshold", "small coefficients stay", lambda c, lam: np.where(c > lam, c - lam, np.where(c < -lam, c + lam, c)))
 wrong("soft_threshold", "what is taken away", lambda c, lam: np.maximum(np.minimum(c, lam), -lam))
+wrong("soft_threshold", "take one number", lambda c, lam: np.array([np.sign(x) * max(abs(x) - lam, 0) for x in c]))  # rows
+wrong("soft_threshold", "np.maximum compares", lambda c, lam: np.sign(c) * np.max(abs(c) - lam, 0))
+wrong("soft_threshold", "of just λ", lambda c, lam: np.where(c > lam, c - lam, np.where(c < -lam, c + lam, np.where(abs(c) < lam, 0, c))))
 
 
 @wrong("soft_threshold", "changes the array")
@@ -120,6 +124,10 @@ wrong("clean", "each entry of the list is an array", typed(0, -2, -1))
 wrong("clean", "each entry of the list is an array", typed(-1, zero=0.0))
 wrong("clean", "each entry of the list is an array", typed(0, zero=np.zeros(1)))
 wrong("clean", "detail 8 is gone too", lambda ecg, fs: bands(ecg, [0, 1, -2, -1]))
+wrong("clean", "not places in the list", lambda ecg, fs: bands(ecg, [8, 2, 1]))
+wrong("clean", "these are the coefficients", lambda ecg, fs: [0 * c if i in (0, 7, 8) else c
+      for i, c in enumerate(pywt.wavedec(ecg, "db6", level=8))])
+wrong("zscore", "keepdims=True", lambda ecg: (ecg - ecg.mean(1)) / ecg.std(1))
 wrong("zscore", "brackets", lambda ecg: ecg - ecg.mean() / ecg.std())
 wrong("zscore", "between 0 and 1", lambda ecg: (ecg - ecg.min()) / (ecg.max() - ecg.min()))
 wrong("zscore", "at each moment", lambda ecg: (ecg - ecg.mean(axis=0)) / ecg.std(axis=0))
@@ -191,6 +199,8 @@ def phases(t, r_peaks, scale=1.0, unknown=np.nan, skip=False, closed=False):
 
 wrong("phase", "0 where no beat is known", lambda t, r_peaks: phases(t, r_peaks, unknown=0.0))
 wrong("phase", "degrees", lambda t, r_peaks: phases(t, r_peaks, 360))
+wrong("phase", "on one side only", lambda t, r: [(x - r[r <= x][-1]) / (r[r > x][0] - r[r <= x][-1]) for x in t])
+wrong("phase", "on one side only", lambda t, r: (lambda i: (t - r[i - 1]) / (r[i] - r[i - 1]))(torch.searchsorted(r, t, right=True)))
 wrong("phase", "left out", lambda t, r_peaks: phases(t, r_peaks, skip=True))
 wrong("phase", "None in the answer", lambda t, r_peaks: phases(t, r_peaks, unknown=None))
 
@@ -260,6 +270,10 @@ def one_block(B, N, ratio):
 wrong("random_mask", "only moved along", lambda B, N, ratio: torch.stack([(torch.rand(N,
       generator=torch.Generator().manual_seed(3)).argsort().argsort()
       < round(N * ratio)).roll(int(torch.randint(N, ()))) for _ in range(B)]))
+wrong("random_mask", "rounds up", lambda B, N, ratio: torch.rand(B, N).argsort(1).argsort(1) < N * ratio)
+wrong("random_mask", "rounds up", lambda B, N, ratio: (lambda x: x <= x.quantile(ratio, dim=1, keepdim=True))(torch.rand(B, N)))
+wrong("random_mask", "an independent coin", lambda B, N, ratio: torch.randint(2, (B, N)).bool())
+wrong("random_mask", "not of one length", lambda B, N, ratio: [torch.rand(N).argsort()[:N // 2 + b].tolist() for b in range(B)])
 wrong("random_mask", "int() cuts off", lambda B, N, ratio: torch.rand(B, N).argsort(1).argsort(1) < int(N * ratio))
 wrong("random_mask", "one token too many", lambda B, N, ratio: torch.rand(B, N).argsort(1).argsort(1) <= round(N * ratio))
 wrong("random_mask", "drawn twice", lambda B, N, ratio: torch.zeros(B, N).scatter(1, torch.randint(N, (B, round(N * ratio))), 1).bool())
@@ -285,6 +299,8 @@ def log_p(a, b, tau, unit=True): return ((F.normalize(a, dim=1) @ F.normalize(b,
 
 
 wrong("cosine", "a distance", lambda a, b: 1 - F.cosine_similarity(a[:, None], b[None], dim=-1))
+wrong("cosine", "lie along the columns", lambda a, b: (a @ b.T) / (a.norm(dim=1) * b.norm(dim=1)))
+wrong("cosine", "keepdims=True", lambda a, b: a / a.norm(dim=1) @ (b / b.norm(dim=1)).T)
 wrong("cosine", "a square root is missing", lambda a, b: a @ b.T / ((a * a).sum(1)[:, None] * (b * b).sum(1)))
 wrong("cosine", "a correlation", lambda a, b: torch.corrcoef(torch.cat([a, b]))[:len(a), len(a):])
 wrong("info_nce", "z_cmr gets no gradient", lambda z_ecg, z_cmr, tau: -log_p(z_ecg, z_cmr.detach(), tau).diagonal().mean())
@@ -296,9 +312,14 @@ wrong("info_nce", "own cine is left out", lambda z_ecg, z_cmr, tau: -torch.stack
 wrong("info_nce", "softmax twice", lambda z_ecg, z_cmr, tau: F.cross_entropy(log_p(z_ecg, z_cmr, tau).exp(), torch.arange(len(z_ecg))))
 wrong("info_nce", "τ divides the loss", lambda z_ecg, z_cmr, tau: -log_p(z_ecg, z_cmr, 1).diagonal().mean() / tau)
 wrong("info_nce", "base 2", lambda z_ecg, z_cmr, tau: -(log_p(z_ecg, z_cmr, tau).exp().diagonal().log2()).mean())
+wrong("info_nce", "takes log_softmax", lambda z_ecg, z_cmr, tau: F.nll_loss(log_p(z_ecg, z_cmr, tau).exp(), torch.arange(len(z_ecg))))
+wrong("info_nce", "its own number, and not 0", lambda z_ecg, z_cmr, tau: F.nll_loss(log_p(z_ecg, z_cmr, tau), torch.zeros(len(z_ecg)).long()))
+wrong("info_nce", "a binary cross-entropy", lambda z_ecg, z_cmr, tau: F.binary_cross_entropy_with_logits(
+      F.normalize(z_ecg, dim=1) @ F.normalize(z_cmr, dim=1).T / tau, torch.eye(len(z_ecg))))
 wrong("symmetric", "the larger of the two", lambda a, b, tau: torch.maximum(-log_p(a, b, tau).diagonal().mean(), -log_p(b, a, tau).diagonal().mean()))
 wrong("symmetric", "brackets", lambda a, b, tau: -log_p(a, b, tau).diagonal().mean() - log_p(b, a, tau).diagonal().mean() / 2)
 wrong("symmetric", "b gets no gradient", lambda a, b, tau: -(log_p(a, b.detach(), tau) + log_p(b.detach(), a, tau)).diagonal().mean() / 2)
+wrong("own_rank", "its own similarity, diagonal()[:, None]", lambda s: 1 + (s > s.diagonal()).sum(1))
 wrong("own_rank", "argsort says which cine", lambda s: torch.argsort(-s, dim=1).diagonal())
 wrong("own_rank", "the ranks of all cines", lambda s: torch.argsort(torch.argsort(-s, dim=1), dim=1) + 1)
 wrong("own_rank", "its place was asked", lambda s: (s.argmax(1) == torch.arange(len(s))).float())
@@ -312,6 +333,9 @@ def weights(T, sigma, step=None):
     return torch.tensor(P / P.sum(1, keepdims=True), dtype=torch.float32)
 
 
+wrong("alignment_matrix", "the squares of a row", lambda T, sigma: F.normalize(weights(T, sigma), dim=1))
+wrong("alignment_matrix", "give it the exponent", lambda T, sigma: (weights(T, sigma) / weights(T, sigma).max(1, keepdim=True).values).softmax(1))
+wrong("alignment_matrix", "13 is written", lambda T, sigma: weights(T, sigma, 13))
 wrong("alignment_matrix", "below 1/T is narrow", lambda T, sigma: weights(T, sigma if sigma >= 1 / T else 0))
 wrong("alignment_matrix", "divided by T − 1", lambda T, sigma: weights(T, sigma, T - 1))
 wrong("alignment_matrix", "counted in segments", lambda T, sigma: weights(T, sigma, 1))
@@ -326,6 +350,13 @@ def asks(a, b, P, tau): return -(P * (F.normalize(a, dim=-1) @ F.normalize(b, di
 
 wrong("local_loss", "the weights of the columns", lambda a, b, s, tau: (asks(a, b, weights(a.shape[1], s), tau) + asks(b, a, weights(a.shape[1],
       s).T, tau)) / 2)
+wrong("local_loss", "@ in the place of *", lambda a, b, s, tau: sum(-(weights(a.shape[1], s) @ (F.normalize(x, dim=2)
+      @ F.normalize(y, dim=2).mT / tau).log_softmax(2)).sum(2).mean() for x, y in ((a, b), (b, a))) / 2)
+wrong("local_loss", "Kullback-Leibler", lambda a, b, s, tau: sum(F.kl_div((F.normalize(x, dim=2) @ F.normalize(y, dim=2).mT / tau).log_softmax(2),
+      weights(a.shape[1], s).expand(len(a), -1, -1), reduction="none").sum(2).mean() for x, y in ((a, b), (b, a))) / 2)
+wrong("local_loss", "torch.as_tensor", lambda a, b, s, tau: -(weights(a.shape[1], s).numpy() * (a @ b.mT).log_softmax(2)).sum(2).mean())
+wrong("local_loss", "flatten(0, 1)", lambda a, b, s, tau: F.cross_entropy(F.normalize(a, dim=2) @ F.normalize(b, dim=2).mT / tau,
+      torch.arange(a.shape[1])))
 wrong("local_loss", "below 1/T is narrow", lambda a, b, s, tau: sum(asks(x, y, weights(a.shape[1], s * (s >= 1 / a.shape[1])), tau)
       for x, y in ((a, b), (b, a))) / 2)
 wrong("local_loss", "b gets no gradient", lambda a, b, s, tau: sum(asks(x, y, weights(a.shape[1], s), tau)
@@ -399,6 +430,8 @@ wrong("delay", "the median over patients", lambda maps: np.median(each_delay(map
 
 wrong("r_squared", "never below 0", lambda y, pred: max(0, 1 - np.mean((y - pred) ** 2) / np.var(y)))
 wrong("r_squared", "all too low must cost", lambda y, pred: 1 - np.var(y - pred) / np.var(y))
+wrong("r_squared", "with ddof=1", lambda y, pred: 1 - np.mean((y - pred) ** 2) / np.var(y, ddof=1))
+wrong("r_squared", "its own distance", lambda y, pred: 1 - sum((a - b) ** 2 / (a - y.mean()) ** 2 for a, b in zip(y, pred)))
 wrong("r_squared", "the correlation", lambda y, pred: np.corrcoef(y, pred)[1, 0])
 wrong("r_squared", "upside down", lambda y, pred: 1 - np.var(y) / np.mean((y - pred) ** 2))
 wrong("probe", "not added to the predictions", lambda x, y, new: new @ np.linalg.lstsq(np.c_[x, np.ones(len(x))], y, rcond=None)[0][:-1])
@@ -495,6 +528,7 @@ RIGHT = [
     ("symmetric", lambda a, b, tau: -(log_p(a, b, tau) + log_p(b, a, tau)).diagonal().mean() / 2),
     ("own_rank", lambda s: [sorted(row, reverse=True).index(row[i]) + 1 for i, row in enumerate(s.tolist())]),
     ("own_rank", lambda s: (s.argsort(1, descending=True) == torch.arange(len(s))[:, None]).int().argmax(1) + 1.0),
+    ("alignment_matrix", lambda T, sigma: list(weights(T, sigma))),
     ("alignment_matrix", weights), ("alignment_matrix", lambda T, sigma: weights(T, sigma).numpy().astype(np.float64)),
     ("local_loss", lambda a, b, s, tau: torch.stack([asks(x[None], y[None], weights(len(x), s), tau) + asks(y[None], x[None], weights(len(x), s),
       tau) for x, y in zip(a, b)]).mean() / 2),

@@ -56,6 +56,10 @@ _R2_MISTAKES: dict[str, Callable] = {
         lambda y, p: 1 - (y - p).var() / y.var(),
     "absolute errors: squared ones were asked":
         lambda y, p: 1 - np.abs(y - p).sum() / np.abs(y - y.mean()).sum(),
+    "n − 1 in one and n in the other: a variance with ddof=1 beside a plain mean":
+        lambda y, p: 1 - _squares(y, p) / len(y) / y.var(ddof=1),
+    "each error is divided by its own distance: take the two sums first, then divide":
+        lambda y, p: 1 - ((y - p) ** 2 / (y - y.mean()) ** 2).sum(),
     "the mean over one and the sum over the other":
         lambda y, p: 1 - _squares(y, p) / len(y) / _squares(y, y.mean()),
     "the sum over one and the mean over the other": lambda y, p: 1 - _squares(y, p) / y.var(),

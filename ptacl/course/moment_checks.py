@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from .judging import ask, expect, judge, judge_gradient, passed, same
+from .judging import ask, expect, judge, judge_gradient, passed, same, to_array
 from .patient_checks import related_embeddings
 from ..nets.losses import alignment_matrix, cosine, global_contrastive_loss, local_contrastive_loss
 
@@ -58,6 +58,11 @@ _ALIGNMENT_MISTAKES: dict[str, Callable] = {
         lambda T, s: _bell(T, s) / (s * (2 * np.pi) ** 0.5),
     "a box: all within σ weigh the same, and should weigh less the farther they are":
         lambda T, s: _rows((_bell(T, s) >= np.exp(-0.5) - 1e-5).float()),
+    "the squares of a row sum to 1: the weights themselves have to, so divide by the sum":
+        lambda T, s: F.normalize(_bell(T, s), dim=1),
+    "softmax of the bell: softmax makes exp itself, so give it the exponent":
+        lambda T, s: _bell(T, s).softmax(1),
+    "13 is written into the function: use `T`": lambda T, s: _rows(_bell(T, s, T / 13)),
     "only one row: a T × T matrix was asked": lambda T, s: _rows(_bell(T, s))[0],
     "all weigh the same: near moments must weigh more": lambda T, s: torch.full((T, T), 1 / T),
     "the exponent alone: exp is missing, or a softmax": lambda T, s: _bell(T, s).log(),
@@ -74,7 +79,7 @@ def check_alignment_matrix(answer):  # T, sigma -> (T, T)
     )
     hard, soft = ask(answer, 6, 0.0), ask(answer, 6, 0.4)
     expect(
-        torch.isfinite(torch.as_tensor(hard)).all(),
+        np.isfinite(to_array(hard)).all(),
         "σ = 0 divides by zero: hard alignment is the identity",
     )
     expect(not same(hard, soft), "soft where hard was asked: σ = 0 is the identity")
@@ -170,6 +175,12 @@ def _one_way(a, b, sigma, tau, turned: bool = False) -> torch.Tensor:
     return _cross(cosine(a, b) / tau, P.T if turned else P)
 
 
+def _matrix_product(a, b, sigma, tau) -> torch.Tensor:
+    "P @ log-probabilities."
+    P = alignment_matrix(a.shape[1], sigma)
+    return sum(-(P @ x.log_softmax(-1)).sum(-1).mean() for x in (cosine(a, b) / tau, cosine(b, a) / tau)) / 2
+
+
 def _log_outside(a, b, sigma, tau) -> torch.Tensor:
     "L_in of Khosla et al."
     P = alignment_matrix(a.shape[1], sigma)
@@ -236,6 +247,10 @@ _LOCAL_MISTAKES |= {
         lambda a, b, s, t: local_contrastive_loss(a, b, s, t, circular=True),
     "the heartbeats are averaged first: this is the global loss":
         lambda a, b, s, t: global_contrastive_loss(a.mean(1), b.mean(1), t),
+    "@ in the place of *: each weight meets the log-probability in its own place": _matrix_product,
+    "a Kullback-Leibler divergence: the cross-entropy was asked, which is larger by the entropy of P":
+        lambda a, b, s, t: _mean_cross(a, b, s, t)
+        - torch.special.entr(alignment_matrix(a.shape[1], s)).sum(-1).mean(),
     "the two sets are mistaken: ECG segments are compared with ECG segments":
         lambda a, b, s, t: _mean_cross(a, a, s, t),
     "the distance of weights and probabilities: the cross-entropy was asked": lambda a, b, s, t: (

@@ -33,6 +33,8 @@ _COSINE_MISTAKES: dict[str, Callable] = {
     "normalised along the wrong axis: each patient's vector (a row) gets length 1, not each column":
         lambda a, b: F.normalize(a, dim=0) @ F.normalize(b, dim=0).T,
     "transposed: row i is the i-th vector of the first set": lambda a, b: cosine(b, a),
+    "the lengths of both sets lie along the columns: row i is to be divided by the length of vector i of the "
+    "first set, [:, None]": lambda a, b: a @ b.T / (a.norm(dim=1) * b.norm(dim=1)),
     "a distance: 1 − cosine grows where vectors differ, the cosine was asked":
         lambda a, b: 1 - cosine(a, b),
     "a correlation: a cosine does not subtract the mean":
@@ -101,6 +103,12 @@ _INFO_MISTAKES: dict[str, Callable] = {
         lambda a, b, tau: _without_own(cosine(a, b) / tau),
     "the logarithm is missing: these are probabilities":
         lambda a, b, tau: (cosine(a, b) / tau).softmax(1).diagonal().mean(),
+    "the logarithm is missing: nll_loss takes log_softmax, not softmax":
+        lambda a, b, tau: -(cosine(a, b) / tau).softmax(1).diagonal().mean(),
+    "the right class of ECG i is its own number, and not 0: torch.arange(B)":
+        lambda a, b, tau: -(cosine(a, b) / tau).log_softmax(1)[:, 0].mean(),
+    "a binary cross-entropy: the cines of a row compete, in one softmax over them":
+        lambda a, b, tau: F.binary_cross_entropy_with_logits(cosine(a, b) / tau, torch.eye(len(a))),
     "the logarithm is missing: 1 − probability":
         lambda a, b, tau: 1 - (cosine(a, b) / tau).softmax(1).diagonal().mean(),
     "the logarithm of the mean: take the logarithm for each patient, then the mean":
@@ -206,6 +214,8 @@ _RANK_MISTAKES: dict[str, Callable] = {
     "columns, and counted from 0: each ECG (row) ranks the cines (columns)": lambda s: (
         s > s.diagonal()
     ).sum(0),
+    "compared with the other cines' own ECGs: row i is compared with its own similarity, diagonal()[:, None]":
+        lambda s: (s > s.diagonal()).sum(1) + 1,
     "that is which cine stands at the top, not where the own one stands": lambda s: s.argmax(1),
     "argsort says which cine stands at each place; asked is the place at which the own one stands":
         lambda s: s.argsort(1, descending=True).diagonal(),
