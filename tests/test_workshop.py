@@ -333,6 +333,13 @@ def test_session_7_keeps_its_surprise(course):
         assert not re.search(r"looked at the heart|the paper.s|\bours?\b|CMREncoder|turned_view|told below", text), text
 
 
+@pytest.mark.parametrize("file", SESSIONS[:6], ids=lambda f: f.stem)
+def test_earlier_sessions_leave_the_surprise_to_session_7(file):
+    "Nor do the answers that unfold say how a model may do without looking at the heart."
+    for cell in read(file).cells:
+        assert tagged(cell, "guide") or not re.search(r"stand(s|ing)? still|always shows the same moment|CONTROLS", cell.source), cell.source
+
+
 def test_session_7_shows_which_model_has_looked_at_the_heart():
     "As stored: a still film brings ours down to chance, and not the one that counts frames, whose map is the better one."
     nb = read(SESSIONS[6])
