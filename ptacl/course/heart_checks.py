@@ -71,7 +71,7 @@ _R2_MISTAKES: dict[str, Callable] = {
     "wrong sign: 1 is perfect": lambda y, p: _squares(y, p) / _squares(y, y.mean()) - 1,
 }
 
-
+# %% ../../nbs/93_session_8_heart.ipynb #dd9e8fef
 def check_r_squared(answer):  # y (n,), pred (n,) -> R²
     "The coefficient of determination."
     judge(answer, lambda y, p: 1 - _squares(y, p) / _squares(y, y.mean()), _score_cases(), _R2_MISTAKES)

@@ -65,7 +65,7 @@ _IN_OTHER_WORDS = {  # of Python, numpy and PyTorch
     "for /: 'tuple'": "find_peaks and np.where give a tuple: its first entry, [0], holds the places",
 }
 
-
+# %% ../../nbs/93_judging.ipynb #7357d723
 def _stopped(name: str, error: Exception) -> Hint:
     "What to say of a function that ended with an error."
     frames = traceback.extract_tb(error.__traceback__)
