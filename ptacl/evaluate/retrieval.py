@@ -263,7 +263,7 @@ def _nearer_than_own(
 ) -> Tensor:              # (n,)
     "How many of the gallery stand before the own one; half of those that tie with it, all where it is NaN."
     found = []
-    for rows in torch.arange(len(a)).split(max(1, most // len(b))):
+    for rows in torch.arange(len(a), device=a.device).split(max(1, most // len(b))):
         similarity = a[rows] @ b.T
         own_film = similarity.gather(1, rows[:, None])
         behind = (similarity < own_film).sum(1)
