@@ -17,7 +17,7 @@ from ..core.errors import PtaclError
 from ..core.files import written_whole
 from ..core.presets import PHENOTYPES
 from .intervals import CellStyle, HTML_BOARD, LATEX_BOARD, interval_cell
-from .scoreboard import ROW_KEY
+from .scoreboard import ROW_KEY, UNTRAINED
 
 # %% ../../nbs/64_boards.ipynb #679cb7b6
 _DECIMALS = {"MAE": 2, "slope": 2, "MnR": 1, "MdR": 1}  # three for all others
@@ -88,13 +88,14 @@ _ONE_SEED = "One seed each: what another training would have given is not in the
 
 def _seeds_note(measured: pd.DataFrame) -> str:
     "What the intervals know of other trainings; random orders and demographics need none."
-    trained = measured[~measured.input.isin(["none", "demographics"])]
+    trained = measured[~measured.input.isin(UNTRAINED)]
     once = trained[trained.seeds == 1].method.unique()
     if not (trained.seeds > 1).any():
         return _ONE_SEED
     if not len(once):
         return _SEVERAL_SEEDS
-    return f"{_SEVERAL_SEEDS} Of {', '.join(once)} there is one training, whose own luck is not in them."
+    names = ", ".join(once)
+    return f"{_SEVERAL_SEEDS} Of {names} there is one training, whose own luck is taken to be as large."
 
 def _difference_notes(measured: pd.DataFrame) -> list:
     "How to read differences."

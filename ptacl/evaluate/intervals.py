@@ -52,24 +52,27 @@ def percentile_interval(
 def _with_trainings(
     draws: np.ndarray,         # (S, cells, n_boot)
     rng: np.random.Generator,  # of the draws of t
+    one_more: bool = False,    # all S hold the luck of one more training, which is taken to be as large
 ) -> np.ndarray:               # (cells, n_boot)
     "Mean over seeds, widened by what another set of seeds would have changed."
     S = len(draws)
     if S == 1:
         return draws[0]
-    standard_error = draws.std(0, ddof=1) / S ** .5
+    standard_error = draws.std(0, ddof=1) * (1 / S + one_more) ** .5
     return draws.mean(0) + standard_error * rng.standard_t(S - 1, draws.shape[-1])
 
 def _difference_draws(
     draws: np.ndarray,  # (S, cells, n_boot) scores of S trainings on draws of patients
     minus: np.ndarray,  # (R, cells, n_boot) of the reference, on the same draws
     seed: int = 0,      # of the draws of t
+    trained: bool = False,  # what there is one of, beside several, would differ if it were trained again
 ) -> np.ndarray:        # (cells, n_boot)
     "Differences of two methods as other patients and other trainings would have shown them."
     rng = np.random.default_rng(seed)
     paired = len(draws) == len(minus) or 1 in (len(draws), len(minus))
     if paired:
-        return _with_trainings(draws - minus, rng)
+        one_more = trained and len(draws) != len(minus)
+        return _with_trainings(draws - minus, rng, one_more)
     return _with_trainings(draws, rng) - _with_trainings(minus, rng)
 
 # %% ../../nbs/49_intervals.ipynb #1c5a90c1
@@ -88,9 +91,10 @@ def difference_columns(
     draws: np.ndarray,         # (S, cells, n_boot)
     minus_points: np.ndarray,  # (R, cells) of the reference
     minus_draws: np.ndarray,   # (R, cells, n_boot), on the same draws of the patients
+    trained: bool = False,     # what there is one of, beside several, would differ if it were trained again
 ) -> dict:                     # difference, difference_lo, difference_hi, clear, each (cells,)
     "Paired difference to a reference, its 95 % interval, and whether that excludes zero."
-    lo, hi = percentile_interval(_difference_draws(draws, minus_draws))
+    lo, hi = percentile_interval(_difference_draws(draws, minus_draws, trained=trained))
     difference = points.mean(0) - minus_points.mean(0)
     return {"difference": difference, "difference_lo": lo, "difference_hi": hi, "clear": (lo > 0) | (hi < 0)}
 
