@@ -128,6 +128,21 @@ def counts_of(quarantine: pd.DataFrame) -> pd.Series: # (what, reason) -> patien
     reason = alike.mask(same, said)
     return quarantine.assign(reason=reason).groupby(["what", "reason"]).size().sort_values(ascending=False)
 
+# %% ../../nbs/43_ingest.ipynb #baf583bc
+def _kept_in_words(doubtful: pd.DataFrame) -> list: # of `doubtful_records` -> lines
+    "What is doubtful about how many of the cohort."
+    kept = doubtful.get("what", pd.Series(dtype=object)).value_counts()
+    lines = []
+    if "R-peaks" in kept:
+        lines.append(f"  R-peaks of {kept['R-peaks']} in the cohort are doubtful: "
+                     "kept, without a beat in the local loss")
+    if "film" in kept:
+        lines.append(f"  films of {kept['film']} in the cohort came with a warning: kept as they are")
+    for what in kept.index.intersection(["ECG", "cine"]):
+        lines.append(f"  {what}s of {kept[what]} in the cohort are those of another one, too: "
+                     "kept as they are")
+    return lines
+
 # %% ../../nbs/43_ingest.ipynb #e2ccb1b4
 @dataclass(repr=False)
 class Ingested:
@@ -151,15 +166,7 @@ class Ingested:
         total += f"; {len(self.quarantine)} in quarantine" + f"; {self.removed} removed" * bool(self.removed)
         lines = [total]
         lines += [f"  {k:5d}  {what}: {reason}" for (what, reason), k in counts_of(self.quarantine).items()]
-        kept = self.doubtful.get("what", pd.Series(dtype=object)).value_counts()
-        if "R-peaks" in kept:
-            lines.append(f"  R-peaks of {kept['R-peaks']} in the cohort are doubtful: "
-                         "kept, without a beat in the local loss")
-        if "film" in kept:
-            lines.append(f"  films of {kept['film']} in the cohort came with a warning: kept as they are")
-        for what in kept.index.intersection(["ECG", "cine"]):
-            lines.append(f"  {what}s of {kept[what]} in the cohort are those of another one, too: "
-                         "kept as they are")
+        lines += _kept_in_words(self.doubtful)
         if len(self.quarantine) + len(self.doubtful):
             lines.append("  who they are and what to do: ptacl ingest … --quarantine FILE; "
                          "which files: --names FILE")

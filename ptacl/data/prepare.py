@@ -280,7 +280,8 @@ def prepare(visit: Visit, frames: int) -> tuple: # row of the table or of the qu
         what = "cine"
         film, spacing, cine_facts = prepare_cine(cine, labels, frames)
         provenance = {"ecg": ecg_facts | {"content": _content(counts)},
-                      "cine": cine_facts | {"content": _content(film)}, "spacing": spacing, "kit": KIT_VERSION,
+                      "cine": cine_facts | {"content": _content(film)},
+                      "spacing": spacing, "kit": KIT_VERSION,
                       "checksum": _checksum(visit.source), "stamp": visit.stamp, "folder": visit.folder}
     except Exception as e:
         return reason_of(e, what, visit), None, None

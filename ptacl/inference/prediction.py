@@ -41,7 +41,7 @@ class Probe:
         patients = self.about.get("train")
         return f"Probe({', '.join(self.names)}; {patients} patients, intervals from {len(self.residuals)})"
 
-
+# %% ../../nbs/77_prediction.ipynb #74894de7
 def _check_complete(y: pd.DataFrame, split: str):
     "Raises `PtaclError` where nobody has a phenotype."
     lost = [name for name in y if not y[name].notna().any()]
@@ -58,7 +58,7 @@ def _check_differs(y: pd.DataFrame):
         raise PtaclError(f"no two patients of train differ in {', '.join(constant)}: "
                          "complete the table and ingest again, or leave it out by phenotypes")
 
-
+# %% ../../nbs/77_prediction.ipynb #91cb44f3
 def _fit_probe(
     x: np.ndarray, y: pd.DataFrame,          # to fit: (n, D); n rows, NaN where missing
     x_val: np.ndarray, y_val: pd.DataFrame,  # others, for the intervals
