@@ -137,6 +137,7 @@ _USUAL = { # no group of people has its median outside, and no other unit in use
     "LVEDV": (20, 800), "LVESV": (5, 600), "LVSV": (5, 400), "LVEF": (5, 95), "LVCO": (0.5, 25),
     "LVM": (10, 600), "RVEDV": (20, 800), "RVESV": (5, 600), "RVSV": (5, 400), "RVEF": (5, 95),
     "age": (1, 120), "height": (75, 220), "bmi": (8, 80), "sbp": (50, 260)}
+
 def _check_units(columns: dict, table: str) -> None: # our name -> values or None; table: its file name
     "Warns of columns that seem to be in another unit than ours."
     for name, usual in _USUAL.items():
