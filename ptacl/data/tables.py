@@ -203,6 +203,15 @@ def _is_ours(column: str) -> bool:
     key = _ukb_column(_bare(column))
     return _bare(column) in _ID_COLUMNS or (key is not None and key[0] in _OUR_FIELDS)
 
+_LIKE_IDS = {"eid", "id", "participant_id", "participant", "patient_id", "patient", "subject_id", "subject"}
+
+def _no_id(columns: list, seen: str = "") -> PtaclError: # seen: of the first line, in words
+    "That no column is an id, and which one is probably the id under another name."
+    names = [_bare(column) for column in columns]
+    like = [name for name in names if name.strip().lower().replace(" ", "_") in _LIKE_IDS]
+    remedy = f"If {like[0].strip()} is the participant's number, call that column eid" if like else ""
+    return PtaclError(f"no column {' or '.join(_ID_COLUMNS)}{seen}", remedy)
+
 def _separator_of(head: str) -> str: # the first line
     "What separates the columns. Raises `PtaclError` where no column is an id."
     if head.startswith("PK\3\4"): # a zip, in which Excel keeps its tables
@@ -211,8 +220,9 @@ def _separator_of(head: str) -> str: # the first line
         if any(_bare(cell) in _ID_COLUMNS for cell in head.rstrip("\n").split(separator)):
             return separator
     most = max(_SEPARATORS, key=head.count)
-    seen = f", though its first line has {head.count(most) + 1} columns separated by {_SEPARATORS[most]}"
-    raise PtaclError(f"no column {' or '.join(_ID_COLUMNS)}{seen if head.count(most) else ''}")
+    columns = head.rstrip("\n").split(most)
+    seen = f", though its first line has {len(columns)} columns separated by {_SEPARATORS[most]}"
+    raise _no_id(columns, seen if len(columns) > 1 else "")
 
 # %% ../../nbs/33_tables.ipynb #0b240ad8
 _CLOSE = "Take it out, or save the table with tabs between the columns."
@@ -328,7 +338,7 @@ def _patient_ids(
     "The ids of a table. Raises `PtaclError` where one is missing, odd or there twice."
     columns = [column for column in table.columns if column.strip() in _ID_COLUMNS]
     if not columns:
-        raise PtaclError(f"no column {' or '.join(_ID_COLUMNS)}")
+        raise _no_id(list(table.columns))
     texts = table[columns[0]].astype("string").fillna("").str.strip()
     ids = texts.str.replace(FLOAT_FORM, r"\1", regex=True)
     wrong = {
