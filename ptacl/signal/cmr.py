@@ -150,7 +150,7 @@ def resample_frames(
     "Frames uniform in phase by periodic linear interpolation. Raises `PtaclError` on fewer than 2."
     B, F = cine.shape[:2]
     if min(F, n) < 2:
-        raise PtaclError(f"a cine of {min(F, n)} frames has no phase: at least 2 are needed")
+        raise PtaclError("a cine of fewer than 2 frames has no phase: at least 2 are needed")
     j = torch.arange(n, device=cine.device)
     place = j.expand(B, n) if jitter is None else j + jitter.to(cine.device)[:, None] * (j > 0)
     place = place * (F / n)  # in frames of the film
